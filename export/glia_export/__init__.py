@@ -1,0 +1,1 @@
+"""Checkpoint -> ONNX bundle, and the demo of the whole chain."""

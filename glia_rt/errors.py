@@ -1,0 +1,58 @@
+"""Every error glia-rt raises on purpose, and the exit status each one stands for.
+
+The message of a `GliaError` says what is wrong and what to do about it; `glia_rt.cli.main` prints it as one line
+on stderr and exits with `exit_status`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class GliaError(Exception):
+    """Base of all errors raised on purpose."""
+
+    exit_status: ClassVar[int] = 1
+
+
+class UsageError(GliaError, ValueError):
+    """An argument, an option or an input file (a labels CSV, say) is not what was asked for."""
+
+    exit_status = 2
+
+
+class OutputExistsError(UsageError):
+    """The output is there already and overwriting was not asked for."""
+
+
+class BadImageError(GliaError):
+    """A picture cannot be turned into RGB pixels; the message names it and the reason."""
+
+    exit_status = 3
+
+
+class ParityError(GliaError):
+    """Scores differ from the reference by more than the limit."""
+
+    exit_status = 4
+
+
+class BundleError(GliaError):
+    """A checkpoint, bundle or engine is missing, damaged, or of another version."""
+
+    exit_status = 5
+
+
+class BackendError(GliaError):
+    """An inference engine cannot be used here, or failed."""
+
+    exit_status = 6
+
+
+class MissingPackageError(BackendError):
+    """A package of an extra is not installed; the message is the command that installs it."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f'{package} is not installed: pip install "glia-rt[{extra}]"')
+        self.package = package
+        self.extra = extra

@@ -1,0 +1,1 @@
+"""GLIANet in PyTorch: the model, its checkpoints, training and evaluation."""

@@ -1,0 +1,130 @@
+"""timm's VisionTransformer as GLIANet's backbone: making it, loading its weights, running parts of it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch.nn.functional as F
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from glia_rt.errors import BundleError, UsageError
+
+VIEW_SIZE = 224
+
+
+def create_backbone(name: str) -> VisionTransformer:
+    """Make a backbone with random weights and no classification head.
+
+    Raises:
+        UsageError: timm has no such model, or it is not a plain ViT with a cls token.
+    """
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:5])
+        raise UsageError(f"timm has no model {name!r}" + (f"; it has {near}, ..." if near else ""))
+    vit = timm.create_model(name, pretrained=False, num_classes=0, img_size=VIEW_SIZE)
+    plain = isinstance(vit, VisionTransformer) and all(
+        type(block) is Block and type(block.attn) is Attention and block.attn.gate is None for block in vit.blocks
+    )
+    if not plain or vit.cls_token is None or isinstance(vit.norm, nn.Identity):
+        raise UsageError(f"{name} is not a plain ViT with a cls token and a final norm: GLIANet cannot use it")
+    return cast(VisionTransformer, vit)
+
+
+def pretrained_cfg(vit: VisionTransformer) -> dict[str, Any]:
+    """Timm's record of a backbone: architecture, tag, mean, std."""
+    return cast(dict[str, Any], vit.pretrained_cfg)
+
+
+def load_backbone_weights(vit: VisionTransformer, source: str) -> None:
+    """Fill a backbone in place.
+
+    Args:
+        vit: A backbone made by `create_backbone`.
+        source: "hub" (timm's hub, downloads), "random" (leave as initialised), or a file: safetensors, timm's npz,
+            or a pth state dict, which is read with weights_only.
+
+    Raises:
+        UsageError: The hub cannot be reached, or the file is not there.
+        BundleError: The file does not hold this backbone's weights.
+    """
+    if source == "random":
+        return
+    cfg = pretrained_cfg(vit)
+    name = cfg["architecture"] + (f".{tag}" if (tag := cfg.get("tag")) else "")
+    if source == "hub":
+        _load_from_hub(vit, name)
+        return
+    path = Path(source)
+    if not path.is_file():
+        raise UsageError(
+            f"--backbone-weights {source}: no such file. Give hub (timm's hub, needs a network), random, or the path "
+            f"of weights of {name} downloaded elsewhere (.safetensors, .npz, .pth)"
+        )
+    from timm.models import load_checkpoint
+
+    try:
+        if path.suffix == ".npz":
+            vit.load_pretrained(str(path))
+        else:
+            load_checkpoint(vit, str(path), strict=False, weights_only=True)
+    except Exception as error:  # whatever timm or torch raises, it means a wrong file
+        raise BundleError(f"{path}: not weights of {name}: {_first_line(error)}") from error
+
+
+def _load_from_hub(vit: VisionTransformer, name: str) -> None:
+    try:
+        donor = timm.create_model(name, pretrained=True, num_classes=0, img_size=VIEW_SIZE)
+    except Exception as error:  # the hub's client raises many kinds; each means "not to be had"
+        raise UsageError(
+            f"cannot get {name} from timm's hub ({_first_line(error)}). Without a network give "
+            "--backbone-weights FILE with weights downloaded elsewhere, or --backbone-weights random"
+        ) from error
+    vit.load_state_dict(donor.state_dict())
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0][:300]
+
+
+def backbone_sha256(vit: VisionTransformer) -> str:
+    """Hash of all weights of a backbone, in the order of their names."""
+    digest = hashlib.sha256()
+    for key, value in sorted(vit.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def embed(vit: VisionTransformer, pixels: Tensor) -> Tensor:
+    """Normalised pixels (N, 3, S, S) -> tokens (N, T, D) as they enter the first block, positions added."""
+    pixels = pixels.to(next(vit.parameters()).dtype)
+    x = vit.patch_embed(pixels)
+    x = vit._pos_embed(x)  # timm's only entry to cls, register and position embeddings
+    return cast(Tensor, vit.norm_pre(vit.patch_drop(x)))
+
+
+def block_cls_row(block: Any, x: Tensor) -> Tensor:
+    """The first row of `block(x)`, (N, 1, D) from (N, T, D), without computing the others.
+
+    Keys and values need every token; the query, the output projection and the MLP need the cls token alone.
+    """
+    attn = block.attn
+    n, t, _ = x.shape
+    normed = block.norm1(x)
+    dim = attn.attn_dim
+    weight, bias = attn.qkv.weight, attn.qkv.bias
+    q = F.linear(normed[:, :1], weight[:dim], None if bias is None else bias[:dim])  # (N, 1, D)
+    kv = F.linear(normed, weight[dim:], None if bias is None else bias[dim:])  # (N, T, 2D)
+    k, v = kv.chunk(2, dim=-1)
+    q = attn.q_norm(q.view(n, 1, attn.num_heads, attn.head_dim).transpose(1, 2))  # (N, heads, 1, D/heads)
+    k = attn.k_norm(k.view(n, t, attn.num_heads, attn.head_dim).transpose(1, 2))
+    v = v.view(n, t, attn.num_heads, attn.head_dim).transpose(1, 2)
+    a = F.scaled_dot_product_attention(q, k, v, dropout_p=attn.attn_drop.p if attn.training else 0.0)
+    a = attn.proj_drop(attn.proj(attn.norm(a.transpose(1, 2).reshape(n, 1, dim))))
+    y = x[:, :1] + block.drop_path1(block.ls1(a))
+    return cast(Tensor, y + block.drop_path2(block.ls2(block.mlp(block.norm2(y)))))
