@@ -1,4 +1,4 @@
-"""The fragment sampler as a torch module: the arithmetic of `glia_rt.sampler`, in operators that ONNX and TensorRT take.
+"""The fragment sampler as a torch module: `glia_rt.sampler`'s arithmetic, in operators that ONNX and TensorRT take.
 
 Resize with antialias is refused by TensorRT, so the global view is two matrix products with weights computed from the
 picture's size inside the graph. Everything that must be exact is integer arithmetic: positions in int64, and the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from pathlib import Path
 from typing import Any, cast
@@ -9,7 +10,8 @@ from typing import Any, cast
 import timm
 import torch.nn.functional as F
 from timm.layers.attention import Attention
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models import load_checkpoint
+from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from glia_rt.errors import BundleError, UsageError
@@ -24,9 +26,14 @@ def create_backbone(name: str) -> VisionTransformer:
         UsageError: timm has no such model, or it is not a plain ViT with a cls token.
     """
     if not timm.is_model(name):
-        near = ", ".join(timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:5])
-        raise UsageError(f"timm has no model {name!r}" + (f"; it has {near}, ..." if near else ""))
-    vit = timm.create_model(name, pretrained=False, num_classes=0, img_size=VIEW_SIZE)
+        near = " or ".join(difflib.get_close_matches(name, timm.list_models()))
+        raise UsageError(f"timm has no model {name!r}" + (f"; did you mean {near}?" if near else ""))
+    try:
+        vit = timm.create_model(name, pretrained=False, num_classes=0, img_size=VIEW_SIZE)
+    except TypeError as error:  # img_size, which every ViT takes
+        raise UsageError(f"{name} is not a ViT: GLIANet cannot use it") from error
+    except RuntimeError as error:
+        raise UsageError(f"{name}: {_first_line(error)}") from error
     plain = isinstance(vit, VisionTransformer) and all(
         type(block) is Block and type(block.attn) is Attention and block.attn.gate is None for block in vit.blocks
     )
@@ -65,15 +72,17 @@ def load_backbone_weights(vit: VisionTransformer, source: str) -> None:
             f"--backbone-weights {source}: no such file. Give hub (timm's hub, needs a network), random, or the path "
             f"of weights of {name} downloaded elsewhere (.safetensors, .npz, .pth)"
         )
-    from timm.models import load_checkpoint
-
     try:
         if path.suffix == ".npz":
             vit.load_pretrained(str(path))
-        else:
-            load_checkpoint(vit, str(path), strict=False, weights_only=True)
+            return
+        # The filter is the hub's own: it reads older layouts and fits position embeddings to the view's size.
+        keys = load_checkpoint(vit, str(path), strict=False, filter_fn=checkpoint_filter_fn, weights_only=True)
     except Exception as error:  # whatever timm or torch raises, it means a wrong file
         raise BundleError(f"{path}: not weights of {name}: {_first_line(error)}") from error
+    # Most files hold a classification head, which has no place here; any other difference means another model.
+    if odd := keys.missing_keys + [key for key in keys.unexpected_keys if not key.startswith("head")]:
+        raise BundleError(f"{path}: not weights of {name}: {len(odd)} tensors missing or unknown, first {odd[0]}")
 
 
 def _load_from_hub(vit: VisionTransformer, name: str) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from glia_rt.contract import Contract
 from glia_rt.errors import BundleError, UsageError
-from glia_train.backbone import backbone_sha256, load_backbone_weights
+from glia_train.backbone import backbone_sha256, load_backbone_weights, pretrained_cfg
 from glia_train.model import GLIANet, ModelConfig
 
 SCHEMA: Final = 1
@@ -70,11 +70,15 @@ class Checkpoint:
             "metrics": dict(self.metrics),
         }
         partial = target.with_name(target.name + ".partial")
-        with partial.open("wb") as file:
-            torch.save(record, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
+        try:
+            with partial.open("wb") as file:
+                torch.save(record, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Checkpoint:
@@ -99,8 +103,11 @@ class Checkpoint:
         if set(record) != names:
             odd = ", ".join(sorted(set(record) ^ names))
             raise BundleError(f"{path}: fields missing or unknown: {odd}; written by another version of glia-rt")
-        record["config"] = ModelConfig.from_dict(record["config"])
-        record["contract"] = Contract.from_dict(record["contract"])
+        try:
+            record["config"] = ModelConfig.from_dict(record["config"])
+            record["contract"] = Contract.from_dict(record["contract"])
+        except (AttributeError, TypeError, ValueError) as error:  # values of the wrong kind; UsageError is one
+            raise BundleError(f"{path}: {error}; the checkpoint is damaged, or of a newer glia-rt") from error
         return cls(**record)
 
     def build_model(self, backbone_weights: str | None = None) -> GLIANet:
@@ -140,6 +147,18 @@ class Checkpoint:
         return model.eval()
 
 
+def check_adapter_only(config: ModelConfig, backbone_source: str) -> None:
+    """See that a backbone may be left out of a checkpoint: that it can be had again.
+
+    Raises:
+        UsageError: The backbone is trained too, or started from random weights.
+    """
+    if config.tune_backbone:
+        raise UsageError("--adapter-only cannot leave out a backbone that is trained: drop it or --tune-backbone")
+    if backbone_source == "random":
+        raise UsageError("--adapter-only cannot leave out a backbone of random weights: nobody could restore it")
+
+
 def make_checkpoint(
     model: GLIANet,
     contract: Contract,
@@ -152,12 +171,10 @@ def make_checkpoint(
     """Take a checkpoint of a model, whose weights are copied to the CPU.
 
     Raises:
-        UsageError: adapter_only with a backbone that was trained too: its weights would be lost.
+        UsageError: adapter_only with a backbone that could not be had again.
     """
-    if adapter_only and model.config.tune_backbone:
-        raise UsageError("--adapter-only cannot leave out a backbone that was trained: drop it or --tune-backbone")
-    if adapter_only and backbone_source == "random":
-        raise UsageError("--adapter-only cannot leave out a backbone of random weights: nobody could restore it")
+    if adapter_only:
+        check_adapter_only(model.config, backbone_source)
     weights = {
         key: value.detach().cpu().clone()
         for key, value in model.state_dict().items()
@@ -186,5 +203,5 @@ def untrained(config: ModelConfig, backbone_weights: str = "random", seed: int =
         torch.manual_seed(seed)
         model = GLIANet(config)
     load_backbone_weights(model.backbone, backbone_weights)
-    mean, std = (tuple(float(v) for v in values) for values in (model.mean, model.std))
-    return model.eval(), Contract(mean=mean, std=std)  # type: ignore[arg-type]
+    pixels = pretrained_cfg(model.backbone)
+    return model.eval(), Contract(mean=tuple(pixels["mean"]), std=tuple(pixels["std"]))

@@ -53,6 +53,9 @@ class ModelConfig:
         """Refuse values outside what the model defines."""
         if self.mlp not in ("narrow", "loda"):
             raise UsageError(f'mlp must be "narrow" or "loda", not {self.mlp!r}')
+        for name in ("latent", "heads"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UsageError(f"{name} must be at least 1, not {value}")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"dropout must lie in [0, 1), not {self.dropout}")
 
@@ -204,9 +207,15 @@ class GLIANet(nn.Module):
         Returns:
             float32 (N,), in label units once calibrated.
         """
-        cls = self.features(global_view, fragments)
-        raw: Tensor = self.head(self.dropout(cls.to(_dtype(self.head)))).float().squeeze(-1)  # (N,)
-        return raw * self.calibration[0] + self.calibration[1]
+        return self.score(self.features(global_view, fragments))
+
+    def score(self, feature: Tensor) -> Tensor:
+        """Regression head and calibration, in float32: cls features (N, D) -> float32 (N,)."""
+        return self.raw_score(feature) * self.calibration[0] + self.calibration[1]
+
+    def raw_score(self, feature: Tensor) -> Tensor:
+        """The score before calibration, float32 (N,): what the loss sees and what the calibration is fitted to."""
+        return cast(Tensor, self.head(self.dropout(feature.float())).squeeze(-1))
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """What the optimiser sees."""

@@ -1,0 +1,124 @@
+"""Inference engines behind one small protocol, and the choice among them."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from glia_rt.bundle import Bundle, Input
+from glia_rt.errors import BackendError, UsageError
+
+#: Every backend, fastest first; `auto` takes the first that works here.
+BACKENDS: Final = {
+    "openvino": "glia_rt.backends.openvino",
+    "onnxruntime": "glia_rt.backends.onnxruntime",
+}
+AUTO: Final = "auto"
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """How to open a backend.
+
+    Attributes:
+        input: "views" or "image": which graph to run.
+        precision: "fp32", "fp16" or "bf16"; None for the backend's default on this machine.
+    """
+
+    input: Input = "views"
+    precision: str | None = None
+
+
+class Backend(Protocol):
+    """A loaded graph. `run` may be called from several threads at once.
+
+    Attributes:
+        name: Its key in `BACKENDS`.
+        precision: What it computes in.
+        device: What it runs on, "cpu" say.
+        parallel: How many calls of `run` it works on at once; more than that wait.
+    """
+
+    name: str
+    precision: str
+    device: str
+    parallel: int
+
+    def run(self, inputs: Mapping[str, npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+        """Score a batch.
+
+        Args:
+            inputs: By the contract's input names: `global_view` and `fragments`, uint8 (N, 224, 224, 3), or `image`,
+                uint8 (N, H, W, 3). Any N; a new N or size may cost a compilation.
+
+        Returns:
+            float32 (N,).
+
+        Raises:
+            BackendError: The engine failed.
+        """
+
+    def close(self) -> None:
+        """Free what it holds; it cannot be run again."""
+
+
+def open_backend(name: str, bundle: Bundle, options: BackendOptions) -> tuple[Backend, list[str]]:
+    """Load a bundle's graph.
+
+    Args:
+        name: A key of `BACKENDS`, which is then taken or fails, or "auto".
+        bundle: What to load.
+        options: How.
+
+    Returns:
+        The backend, and why "auto" passed over each faster one.
+
+    Raises:
+        BackendError: The named backend, or with "auto" every backend, cannot be used here.
+        UsageError: No such backend.
+        BundleError: The bundle's file is not the one that was exported.
+    """
+    if name != AUTO:
+        if name not in BACKENDS:
+            raise UsageError(f"no backend {name!r}; there are {AUTO}, {', '.join(BACKENDS)}")
+        if reason := unavailable(name):
+            raise BackendError(f"backend {name}: {reason}")
+        backend: Backend = _module(name).open(bundle, options)
+        return backend, []
+    passed_over = []
+    for candidate in BACKENDS:
+        reason = unavailable(candidate)
+        if reason is None:
+            try:
+                return _module(candidate).open(bundle, options), passed_over
+            except BackendError as error:
+                reason = str(error)
+        passed_over.append(f"{candidate}: {reason}")
+    raise BackendError("no backend works here. " + "; ".join(passed_over))
+
+
+def unavailable(name: str) -> str | None:
+    """Why a backend cannot be used on this machine, as a sentence that says what to do; None if it can."""
+    reason: str | None = _module(name).unavailable()
+    return reason
+
+
+def default_precision(name: str) -> str:
+    """What a backend computes in on this machine unless told otherwise, for pictures sampled on the host."""
+    return str(_module(name).default_precision())
+
+
+def cpu_count() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(BACKENDS[name])

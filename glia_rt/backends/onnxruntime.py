@@ -1,0 +1,93 @@
+"""ONNX Runtime on the CPU: runs everywhere, in float32."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from glia_rt.backends import BackendOptions, cpu_count
+from glia_rt.bundle import GRAPHS, Bundle
+from glia_rt.contract import SCORE
+from glia_rt.errors import BackendError, MissingPackageError
+
+#: Two distributions that hold the same package and install over each other.
+DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
+
+
+class OnnxRuntimeBackend:
+    """A session on ONNX Runtime's CPU provider."""
+
+    name = "onnxruntime"
+    precision = "fp32"
+    device = "cpu"
+    parallel = 1  # one run at a time, on all cores
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def run(self, inputs: Mapping[str, npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+        """Score a batch; see `Backend.run`."""
+        if self._session is None:
+            raise BackendError("backend onnxruntime: closed")
+        try:
+            scores: npt.NDArray[np.float32] = self._session.run([SCORE], dict(inputs))[0]
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+            raise BackendError(f"backend onnxruntime: {_first_line(error)}") from error
+        return scores
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session = None
+
+
+def open(bundle: Bundle, options: BackendOptions) -> OnnxRuntimeBackend:
+    """Load a bundle's FP32 graph; raises as `open_backend` does."""
+    if options.precision not in (None, "fp32"):
+        raise BackendError(f"backend onnxruntime computes in fp32 on a CPU, not {options.precision}")
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise MissingPackageError("onnxruntime", "cpu") from error
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = cpu_count()
+    settings.log_severity_level = 3
+    # Threads that spin between operators would take the cores from the threads that decode pictures.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    path = bundle.checked_file(GRAPHS[options.input, "fp32"])
+    try:
+        session = ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # as above
+        raise BackendError(f"backend onnxruntime cannot load {path}: {_first_line(error)}") from error
+    return OnnxRuntimeBackend(session)
+
+
+def unavailable() -> str | None:
+    """Why this backend cannot be used here; None if it can."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return str(MissingPackageError("onnxruntime", "cpu"))
+    return None
+
+
+def default_precision() -> str:
+    """Always fp32: on a CPU ONNX Runtime emulates the shorter types."""
+    return "fp32"
+
+
+def installed_twice() -> bool:
+    """Whether onnxruntime and onnxruntime-gpu are both installed, and so overwrote each other."""
+    found = []
+    for name in DISTRIBUTIONS:
+        try:
+            found.append(importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return len(found) > 1
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0]

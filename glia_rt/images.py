@@ -1,0 +1,189 @@
+"""Any picture Pillow reads -> RGB uint8, by one rule each.
+
+- Orientation (EXIF, or XMP where EXIF has none) is applied.
+- Alpha is composited over white: round((a v + (255 - a) 255) / 255), for alpha channels, palettes with transparency,
+  and the one transparent colour of a PNG.
+- CMYK, YCbCr, Lab, HSV, palettes, 1-bit and greyscale are converted as Pillow converts them.
+- 16-bit greyscale becomes round(v / 257), and so do wider integers, which must lie in 0..65535. 16-bit RGB, RGBA and
+  greyscale with alpha come from Pillow as v >> 8, at most one level from that rule.
+- Floats must lie in [0, 1] and become round(255 v), ties to even.
+- ICC profiles are ignored: numbers are taken as they stand.
+- Of an animation or a file of several pages, the first frame.
+
+EPS files are refused: Pillow hands them to Ghostscript, and looking at a picture must not run a program. So are IPTC
+files, which may hold an EPS.
+
+What Pillow does not tell apart is read as it gives it: a TIFF of 12 bits comes out dark, one of 16 bits or floats whose
+zero is white comes out negative, and the transparent colour of a PNG with 2 or 4 bits of grey, or 16 of RGB, stays.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import warnings
+from typing import Any, BinaryIO, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from glia_rt.errors import BadImageError, UsageError
+
+#: 2 * PIL.Image.MAX_IMAGE_PIXELS: over this Pillow itself stops (it only warns from half of it).
+DEFAULT_MAX_PIXELS: Final = 178_956_970
+
+#: A path, the bytes of an encoded file, a PIL image, or pixels: uint8 (H, W, 3), RGB.
+ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[Any]
+
+_RUN_PROGRAMS = ("EPS", "IPTC")
+
+# Not ImageOps.exif_transpose, which writes the whole EXIF block anew and fails where some other tag is malformed.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> npt.NDArray[np.uint8]:
+    """Turn a picture into RGB pixels, by the rules of this module.
+
+    Threads may call this at once; a PIL image, though, is not safe to share between them.
+
+    Args:
+        source: A path, the bytes of an encoded file, a PIL image (at the frame it stands at), or an array, which is
+            returned as it is.
+        max_pixels: Greatest width times height, read from the header before anything is decoded; arrays, decoded
+            already, are not held to it. Pillow has a limit of its own, for the process: see `configure_pillow`.
+
+    Returns:
+        uint8 (H, W, 3), RGB, C-contiguous. Not to be written to: it may be read-only, or the caller's own array.
+
+    Raises:
+        BadImageError: Missing, unreadable, not a regular file, not a picture, damaged, truncated, over `max_pixels`,
+            of no size, or of values outside the rules: "NAME: reason".
+        UsageError: `source` is none of these kinds.
+    """
+    if not isinstance(source, (str, os.PathLike, bytes, Image.Image, np.ndarray)):
+        raise UsageError(f"a picture is a path, bytes, a PIL image or an array, not {type(source).__name__}")
+    try:
+        if isinstance(source, np.ndarray):
+            return _checked_array(source)
+        if isinstance(source, Image.Image):
+            return _decode(source, max_pixels)
+        # Pillow registers its formats on first use: a thread that looks meanwhile may miss the one it needs.
+        Image.preinit()
+        Image.init()
+        with _open_binary(source) as file:
+            if not file.read(1):
+                raise ValueError("empty file")
+            with Image.open(file) as image:
+                if image.format in _RUN_PROGRAMS:
+                    raise ValueError(f"{image.format} is not read: Pillow would run a program")
+                return _decode(image, max_pixels)
+    except Exception as error:  # fed hostile bytes, a decoder may raise nearly anything
+        raise BadImageError(f"{display_name(source)}: {_reason(error)}") from error
+
+
+def display_name(source: ImageSource) -> str:
+    r"""What messages and rows call a picture: its path, or "<bytes>", "<ndarray>", "<PngImageFile>"...
+
+    Always encodable: bytes of a path that are not UTF-8 are written as backslashreplace writes them, \udcff for 0xff.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return os.fsdecode(source).encode("utf-8", "backslashreplace").decode("utf-8")
+    return f"<{type(source).__name__}>"
+
+
+def configure_pillow(max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
+    """Set Pillow's own pixel limit, and silence the warning it gives from half of it.
+
+    Both are global to the process: for a program to call once before it starts threads, never for a library.
+    `read_image` cannot take pictures over Pillow's limit without it, whatever its own `max_pixels`. For a picture
+    within a picture (ICO, ICNS) Pillow's limit is the only one that is checked before decoding.
+    """
+    Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2  # Pillow stops over twice this
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def _checked_array(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(f"an array must be uint8 (H, W, 3), not {pixels.dtype} {pixels.shape}")
+    if pixels.size == 0:
+        raise ValueError(f"no pixels: {pixels.shape}")
+    return np.ascontiguousarray(pixels)
+
+
+def _open_binary(source: str | os.PathLike[str] | bytes) -> BinaryIO:
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    # Looked at before it is opened: opening a FIFO waits for a writer, and opening a device may do anything.
+    mode = os.stat(source).st_mode
+    if stat.S_ISDIR(mode):
+        raise ValueError("is a directory")
+    if not stat.S_ISREG(mode):
+        raise ValueError("not a regular file")
+    return open(source, "rb")
+
+
+def _decode(image: Image.Image, max_pixels: int) -> npt.NDArray[np.uint8]:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ValueError(f"no pixels: {width} x {height}")
+    if width * height > max_pixels:
+        raise ValueError(f"{width} x {height} is over the limit of {max_pixels} pixels (max_pixels)")
+    # Only loading settles the mode, the size and the orientation: an ICNS takes those of the picture within, a TIFF
+    # turns itself.
+    image.load()
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    if turn is not None:
+        image = image.transpose(turn)
+    if image.mode == "F":
+        return _grey_to_rgb(_float_to_uint8(np.asarray(image)))
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _grey_to_rgb(_int_to_uint8(np.asarray(image), image.info.get("transparency")))
+    if image.mode == "La":
+        image = image.convert("LA")  # the only way Pillow has out of this mode
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.new("RGB", image.size, "white")
+        image.paste(rgba, mask=rgba)
+    elif image.mode != "RGB":
+        image = image.convert("RGB")
+    return np.asarray(image)
+
+
+def _int_to_uint8(values: npt.NDArray[Any], transparent: int | None) -> npt.NDArray[np.uint8]:
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"integers must lie in 0..65535, not {values.min()}..{values.max()}")
+    grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if transparent is not None:
+        grey[values == transparent] = 255
+    return grey
+
+
+def _float_to_uint8(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    if not ((values >= 0) & (values <= 1)).all():  # false for NaN too
+        raise ValueError(f"floats must lie in [0, 1], not [{values.min()}, {values.max()}]")
+    return np.rint(np.multiply(values, 255, dtype=np.float64)).astype(np.uint8)
+
+
+def _grey_to_rgb(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    return np.repeat(grey[:, :, np.newaxis], 3, axis=2)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture Pillow can read"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"{error} (max_pixels and configure_pillow raise the limit)"
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    # Pillow, too, words these two for people; without its type, a KeyError or a MemoryError would say nothing.
+    return str(error) if isinstance(error, (ValueError, SyntaxError)) else repr(error)

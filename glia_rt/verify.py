@@ -1,0 +1,96 @@
+"""Is what runs here still the model that was exported? Comparison of scores with a reference, in score units.
+
+A parity limit is a share of the score range. Of a model that was never calibrated the score has no unit; it is held by
+the relative L2 error of the cls feature that the head reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from glia_rt.errors import ParityError
+
+#: Largest |score - reference|, as a share of the score range.
+SCORE_LIMITS: Final = {"fp32": 1e-5, "image-fp32": 1e-3, "fp16": 5e-3, "bf16": 1e-2}
+#: Largest ||feature - reference|| / ||reference|| of an uncalibrated model.
+FEATURE_LIMITS: Final = {"fp32": 1e-5, "image-fp32": 1e-5, "fp16": 3e-3, "bf16": 3e-2}
+
+
+@dataclass(frozen=True)
+class Parity:
+    """One comparison with the reference.
+
+    Attributes:
+        what: What was compared, "scorer.onnx, batch 8" say.
+        measure: "score" (share of the score range) or "feature" (relative L2 error).
+        worst: The largest error, in that measure.
+        limit: What it may be.
+        picture: The picture of the largest error.
+        pictures: How many were compared.
+    """
+
+    what: str
+    measure: str
+    worst: float
+    limit: float
+    picture: str
+    pictures: int
+
+    @property
+    def passed(self) -> bool:
+        """Within the limit; NaN never is."""
+        return self.worst <= self.limit
+
+    def to_dict(self) -> dict[str, Any]:
+        """The comparison as plain JSON types."""
+        return asdict(self) | {"passed": self.passed}
+
+
+def compare_scores(
+    what: str,
+    scores: npt.NDArray[np.float32],
+    reference: npt.NDArray[np.float32],
+    pictures: Sequence[str],
+    *,
+    span: float,
+    limit: float,
+) -> Parity:
+    """Hold scores (N,) against reference scores (N,); `span` is the width of the score range."""
+    errors = np.abs(scores.astype(np.float64) - reference) / span
+    return _worst(what, "score", errors, limit, pictures)
+
+
+def compare_features(
+    what: str,
+    features: npt.NDArray[np.float32],
+    reference: npt.NDArray[np.float32],
+    pictures: Sequence[str],
+    *,
+    limit: float,
+) -> Parity:
+    """Hold cls features (N, D) against reference features (N, D)."""
+    reference = reference.astype(np.float64)
+    errors = np.linalg.norm(features - reference, axis=1) / np.linalg.norm(reference, axis=1)
+    return _worst(what, "feature", errors, limit, pictures)
+
+
+def _worst(what: str, measure: str, errors: npt.NDArray[np.float64], limit: float, pictures: Sequence[str]) -> Parity:
+    errors = np.where(np.isfinite(errors), errors, np.inf)
+    at = int(np.argmax(errors))
+    return Parity(what, measure, float(errors[at]), limit, pictures[at], len(errors))
+
+
+def require(rows: Sequence[Parity]) -> None:
+    """Raise ParityError for the comparison that is furthest over its limit, if any is."""
+    failed = [row for row in rows if not row.passed]
+    if failed:
+        row = max(failed, key=lambda row: row.worst / row.limit)
+        unit = "of the score range" if row.measure == "score" else "relative error of the cls feature"
+        raise ParityError(
+            f"{row.what}: off by {row.worst:.2g} {unit}, the limit is {row.limit:.2g}; worst picture: {row.picture}"
+        )

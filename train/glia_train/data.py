@@ -1,0 +1,215 @@
+"""Labelled pictures: read from a CSV, split into a training and a held-out part, and turned into views."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from glia_rt.contract import Contract
+from glia_rt.errors import UsageError
+from glia_rt.images import read_image
+from glia_rt.sampler import make_views
+
+COLUMNS: Final = ("path", "score", "reference")
+TRAIN_FRACTION: Final = 0.8
+#: Fewer references (or pictures) than this cannot be cut 80 to 20.
+MIN_GROUPS: Final = 5
+
+
+@dataclass(frozen=True)
+class LabelledPicture:
+    """One row of a labels file.
+
+    Attributes:
+        name: The path as the file writes it.
+        path: Where the picture is.
+        score: Its label; rises with quality.
+        reference: Name of the content it shows, where the file has that column.
+    """
+
+    name: str
+    path: Path
+    score: float
+    reference: str | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """The two parts of a data set, each sorted by name.
+
+    Attributes:
+        train: About 80 % of the references, or of the pictures where there are none.
+        test: The held-out rest.
+        by: What was drawn; by "reference", no content is in both parts.
+    """
+
+    train: tuple[LabelledPicture, ...]
+    test: tuple[LabelledPicture, ...]
+    by: Literal["reference", "picture"]
+
+    def to_csv(self) -> str:
+        """The split as a table, path,score,reference,split; the last is "train" or "test"."""
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow([*COLUMNS, "split"])
+        for part, pictures in (("train", self.train), ("test", self.test)):
+            writer.writerows([p.name, p.score, p.reference, part] for p in pictures)
+        return table.getvalue()
+
+
+def read_labels(labels: str | os.PathLike[str]) -> list[LabelledPicture]:
+    """Read a labels file.
+
+    Args:
+        labels: A CSV in UTF-8, with or without BOM, whose first line is path,score or path,score,reference, in any
+            order. Relative paths start at the folder that the CSV is in. Scores rise with quality.
+
+    Raises:
+        UsageError: The file cannot be used; the message names the line.
+    """
+    labels = Path(labels)
+    try:
+        text = labels.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"{labels}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{labels}: not UTF-8 (byte {error.start}): save it as UTF-8") from error
+
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    pictures: list[LabelledPicture] = []
+    seen: dict[str, int] = {}
+    missing: list[str] = []
+    try:
+        header = next(rows, [])
+        _check_header(labels, header)
+        for row in rows:
+            if not row:
+                continue
+            where = f"{labels}, line {rows.line_num}"
+            picture = _parse_row(where, labels.parent, header, row)
+            place = os.path.normpath(picture.path)
+            if (first := seen.setdefault(place, rows.line_num)) != rows.line_num:
+                raise UsageError(f"{where}: {picture.name} is in line {first} already: keep one of them")
+            if not picture.path.is_file():
+                missing.append(f"line {rows.line_num}: {picture.path}")
+            pictures.append(picture)
+    except csv.Error as error:
+        raise UsageError(f"{labels}, line {rows.line_num}: not CSV: {error}") from error
+    if missing:
+        raise UsageError(
+            f"{labels}: {len(missing)} of {len(pictures)} pictures are not there, first {missing[0]}; "
+            "relative paths start at the folder of the labels file"
+        )
+    if not pictures:
+        raise UsageError(f"{labels}: no rows after the header")
+    if len({picture.score for picture in pictures}) == 1:
+        raise UsageError(f"{labels}: every score is {pictures[0].score:g}: there is nothing to learn from")
+    return pictures
+
+
+def _check_header(labels: Path, header: Sequence[str]) -> None:
+    allowed = f"the first line names the columns: {','.join(COLUMNS)}, of which reference may be left out"
+    if missing := [column for column in COLUMNS[:2] if column not in header]:
+        raise UsageError(f"{labels}, line 1: no column {' and no column '.join(missing)}; {allowed}")
+    if unknown := [column for column in header if column not in COLUMNS]:
+        raise UsageError(f"{labels}, line 1: unknown column {', '.join(map(repr, unknown))}; {allowed}")
+    if len(set(header)) < len(header):
+        raise UsageError(f"{labels}, line 1: a column is there twice; {allowed}")
+
+
+def _parse_row(where: str, folder: Path, header: Sequence[str], row: Sequence[str]) -> LabelledPicture:
+    if len(row) != len(header):
+        raise UsageError(f"{where}: {len(row)} fields where the header has {len(header)}")
+    fields = dict(zip(header, row, strict=True))
+    if not fields["path"]:
+        raise UsageError(f"{where}: the path is empty")
+    try:
+        score = float(fields["score"])
+    except ValueError:
+        score = math.nan
+    if not math.isfinite(score):
+        raise UsageError(f"{where}: the score must be a finite number, not {fields['score']!r}")
+    if fields.get("reference") == "":
+        raise UsageError(f"{where}: the reference is empty: give every picture one, or leave the column out")
+    return LabelledPicture(fields["path"], folder / fields["path"], score, fields.get("reference"))
+
+
+def split_pictures(pictures: Iterable[LabelledPicture], seed: int) -> Split:
+    """Draw the training and the held-out part, 80 to 20, from sorted names, so that only the seed decides.
+
+    Args:
+        pictures: All with a reference, or all without.
+        seed: At least 0.
+
+    Raises:
+        UsageError: Too few references or pictures, or all training pictures have the same score.
+    """
+    pictures = sorted(pictures, key=lambda picture: picture.name)
+    by: Literal["reference", "picture"] = "reference" if pictures[0].reference is not None else "picture"
+    groups = sorted({picture.reference or picture.name for picture in pictures})
+    if len(groups) < MIN_GROUPS:
+        advice = "; without the reference column the split is by picture" if by == "reference" else ""
+        raise UsageError(f"an 80/20 split by {by} needs at least {MIN_GROUPS}, the labels have {len(groups)}{advice}")
+    order = np.random.default_rng(seed).permutation(len(groups))
+    drawn = {groups[i] for i in order[: round(TRAIN_FRACTION * len(groups))]}
+    train = tuple(picture for picture in pictures if (picture.reference or picture.name) in drawn)
+    test = tuple(picture for picture in pictures if (picture.reference or picture.name) not in drawn)
+    if len({picture.score for picture in train}) == 1:
+        raise UsageError(
+            f"every training picture has the score {train[0].score:g}: give another --seed, or more pictures"
+        )
+    return Split(train, test, by)
+
+
+class ViewDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """Pictures as (global_view, fragments, label): two uint8 (224, 224, 3) and a float32 scalar.
+
+    Decoding happens here, in the DataLoader's workers where it has any.
+
+    Args:
+        pictures: What the indices count.
+        contract: Sizes of the views.
+        augmentation: (seed, epoch) while training: both views are made of one picture, flipped horizontally and
+            vertically with probability 1/2 each, and fragments lie anywhere in their cells. Together with the index
+            these fix every draw, whatever the number of workers. None for the deterministic views of scoring.
+    """
+
+    def __init__(
+        self, pictures: Sequence[LabelledPicture], contract: Contract, augmentation: tuple[int, int] | None = None
+    ) -> None:
+        self.pictures = pictures
+        self.contract = contract
+        self.augmentation = augmentation
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Views and label of one picture.
+
+        Raises:
+            BadImageError: The picture cannot be read.
+        """
+        picture = self.pictures[index]
+        image = read_image(picture.path)
+        rng = None
+        if self.augmentation is not None:
+            rng = np.random.default_rng([*self.augmentation, index])
+            # The picture is flipped, not the views: a mosaic flipped as a whole is one no flipped picture gives,
+            # since cells start at the top left.
+            flip_rows, flip_columns = rng.random(2) < 0.5
+            image = image[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+        views = make_views(image, self.contract, rng)
+        label = torch.tensor(picture.score, dtype=torch.float32)
+        return torch.tensor(views.global_view), torch.tensor(views.fragments), label
