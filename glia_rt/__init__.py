@@ -1,3 +1,15 @@
-"""glia-rt: image quality scores from a GLIANet bundle, without torch."""
+"""glia-rt: image quality scores from a GLIANet bundle, without torch.
+
+from glia_rt import Scorer
+
+with Scorer.open("model.glia") as scorer:
+    print(scorer.score("photo.jpg"))
+"""
+
+from glia_rt.contract import Contract
+from glia_rt.errors import GliaError
+from glia_rt.results import Result
+from glia_rt.scorer import Scorer
 
 __version__ = "0.1.0"
+__all__ = ["Contract", "GliaError", "Result", "Scorer", "__version__"]

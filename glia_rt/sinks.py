@@ -210,7 +210,7 @@ class _ParquetRows(_Rows):
 
     def __init__(self, file: BinaryIO, metadata: str) -> None:
         # Here, not above: it takes longer to import than all the rest of the runtime.
-        import pyarrow as pa  # type: ignore[import-untyped]
+        import pyarrow as pa
         from pyarrow import parquet
 
         schema = pa.schema(

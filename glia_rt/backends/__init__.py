@@ -92,7 +92,7 @@ def open_backend(name: str, bundle: Bundle, options: BackendOptions) -> tuple[Ba
             raise BackendError(f"backend {name}: {reason}")
         backend: Backend = _module(name).open(bundle, options)
         return backend, []
-    passed_over = []
+    passed_over: list[str] = []
     for candidate in BACKENDS:
         reason = unavailable(candidate)
         if reason is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import queue
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,40 +21,64 @@ _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
 class OpenVinoBackend:
-    """A compiled model and one inference request per stream."""
+    """A graph compiled twice, when first needed: for batches, one stream a core; for one picture, all cores at once."""
 
     name = "openvino"
     device = "cpu"
 
-    def __init__(self, compiled: Any, precision: str) -> None:
+    def __init__(self, path: Path, precision: str, settings: Mapping[str, str]) -> None:
         self.precision = precision
-        self.parallel = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
-        self._compiled: Any = compiled
-        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for _ in range(self.parallel):
-            self._idle.put(compiled.create_infer_request())
+        self.parallel = cpu_count()
+        self._path = path
+        self._settings = dict(settings)
+        self._requests: dict[int, queue.SimpleQueue[Any]] = {}
+        self._opening = threading.Lock()
+        self._closed = False
 
     def run(self, inputs: Mapping[str, npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
         """Score a batch; see `Backend.run`."""
-        if self._compiled is None:
-            raise BackendError("backend openvino: closed")
-        request = self._idle.get()
+        idle = self._idle_requests(1 if len(next(iter(inputs.values()))) == 1 else self.parallel)
+        request = idle.get()
         try:
             request.infer(dict(inputs), share_inputs=True)
             return np.array(request.get_tensor(SCORE).data, np.float32)
         except RuntimeError as error:
             raise BackendError(f"backend openvino: {_first_line(error)}") from error
         finally:
-            self._idle.put(request)
+            idle.put(request)
 
     def close(self) -> None:
-        """Free the model."""
-        self._compiled = None
-        self._idle = queue.SimpleQueue()
+        """Free the compiled graphs."""
+        self._closed = True
+        self._requests = {}
+
+    def _idle_requests(self, streams: int) -> queue.SimpleQueue[Any]:
+        """Inference requests that no thread uses, one a stream; compiles the graph the first time."""
+        with self._opening:
+            if self._closed:
+                raise BackendError("backend openvino: closed")
+            if streams not in self._requests:
+                self._requests[streams] = self._compile(streams)
+            return self._requests[streams]
+
+    def _compile(self, streams: int) -> queue.SimpleQueue[Any]:
+        import openvino as ov
+
+        # The binding builds its table of types on first use, and deadlocks if two threads are the first together.
+        ov.Type.u8.to_dtype()
+        settings = self._settings | {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": str(cpu_count())}
+        try:
+            compiled = ov.Core().compile_model(self._path, "CPU", settings)
+        except RuntimeError as error:
+            raise BackendError(f"backend openvino cannot load {self._path}: {_first_line(error)}") from error
+        requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(streams):
+            requests.put(compiled.create_infer_request())
+        return requests
 
 
 def open(bundle: Bundle, options: BackendOptions) -> OpenVinoBackend:
-    """Compile a bundle's FP32 graph, or take it from the cache; raises as `open_backend` does."""
+    """Check a bundle's FP32 graph and fix the settings it is compiled with; raises as `open_backend` does."""
     precision = options.precision or (default_precision() if options.input == "views" else "fp32")
     if precision not in _HINTS:
         raise BackendError(f"backend openvino computes in {' or '.join(_HINTS)}, not {precision}")
@@ -67,14 +92,9 @@ def open(bundle: Bundle, options: BackendOptions) -> OpenVinoBackend:
     path = bundle.checked_file(name)
     settings = {
         "INFERENCE_PRECISION_HINT": _HINTS[precision],
-        "NUM_STREAMS": str(cpu_count()),
-        "INFERENCE_NUM_THREADS": str(cpu_count()),
         "CACHE_DIR": str(_cache_folder(ov.__version__, bundle.sha256(name))),
     }
-    try:
-        return OpenVinoBackend(ov.Core().compile_model(path, "CPU", settings), precision)
-    except RuntimeError as error:
-        raise BackendError(f"backend openvino cannot load {path}: {_first_line(error)}") from error
+    return OpenVinoBackend(path, precision, settings)
 
 
 def unavailable() -> str | None:

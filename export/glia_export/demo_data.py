@@ -1,0 +1,208 @@
+"""The demo's data set: crops of photographs, distorted, and labelled by SSIM.
+
+The photographs come inside the wheels of scikit-image and scikit-learn. The labels stand in for people's judgements,
+of which there are none here; they are good enough to send something through the whole chain, and for nothing else.
+"""
+
+# scikit-image's functions carry no types.
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from skimage.metrics import structural_similarity
+
+from glia_rt.errors import GliaError, MissingPackageError, OutputExistsError, UsageError
+from glia_rt.images import read_image
+from glia_train.data import COLUMNS
+from glia_train.distortions import DISTORTIONS, LEVELS, distort
+
+LABELS: Final = "labels.csv"
+#: What the labels are, for people to read; 1 is a picture like its reference.
+METRIC: Final = "SSIM"
+CROP: Final = 256  # the scale SSIM is made for: its authors reduce larger pictures to a shorter side of about this
+MAX_SIDE: Final = 2 * CROP
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A photograph in a wheel.
+
+    Attributes:
+        package: The package whose files it is among.
+        file: Where it is in there.
+        credit: What it shows, by whom, and its licence.
+    """
+
+    package: str
+    file: str
+    credit: str
+
+    @property
+    def name(self) -> str:
+        """The content's name, in the labels' column `reference`."""
+        return Path(self.file).stem
+
+
+PHOTOGRAPHS: Final = (
+    Photograph("skimage", "data/astronaut.png", "Eileen Collins, by NASA (public domain)"),
+    Photograph("skimage", "data/chelsea.png", "Chelsea the cat, by Stéfan van der Walt (CC0)"),
+    Photograph("skimage", "data/coffee.png", "a cup of espresso, by Rachel Michetti (CC0)"),
+    Photograph("skimage", "data/hubble_deep_field.jpg", "Hubble extreme deep field, by NASA (public domain)"),
+    Photograph("skimage", "data/ihc.png", "stained tissue, by CMMI (no known restrictions)"),
+    Photograph("skimage", "data/motorcycle_left.png", "a motorcycle, from the Middlebury 2014 stereo benchmark"),
+    Photograph("skimage", "data/retina.jpg", "a retina, by Mikael Häggström (CC0)"),
+    Photograph("skimage", "data/rocket.jpg", "Falcon 9 launch, by SpaceX (public domain)"),
+    Photograph("sklearn", "datasets/images/china.jpg", "a temple in China, by danielbuechele (CC BY 2.0)"),
+    Photograph("sklearn", "datasets/images/flower.jpg", "a flower, by vultilion (CC BY 2.0)"),
+)
+
+#: Every distortion at every level, and none at all.
+_KINDS: Final = ((None, 0), *((name, level) for name in DISTORTIONS for level in range(1, LEVELS + 1)))
+#: Every photograph in every kind.
+MAX_PICTURES: Final = len(PHOTOGRAPHS) * len(_KINDS)
+
+
+@dataclass(frozen=True)
+class DemoPicture:
+    """One labelled picture.
+
+    Attributes:
+        path: The file, a PNG.
+        score: Its label, SSIM with the undistorted crop; 1 is best.
+        reference: Name of the photograph it is cut from.
+        distortion: A key of `DISTORTIONS`; None for an undistorted crop.
+        level: 1 to 5; 0 for an undistorted crop.
+    """
+
+    path: Path
+    score: float
+    reference: str
+    distortion: str | None
+    level: int
+
+
+def make_dataset(
+    folder: str | os.PathLike[str],
+    *,
+    seed: int,
+    pictures: int = MAX_PICTURES,
+    advance: Callable[[], None] = lambda: None,
+) -> list[DemoPicture]:
+    """Write the pictures, as 8-bit PNG of 256x256 pixels, and labels.csv (path,score,reference) for training.
+
+    No photograph has the same distortion and level twice. Distortions, levels and photographs are drawn in turn: 126
+    pictures hold every distortion at every level, and one without; MAX_PICTURES hold each of these of every photograph.
+
+    Args:
+        folder: Made if it is not there; must not hold a labels.csv. Pictures go to its folder `pictures`.
+        seed: At least 0; the same seed and number give the same files.
+        pictures: 1 to MAX_PICTURES.
+        advance: Called after each picture.
+
+    Returns:
+        What was written, in the order of labels.csv.
+
+    Raises:
+        UsageError: A number or seed out of range.
+        OutputExistsError: There is a labels.csv already.
+        MissingPackageError: scikit-learn is not installed.
+        GliaError: The folder cannot be written.
+    """
+    folder = Path(folder)
+    if not 1 <= pictures <= MAX_PICTURES:
+        raise UsageError(f"the demo's data set has 1 to {MAX_PICTURES} pictures, not {pictures}")
+    if seed < 0:
+        raise UsageError(f"the seed must not be negative, it is {seed}")
+    if (folder / LABELS).exists():
+        raise OutputExistsError(f"{folder / LABELS} exists; name another folder, or remove this one")
+    crops = [_cut(_read(photograph)) for photograph in PHOTOGRAPHS]
+    kinds = np.random.default_rng(seed).permutation(len(_KINDS))
+
+    def make(index: int) -> DemoPicture:
+        rng = np.random.default_rng([seed, index])
+        turn, place = divmod(index, len(kinds))
+        # Photographs in turn, in every round one further, so that after the last round each has met every kind.
+        at = (place + turn) % len(PHOTOGRAPHS)
+        number = int(rng.integers(len(crops[at])))
+        crop, (name, level) = crops[at][number], _KINDS[kinds[place]]
+        pixels = crop if name is None else distort(crop, name, level, rng)
+        kind = "undistorted" if name is None else f"{name}-{level}"
+        path = folder / "pictures" / f"{PHOTOGRAPHS[at].name}-{number}-{kind}.png"
+        # Lossless, so that the file is the picture the label is of; level 1 is four times as fast as the default.
+        Image.fromarray(pixels).save(path, compress_level=1)
+        return DemoPicture(path, ssim(crop, pixels), PHOTOGRAPHS[at].name, name, level)
+
+    made = []
+    try:
+        (folder / "pictures").mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for picture in pool.map(make, range(pictures)):
+                made.append(picture)
+                advance()
+        (folder / LABELS).write_text(_to_csv(made, folder), encoding="utf-8")
+    except OSError as error:
+        raise GliaError(f"{folder}: cannot be written: {error.strerror or error}; name another folder") from error
+    return made
+
+
+def ssim(reference: npt.NDArray[np.uint8], pixels: npt.NDArray[np.uint8]) -> float:
+    """Structural similarity, the mean over R, G and B.
+
+    Wang, Bovik, Sheikh, Simoncelli: "Image quality assessment: from error visibility to structural similarity", IEEE
+    TIP 13(4), 2004, with the paper's window (Gaussian, sigma 1.5, 11x11) and constants. Of scikit-image's metrics it
+    is the one made to agree with people, and it is bounded where PSNR of an undistorted picture is infinite. On grey
+    levels alone, as in the paper, most colour distortions would count as none.
+
+    Args:
+        reference: uint8 RGB (H, W, 3), both sides at least 11 pixels.
+        pixels: The same shape.
+
+    Returns:
+        In [-1, 1]; 1 for equal pictures.
+    """
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    return float(structural_similarity(reference, pixels, data_range=255, channel_axis=2, **options))
+
+
+def _read(photograph: Photograph) -> npt.NDArray[np.uint8]:
+    # Not through the packages' own functions: scikit-image's may turn to the network.
+    try:
+        folder = files(photograph.package)
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(photograph.package, "demo") from error
+    with as_file(folder / photograph.file) as path:
+        return read_image(path)
+
+
+def _cut(pixels: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.uint8]]:
+    """Square crops, spread evenly, each overlapping the next by half at most.
+
+    Large photographs are reduced first: a crop is to show something.
+    """
+    photo = Image.fromarray(pixels)
+    scale = MAX_SIDE / min(photo.size)
+    if scale < 1:
+        photo = photo.resize((round(photo.width * scale), round(photo.height * scale)), Image.Resampling.LANCZOS)
+    columns, rows = (np.linspace(0, side - CROP, round(side / CROP), dtype=int) for side in photo.size)
+    return [np.asarray(photo.crop((x, y, x + CROP, y + CROP))) for y in rows for x in columns]
+
+
+def _to_csv(pictures: list[DemoPicture], folder: Path) -> str:
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([p.path.relative_to(folder).as_posix(), f"{p.score:.6f}", p.reference] for p in pictures)
+    return table.getvalue()

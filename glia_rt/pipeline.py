@@ -1,0 +1,157 @@
+"""Many pictures through an engine: decode in threads, run batches, give results in the order they came.
+
+Both stages are the same `ordered_map` over a thread pool with a bounded number of calls ahead, so memory does not grow
+with the number of pictures, and closing the iterator early ends both pools.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from glia_rt.errors import BackendError
+from glia_rt.results import Result
+
+Source = TypeVar("Source")
+Out = TypeVar("Out")
+Inputs: TypeAlias = Mapping[str, npt.NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A decoded picture on its way to the engine.
+
+    Attributes:
+        path: Its name in the results.
+        width: Pixels.
+        height: Pixels.
+        inputs: By input name, uint8 (S, S, 3) views, or the picture itself, uint8 (H, W, 3).
+    """
+
+    path: str
+    width: int
+    height: int
+    inputs: Inputs
+
+
+def score_stream(
+    sources: Iterable[Source],
+    *,
+    read: Callable[[Source], Sample | Result],
+    run: Callable[[Inputs], npt.NDArray[np.float32]],
+    batch_size: int,
+    parallel: int,
+    workers: int,
+) -> Iterator[Result]:
+    """Score pictures lazily, in order.
+
+    Args:
+        sources: What to read; pulled only as far ahead as the engine needs.
+        read: Source -> sample, or the result of a picture that cannot be read. Called in `workers` threads.
+        run: Inputs (N, ...) -> float32 (N,). Called in threads, `parallel` at once and one more waiting.
+        batch_size: N of every call of `run`: a shorter batch is padded, so that no score depends on its company.
+        parallel: Calls of `run` that are of use at once.
+        workers: Threads that read.
+
+    Yields:
+        A result for each source.
+
+    Raises:
+        BackendError: The engine failed, or gave a score that is not finite.
+    """
+    with ThreadPoolExecutor(workers, "glia-read") as readers, ThreadPoolExecutor(parallel + 1, "glia-run") as runners:
+
+        def score(batch: Sequence[Sample | Result]) -> list[Result]:
+            return _score_batch(batch, run, batch_size)
+
+        # Enough ahead to fill a batch while the engine works on others.
+        samples = ordered_map(readers, read, sources, ahead=batch_size + workers)
+        batches = _batches(samples, batch_size)
+        for results in ordered_map(runners, score, batches, ahead=parallel + 1):
+            yield from results
+
+
+def ordered_map(
+    pool: ThreadPoolExecutor, call: Callable[[Source], Out], items: Iterable[Source], *, ahead: int
+) -> Iterator[Out]:
+    """`map(call, items)` in a pool, lazy and in order, with at most `ahead` calls begun beyond the one yielded.
+
+    An error of `items` itself is raised after the results of all items before it. Closing the iterator, or an error,
+    drops the calls that have not begun.
+    """
+    pending: deque[Future[Out]] = deque()
+    iterator = iter(items)
+    ended: Exception | None = None
+    try:
+        while True:
+            while ended is None and len(pending) <= ahead:
+                try:
+                    pending.append(pool.submit(call, next(iterator)))
+                except Exception as error:  # noqa: BLE001 - StopIteration, or the source's failure: raised in its turn
+                    ended = error
+            if not pending:
+                break
+            yield pending.popleft().result()
+        if ended is not None and not isinstance(ended, StopIteration):
+            raise ended
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+def _batches(samples: Iterable[Sample | Result], batch_size: int) -> Iterator[list[Sample | Result]]:
+    """Cut into batches of at most `batch_size` samples of one shape; unreadable pictures ride along in their places."""
+    batch: list[Sample | Result] = []
+    shape: list[tuple[int, ...]] | None = None
+    held = 0
+    for sample in samples:
+        if isinstance(sample, Sample):
+            new_shape = [array.shape for array in sample.inputs.values()]
+            if held == batch_size or (held and new_shape != shape):
+                yield batch
+                batch, held = [], 0
+            shape, held = new_shape, held + 1
+        elif not held and len(batch) >= batch_size:
+            yield batch  # nothing but unreadable pictures: do not hold their results back
+            batch = []
+        batch.append(sample)
+    if batch:
+        yield batch
+
+
+def _score_batch(
+    batch: Sequence[Sample | Result], run: Callable[[Inputs], npt.NDArray[np.float32]], batch_size: int
+) -> list[Result]:
+    samples = [sample for sample in batch if isinstance(sample, Sample)]
+    scores = iter(check_finite(run(stack([s.inputs for s in samples], batch_size))[: len(samples)]) if samples else ())
+    return [
+        Result(s.path, float(next(scores)), "ok", None, s.width, s.height) if isinstance(s, Sample) else s
+        for s in batch
+    ]
+
+
+def stack(samples: Sequence[Inputs], batch_size: int | None = None) -> dict[str, npt.NDArray[np.uint8]]:
+    """Inputs of single pictures -> inputs of a batch, filled up to `batch_size` with black pictures if it is given."""
+    batch = {}
+    for name, first in samples[0].items():
+        batch[name] = np.zeros((batch_size or len(samples), *first.shape), np.uint8)
+        for i, sample in enumerate(samples):
+            batch[name][i] = sample[name]
+    return batch
+
+
+def check_finite(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The scores, if all are finite.
+
+    Raises:
+        BackendError: One is not: the arithmetic overflowed.
+    """
+    if not np.isfinite(scores).all():
+        raise BackendError("the engine gave a score that is not finite; take --precision fp32, and export again")
+    return scores

@@ -1,0 +1,201 @@
+"""The API: open a bundle, score pictures.
+
+with Scorer.open("model.glia") as scorer:
+    scorer.score("photo.jpg")
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from glia_rt import sources
+from glia_rt.backends import AUTO, Backend, BackendOptions, cpu_count, open_backend
+from glia_rt.bundle import Bundle, Input
+from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW, IMAGE, Contract
+from glia_rt.errors import BadImageError, UsageError
+from glia_rt.images import DEFAULT_MAX_PIXELS, ImageSource, display_name, read_image
+from glia_rt.pipeline import Inputs, Sample, check_finite, score_stream, stack
+from glia_rt.results import Result
+from glia_rt.sampler import Pixels, make_views
+
+DEFAULT_BATCH_SIZE: Final = 8
+
+
+class Scorer:
+    """A bundle on an engine. Threads may share it; close it, or use it as a context manager.
+
+    Attributes:
+        bundle: What was opened.
+        contract: What the score means: name, range, direction.
+        backend: The engine, with its name, precision and device.
+        passed_over: Why "auto" did not take each faster backend.
+        batch_size: Pictures a run of the engine.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        *,
+        input: Input,
+        batch_size: int,
+        max_pixels: int,
+        passed_over: Sequence[str] = (),
+    ) -> None:
+        self.bundle = bundle
+        self.contract: Contract = bundle.contract
+        self.backend = backend
+        self.batch_size = batch_size
+        self.passed_over = tuple(passed_over)
+        self._input = input
+        self._max_pixels = max_pixels
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        backend: str = AUTO,
+        input: Input = "views",
+        *,
+        precision: str | None = None,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+    ) -> Scorer:
+        """Open a bundle.
+
+        Args:
+            path: The bundle, NAME.glia.
+            backend: "openvino", "onnxruntime", or "auto" for the fastest that works here.
+            input: "views": the host samples, pictures of any size share a batch. "image": the graph samples, one
+                picture size a batch.
+            precision: "fp32" or "bf16"; None for the backend's default on this machine.
+            batch_size: Pictures a run of the engine, at most for arrays, exactly for files.
+            max_pixels: Largest picture that is decoded, width times height.
+
+        Raises:
+            BundleError: Not a bundle, or damaged.
+            BackendError: The backend cannot be used here; the message says why, and what to install.
+            UsageError: No such backend, or a batch size below 1.
+        """
+        if input not in ("views", "image"):
+            raise UsageError(f'input must be "views" or "image", not {input!r}')
+        if batch_size < 1:
+            raise UsageError(f"batch size must be at least 1, not {batch_size}")
+        bundle = Bundle.open(path)
+        opened, passed_over = open_backend(backend, bundle, BackendOptions(input, precision))
+        return cls(bundle, opened, input=input, batch_size=batch_size, max_pixels=max_pixels, passed_over=passed_over)
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """What is written beside scores: the bundle's identity, and how they are computed."""
+        return {
+            "bundle": self.bundle.path.name,
+            "bundle_identity": self.bundle.identity,
+            "contract": self.contract.to_dict(),
+            "backend": self.backend.name,
+            "precision": self.backend.precision,
+            "device": self.backend.device,
+            "input": self._input,
+            "batch_size": self.batch_size,
+        }
+
+    def score(self, image: ImageSource) -> float:
+        """Score one picture.
+
+        Args:
+            image: A path, the bytes of an encoded file, a PIL image, or pixels: uint8 (H, W, 3), RGB.
+
+        Returns:
+            The score, in label units, within rounding of `contract.score_range` for pictures like the training set's.
+
+        Raises:
+            BadImageError: It cannot be turned into pixels; the message names it and the reason.
+        """
+        return float(self.score_batch([image])[0])
+
+    def score_batch(self, images: Sequence[ImageSource]) -> npt.NDArray[np.float32]:
+        """Score pictures held in memory, as they are: short batches are not padded.
+
+        Args:
+            images: As `score` takes them; of any sizes, which with input="image" makes a batch of each run of equal
+                sizes.
+
+        Returns:
+            float32 (N,), in order.
+
+        Raises:
+            BadImageError: One cannot be turned into pixels. Nothing is scored then.
+        """
+        samples = [self._inputs(read_image(image, max_pixels=self._max_pixels)) for image in images]
+        scores = [self.backend.run(stack(batch)) for batch in self._equal_shapes(samples)]
+        return check_finite(np.concatenate(scores)) if scores else np.zeros(0, np.float32)
+
+    def score_files(self, paths: Iterable[str | os.PathLike[str]], *, workers: int | None = None) -> Iterator[Result]:
+        """Score files and folders lazily, in order, decoding in threads while the engine runs.
+
+        A picture's score is the same to the bit wherever it stands and whatever it travels with: every batch has
+        `batch_size` pictures, the last one padded.
+
+        Args:
+            paths: Files, and folders that are searched as `sources.find_images` says.
+            workers: Decoding threads; None for one a core.
+
+        Yields:
+            A result for each picture, in order; status "bad_image" for one that cannot be read.
+
+        Raises:
+            BackendError: The engine failed.
+            UsageError: A folder cannot be listed.
+        """
+        return score_stream(
+            sources.find_images(paths),
+            read=self._read,
+            run=self.backend.run,
+            batch_size=self.batch_size,
+            parallel=self.backend.parallel,
+            workers=workers or cpu_count(),
+        )
+
+    def close(self) -> None:
+        """Free the engine."""
+        self.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _read(self, path: str) -> Sample | Result:
+        name = display_name(path)
+        try:
+            pixels = read_image(path, max_pixels=self._max_pixels)
+        except BadImageError as error:
+            return Result(name, None, "bad_image", str(error).removeprefix(f"{name}: "), None, None)
+        height, width, _ = pixels.shape
+        return Sample(name, width, height, self._inputs(pixels))
+
+    def _inputs(self, pixels: Pixels) -> Inputs:
+        if self._input == "image":
+            return {IMAGE: pixels}
+        views = make_views(pixels, self.contract)
+        return {GLOBAL_VIEW: views.global_view, FRAGMENTS: views.fragments}
+
+    def _equal_shapes(self, samples: Sequence[Inputs]) -> Iterator[list[Inputs]]:
+        batch: list[Inputs] = []
+        for sample in samples:
+            same = batch and all(a.shape == b.shape for a, b in zip(batch[0].values(), sample.values(), strict=True))
+            if batch and (not same or len(batch) == self.batch_size):
+                yield batch
+                batch = []
+            batch.append(sample)
+        if batch:
+            yield batch

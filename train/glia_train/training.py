@@ -1,0 +1,299 @@
+"""Labelled pictures -> a run: a folder with checkpoint.pt, run.json, split.csv and metrics.csv."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import timm
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+import glia_rt
+from glia_rt.contract import Contract
+from glia_rt.errors import BadImageError, GliaError, OutputExistsError, UsageError
+from glia_train.checkpoint import check_adapter_only, make_checkpoint, untrained
+from glia_train.data import LabelledPicture, Split, ViewDataset, read_labels, split_pictures
+from glia_train.loss import LOSSES, MIN_VARIANCE, LossName
+from glia_train.metrics import Metrics, compare
+from glia_train.model import GLIANet, ModelConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+CHECKPOINT: Final = "checkpoint.pt"
+RECORD: Final = "run.json"
+SPLIT: Final = "split.csv"
+METRICS: Final = "metrics.csv"
+
+#: Training pictures that place the calibration after each epoch: its two numbers need no more, and all of them would
+#: cost half an epoch. The last checkpoint is calibrated on all.
+CALIBRATION_SAMPLE: Final = 256
+#: z-scores of two pictures are -1 and 1 whatever their scores: no gradient.
+MIN_BATCH: Final = 3
+MAX_WORKERS: Final = 8
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to train; the defaults are LoDa's.
+
+    Attributes:
+        epochs: Passes over the training part.
+        batch_size: Pictures a step; what is left of an epoch is dropped.
+        lr: First learning rate of AdamW; it falls to 0 along a cosine, step by step.
+        weight_decay: Of AdamW.
+        loss: "mse-rho" or "plcc", see `glia_train.loss`.
+        seed: Of the split, the first weights, the order, the augmentation and the dropout. On a CPU, with one number
+            of threads, it fixes every weight; not so on a GPU, nor with a time limit.
+        workers: Processes that decode; None for one a core, up to 8, with a GPU, and for none without.
+        adapter_only: Leave the frozen backbone out of the checkpoint.
+        score_range: Least and greatest score the labels' scale has; None for those of the training part.
+        time_limit_s: Seconds that the epochs may take. Where they would take longer, the cosine falls with the time
+            and the run ends when it is over; the last calibration comes on top, about half an epoch.
+    """
+
+    epochs: int = 10
+    batch_size: int = 128
+    lr: float = 3e-4
+    weight_decay: float = 1e-2
+    loss: LossName = "mse-rho"
+    seed: int = 3407
+    workers: int | None = None
+    adapter_only: bool = False
+    score_range: tuple[float, float] | None = None
+    time_limit_s: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot train."""
+        for name, least in (("epochs", 1), ("batch_size", MIN_BATCH), ("seed", 0), ("workers", 0)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise UsageError(f"{name} must be at least {least}, not {value}")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise UsageError(f"lr must be over 0, not {self.lr}")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise UsageError(f"weight_decay must be at least 0, not {self.weight_decay}")
+        if self.loss not in LOSSES:
+            raise UsageError(f"loss must be one of {', '.join(LOSSES)}, not {self.loss!r}")
+        if self.score_range is not None:
+            low, high = self.score_range
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise UsageError(f"score_range must rise, not {low:g} to {high:g}")
+        if self.time_limit_s is not None and not self.time_limit_s > 0:
+            raise UsageError(f"time_limit_s must be over 0, not {self.time_limit_s}")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run computes with.
+
+    Attributes:
+        device: The first GPU, or the CPU.
+        precision: Of the model's matrix products while training and measuring; the head is float32 always.
+        workers: Processes that decode; 0 for the one that trains.
+    """
+
+    device: torch.device
+    precision: Literal["bf16", "fp32"]
+    workers: int
+
+    @classmethod
+    def here(cls, workers: int | None = None) -> Machine:
+        """The best this machine has: a GPU before the CPU, bf16 where the hardware computes in it."""
+        if torch.cuda.is_available():
+            bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+            device, usual = torch.device("cuda"), min(MAX_WORKERS, os.cpu_count() or 1)
+        else:
+            bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+            device, usual = torch.device("cpu"), 0
+        return cls(device, "bf16" if bf16 else "fp32", usual if workers is None else workers)
+
+    @property
+    def name(self) -> str:
+        """The device in words."""
+        return torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
+
+    def raw_score(self, model: GLIANet, global_view: Tensor, fragments: Tensor) -> Tensor:
+        """Scores before calibration, float32 (N,), on the device."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            feature = model.features(
+                global_view.to(self.device, non_blocking=True), fragments.to(self.device, non_blocking=True)
+            )
+        return model.raw_score(feature)
+
+    def batches(self, views: ViewDataset, indices: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Load (global views, fragments, labels), one batch for each list of indices.
+
+        Raises:
+            BadImageError: A picture cannot be read.
+        """
+        loader: DataLoader[tuple[Tensor, Tensor, Tensor]] = DataLoader(
+            views,
+            batch_sampler=indices,
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # else it would draw from the one that dropout draws from
+        )
+        try:
+            yield from loader
+        except BadImageError as error:
+            # From a worker the message is a whole traceback, which ends in "module.BadImageError: message".
+            raise BadImageError(str(error).strip().splitlines()[-1].split("BadImageError: ")[-1]) from error
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run came to.
+
+    Attributes:
+        checkpoint: The last epoch's.
+        split: Which pictures were held out.
+        metrics: Of the calibrated scores of the held-out part, after the last epoch.
+        epochs: How many there were; fewer than asked for when time ran out.
+    """
+
+    checkpoint: Path
+    split: Split
+    metrics: Metrics
+    epochs: int
+
+
+def train(
+    labels: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    config: ModelConfig,
+    options: TrainOptions,
+    backbone_weights: str,
+    *,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> TrainResult:
+    """Train a GLIANet on 80 % of the labelled pictures and measure it on the rest after every epoch.
+
+    The folder always holds the checkpoint of the last complete epoch, calibrated and ready to export: after each
+    epoch on `CALIBRATION_SAMPLE` training pictures, at the end on all.
+
+    Args:
+        labels: A CSV, as `glia_train.data.read_labels` takes it.
+        out: The folder to write, made where it is not there.
+        config: The architecture.
+        options: How to train.
+        backbone_weights: "hub", "random" or a file, as `glia_train.backbone.load_backbone_weights` takes it.
+        overwrite: Replace the run that `out` holds.
+        console: Where a progress bar and a line an epoch go; None for silence.
+
+    Raises:
+        OutputExistsError: `out` holds a checkpoint, and `overwrite` is not given.
+        UsageError: The labels, or options that do not go together.
+        BundleError: The backbone's weights do not fit.
+        BadImageError: A picture cannot be read.
+        GliaError: The loss is not finite, or the model scores all pictures alike.
+        KeyboardInterrupt: Ctrl-C; the message says which epoch the checkpoint in `out` is of.
+    """
+    out = Path(out)
+    if not overwrite and (out / CHECKPOINT).exists():
+        raise OutputExistsError(f"{out} holds a run: name another folder, or give --overwrite to replace it")
+    if options.adapter_only:
+        check_adapter_only(config, backbone_weights)
+    split = split_pictures(read_labels(labels), options.seed)
+    if len(split.train) < options.batch_size:
+        fitting = 2 ** int(math.log2(len(split.train)))
+        raise UsageError(
+            f"{len(split.train)} training pictures do not fill one batch of {options.batch_size}: give --batch-size "
+            f"{fitting} or, for more steps an epoch, less"
+        )
+    score_range = _score_range(split, options.score_range)
+    machine = Machine.here(options.workers)
+    model, contract = untrained(config, backbone_weights, options.seed)
+    contract = dataclasses.replace(contract, score_range=score_range)
+    model.to(machine.device)
+
+    record: dict[str, Any] = {
+        "labels": os.fspath(labels),
+        "pictures": {"train": len(split.train), "test": len(split.test), "split_by": split.by},
+        "backbone_weights": backbone_weights,
+        "config": config.to_dict(),
+        "options": dataclasses.asdict(options),
+        "score_range": list(score_range),
+        "trainable_parameters": sum(p.numel() for p in model.trainable_parameters()),
+        "machine": {"device": machine.name, "precision": machine.precision, "workers": machine.workers},
+        "versions": {
+            "glia-rt": glia_rt.__version__,
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    _start_folder(out)
+    _write(out / RECORD, json.dumps(record, indent=2) + "\n")
+    _write(out / SPLIT, split.to_csv())
+
+    def say(line: str) -> None:
+        if console is not None:
+            console.print(line, markup=False, highlight=False)
+
+    say(
+        f"{len(split.train)} pictures to train on, {len(split.test)} held out, split by {split.by}; {machine.name}, "
+        f"{machine.precision}; {record['trainable_parameters']:,} trainable parameters"
+    )
+
+    optimiser = torch.optim.AdamW(model.trainable_parameters(), lr=options.lr, weight_decay=options.weight_decay)
+    rng = np.random.default_rng(options.seed)
+    sample = [split.train[i] for i in rng.permutation(len(split.train))[:CALIBRATION_SAMPLE]]
+    rows: list[dict[str, Any]] = []
+
+    def save(calibration_pictures: Sequence[LabelledPicture], held_out: npt.NDArray[np.float64]) -> Metrics:
+        raw = _raw_scores(model, calibration_pictures, contract, machine, options.batch_size)
+        scale, offset = _calibrate(raw, [picture.score for picture in calibration_pictures])
+        model.calibration.copy_(torch.tensor([scale, offset]))
+        metrics = compare(scale * held_out + offset, [picture.score for picture in split.test])
+        trained_on = record | {"epoch": epoch, "calibrated_on": len(calibration_pictures)}
+        make_checkpoint(
+            model,
+            contract,
+            backbone_weights if backbone_weights in ("hub", "random") else Path(backbone_weights).name,
+            adapter_only=options.adapter_only,
+            trained_on=trained_on,
+            metrics=metrics.to_dict(),
+        ).save(out / CHECKPOINT)
+        return metrics
+
+    cuda_devices = [torch.cuda.current_device()] if machine.device.type == "cuda" else []
+    with _progress(console) as progress, torch.random.fork_rng(devices=cuda_devices):
+        torch.manual_seed(options.seed)
+        schedule = _Schedule(options, len(split.train) // options.batch_size, progress)
+        try:
+            for epoch in range(1, options.epochs + 1):
+                start = time.monotonic()
+                loss = _train_epoch(model, optimiser, split.train, contract, machine, options, epoch, schedule)
+                schedule.say(f"epoch {epoch}/{options.epochs}, measuring")
+                held_out = _raw_scores(model, split.test, contract, machine, options.batch_size)
+                metrics = save(sample, held_out)
+                row = {"epoch": epoch, "loss": loss, **metrics.to_dict(), "seconds": time.monotonic() - start}
+                rows.append(row)
+                _write(out / METRICS, _table(rows))
+                say(_epoch_line(row, options.epochs, metrics.note))
+                if schedule.done >= 1:
+                    break
+            if len(sample) < len(split.train):
+                schedule.say("calibrating")
+                metrics = save(split.train, held_out)
+        except KeyboardInterrupt:
+            kept = f"{out / CHECKPOINT} is of epoch {rows[-1]['epoch']}" if rows else "no epoch was complete"
+            raise KeyboardInterrupt(f"training stopped: {kept}") from None
+    return TrainResult(out / CHECKPOINT, split, metrics, len(rows))
