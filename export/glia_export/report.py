@@ -1,0 +1,156 @@
+"""The demo's result as one HTML file that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from PIL import Image
+
+from glia_export.demo_data import METRIC, PHOTOGRAPHS, DemoPicture
+from glia_rt.images import read_image
+from glia_rt.verify import Parity
+from glia_train.metrics import Metrics
+
+THUMBNAILS: Final = 32
+
+# Matplotlib cannot write a CSS variable, and an SVG in one colour would be lost on a light page or on a dark one: it
+# draws in colours that nothing else has, and these become the page's.
+_INK, _FAINT = "#010101", "#020202"
+_SERIES: Final = (("#030301", "o"), ("#030302", "^"), ("#030303", "s"), ("#030304", "D"))
+_VARIABLES: Final = {_INK: "ink", _FAINT: "faint"} | {
+    colour: f"series-{i}" for i, (colour, _) in enumerate(_SERIES, start=1)
+}
+
+
+@dataclass(frozen=True)
+class ScoredPicture:
+    """A held-out picture and the score the exported model gave it, in label units."""
+
+    picture: DemoPicture
+    score: float
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """What the page shows.
+
+    Attributes:
+        backbone: The backbone's name; its weights were random at the start.
+        trained: The pictures trained on.
+        held_out: The pictures of the other photographs, at least one, scored with the exported model.
+        metrics: Agreement of those scores with the labels.
+        parity: The export's comparisons.
+        seconds: Wall-clock time by stage, in order.
+        setup: Further facts to hold the figures by: model, epochs, hardware, versions, the command.
+        files: What each file of the demo's folder is, by its name in there.
+        commands: What to do next -> the command line that does it.
+    """
+
+    backbone: str
+    trained: Sequence[DemoPicture]
+    held_out: Sequence[ScoredPicture]
+    metrics: Metrics
+    parity: Sequence[Parity]
+    seconds: Mapping[str, float]
+    setup: Mapping[str, str]
+    files: Mapping[str, str]
+    commands: Mapping[str, str]
+
+
+def write_report(path: str | os.PathLike[str], report: DemoReport) -> None:
+    """Write the page: HTML with its style, plot and thumbnails inside, and neither scripts nor links.
+
+    Raises:
+        BadImageError: The file of a held-out picture cannot be read.
+    """
+    environment = Environment(
+        loader=PackageLoader("glia_export"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"kind": describe, "duration": _duration, "thumbnail": _thumbnail}
+    by_score = sorted(report.held_out, key=lambda scored: scored.score, reverse=True)
+    shown = np.linspace(0, len(by_score) - 1, min(THUMBNAILS, len(by_score))).round().astype(int)
+    page = environment.get_template("report.html").render(
+        report=report,
+        metric=METRIC,
+        credits={photograph.name: photograph.credit for photograph in PHOTOGRAPHS},
+        trained_photographs=_photographs(report.trained),
+        held_out_photographs=_photographs([scored.picture for scored in report.held_out]),
+        ranked=[(rank + 1, by_score[rank]) for rank in shown],
+        scatter=_scatter(report.held_out),
+    )
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(path)
+
+
+def describe(picture: DemoPicture) -> str:
+    """The distortion in words: "white noise, level 3"."""
+    return "undistorted" if picture.distortion is None else f"{_plain(picture.distortion)}, level {picture.level}"
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _photographs(pictures: Sequence[DemoPicture]) -> list[str]:
+    return sorted({_plain(picture.reference) for picture in pictures})
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+
+
+def _thumbnail(path: Path) -> str:
+    """The picture as a data URI, at its own size: reduced, it would no longer show its distortion."""
+    file = io.BytesIO()
+    Image.fromarray(read_image(path)).save(file, "WEBP", quality=90)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+
+
+def _scatter(pictures: Sequence[ScoredPicture]) -> Markup:
+    """Score against label as an <svg> element, a colour and a marker for each photograph."""
+    values = [value for scored in pictures for value in (scored.picture.score, scored.score)]
+    margin = 0.04 * (max(values) - min(values)) or 0.1
+    limits = (min(values) - margin, max(values) + margin)
+
+    # Text stays text, for the page's font and for screen readers; the salt makes equal plots equal files.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "glia-rt", "font.size": 10, "axes.edgecolor": _FAINT}):
+        figure = Figure(figsize=(5, 5), layout="constrained")
+        axes = figure.add_subplot(xlim=limits, ylim=limits, aspect="equal")
+        axes.axline((0, 0), slope=1, color=_FAINT, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
+        names = _photographs([scored.picture for scored in pictures])
+        for name, (colour, marker) in zip(names, cycle(_SERIES), strict=False):
+            shown = [scored for scored in pictures if _plain(scored.picture.reference) == name]
+            x, y = [scored.picture.score for scored in shown], [scored.score for scored in shown]
+            axes.scatter(x, y, s=20, c=colour, marker=marker, alpha=0.65, linewidths=0, label=name, zorder=2)
+        axes.set_xlabel(f"label ({METRIC})", color=_INK)
+        axes.set_ylabel(f"score ({METRIC} predicted)", color=_INK)
+        axes.tick_params(color=_FAINT, labelcolor=_INK)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.legend(loc="outside upper left", ncols=len(_SERIES), frameon=False, labelcolor=_INK, handletextpad=0.2)
+        file = io.StringIO()
+        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(file, format="svg", transparent=True, metadata=metadata)
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]  # what comes before belongs to a file of its own
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var(--{variable})")
+    return Markup(svg)
