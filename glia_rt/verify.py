@@ -8,17 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from glia_rt.contract import SCORE
 from glia_rt.errors import ParityError
+from glia_rt.images import read_image
+from glia_rt.sampler import make_views
+
+if TYPE_CHECKING:
+    from glia_rt.scorer import Scorer
 
 #: Largest |score - reference|, as a share of the score range.
 SCORE_LIMITS: Final = {"fp32": 1e-5, "image-fp32": 1e-3, "fp16": 5e-3, "bf16": 1e-2}
 #: Largest ||feature - reference|| / ||reference|| of an uncalibrated model.
 FEATURE_LIMITS: Final = {"fp32": 1e-5, "image-fp32": 1e-5, "fp16": 3e-3, "bf16": 3e-2}
+#: Grey levels that a view may be off by: another version of Pillow may round otherwise.
+VIEW_LIMIT: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,7 @@ class Parity:
 
     Attributes:
         what: What was compared, "scorer.onnx, batch 8" say.
-        measure: "score" (share of the score range) or "feature" (relative L2 error).
+        measure: "score" (share of the score range), "feature" (relative L2 error) or "grey levels".
         worst: The largest error, in that measure.
         limit: What it may be.
         picture: The picture of the largest error.
@@ -90,7 +98,37 @@ def require(rows: Sequence[Parity]) -> None:
     failed = [row for row in rows if not row.passed]
     if failed:
         row = max(failed, key=lambda row: row.worst / row.limit)
-        unit = "of the score range" if row.measure == "score" else "relative error of the cls feature"
+        unit = {"score": "of the score range", "feature": "relative error of the cls feature"}.get(
+            row.measure, row.measure
+        )
         raise ParityError(
             f"{row.what}: off by {row.worst:.2g} {unit}, the limit is {row.limit:.2g}; worst picture: {row.picture}"
         )
+
+
+def selftest(scorer: Scorer) -> list[Parity]:
+    """Run a bundle's selftest: are the views and the scores made here those of the export?
+
+    Returns:
+        Two comparisons: of views in grey levels, and of scores with PyTorch FP32's; of a model that was never
+        calibrated the views alone, since its scores have no unit.
+
+    Raises:
+        BundleError: The selftest's files are damaged.
+    """
+    bundle, contract = scorer.bundle, scorer.contract
+    rows = bundle.selftest()
+    pictures = [row["picture"] for row in rows]
+    off = []
+    for row in rows:
+        views = make_views(read_image(bundle.checked_file(f"selftest/{row['picture']}")), contract)
+        golden = [read_image(bundle.checked_file(f"selftest/{row[name]}")) for name in views._fields]
+        off.append(max(int(np.abs(a.astype(np.int16) - b).max()) for a, b in zip(views, golden, strict=True)))
+    found = [_worst("selftest views", "grey levels", np.asarray(off, np.float64), VIEW_LIMIT, pictures)]
+    if contract.score_span is not None:
+        scores = scorer.score_batch([bundle.path / "selftest" / name for name in pictures])
+        golden_scores = np.asarray([row[SCORE] for row in rows], np.float32)
+        limit = SCORE_LIMITS[scorer.backend.precision]
+        what = f"selftest scores, {scorer.backend.name} {scorer.backend.precision}"
+        found.append(compare_scores(what, scores, golden_scores, pictures, span=contract.score_span, limit=limit))
+    return found

@@ -121,7 +121,7 @@ def export(
             parity += _check_views(folder, views_graph, precision, pictures, reference, contract)
             stage(f"check {GRAPHS['image', precision]}")
             parity += _check_image(folder, image_graph, precision, model, pictures, contract)
-        [report(str(r)) for r in parity]; require(parity)
+        require(parity)
         stage("write the selftest and the manifest")
         _write_selftest(folder / "selftest", pictures, reference, contract)
         write_manifest(folder, _manifest(checkpoint, checkpoint_path, parity, activations, keep))

@@ -57,6 +57,20 @@ class Checkpoint:
         """Scores are in label units."""
         return self.contract.score_range is not None
 
+    def describe(self) -> dict[str, Any]:
+        """Everything but the weights, as plain JSON types."""
+        return {
+            "model": {"family": "glianet", "config": self.config.to_dict()},
+            "contract": self.contract.to_dict(),
+            "calibrated": self.calibrated,
+            "adapter_only": self.adapter_only,
+            "backbone_source": self.backbone_source,
+            "backbone_sha256": self.backbone_sha256,
+            "parameters": sum(value.numel() for value in self.weights.values()),
+            "trained_on": dict(self.trained_on),
+            "metrics": dict(self.metrics),
+        }
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file whole, or not at all."""
         target = Path(path)

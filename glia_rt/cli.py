@@ -1,0 +1,344 @@
+"""The command `glia-rt`. Errors become one line on stderr and an exit status here, and only here.
+
+Exit status: 0 done; 1 unexpected; 2 usage, or the output exists; 3 done, but some pictures could not be scored;
+4 parity; 5 checkpoint, bundle or engine; 6 backend, or a package that is not installed; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from glia_rt import __version__
+from glia_rt.backends import AUTO, BACKENDS, cpu_count
+from glia_rt.errors import GliaError, MissingPackageError, UsageError
+from glia_rt.images import DEFAULT_MAX_PIXELS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from glia_rt.verify import Parity
+
+SOME_BAD = 3
+INTERRUPTED = 130
+
+existing = click.Path(exists=True)
+backend_option = click.option(
+    "--backend", type=click.Choice([AUTO, *BACKENDS]), default=AUTO, show_default=True, help="The engine."
+)
+precision_option = click.option(
+    "--precision", type=click.Choice(["fp32", "bf16"]), help="What the engine computes in; default: its fastest here."
+)
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    try:
+        status = cli.main(args=args, prog_name="glia-rt", standalone_mode=False)
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.ClickException as error:
+        error.show()
+        return UsageError.exit_status
+    except GliaError as error:
+        click.echo(f"glia-rt: {error}", err=True)
+        return error.exit_status
+    except (KeyboardInterrupt, click.Abort) as stopped:
+        click.echo(f"glia-rt: {str(stopped) or 'interrupted'}", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of stdout went away, as `| head` does; Python would complain once more on exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status if isinstance(status, int) else 0
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="glia-rt")
+def cli() -> None:
+    """Image quality scores by GLIANet: train, export, verify, score."""
+
+
+@cli.command()
+@click.argument("bundle", type=click.Path())
+@click.argument("paths", nargs=-1, required=True, type=click.Path(), metavar="PATH...")
+@click.option("-o", "--output", type=click.Path(), help="A .csv, .jsonl or .parquet file; default: the terminal.")
+@click.option("--json", "as_json", is_flag=True, help="Without -o: JSON lines instead of a table.")
+@backend_option
+@precision_option
+@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Pictures a run.")
+@click.option("--workers", type=click.IntRange(min=1), help="Decoding threads; default: one a core.")
+@click.option("--max-pixels", type=click.IntRange(min=1), default=DEFAULT_MAX_PIXELS, show_default=True,
+              help="Largest picture that is decoded, width times height.")  # fmt: skip
+@overwrite_option
+def score(
+    bundle: str,
+    paths: tuple[str, ...],
+    output: str | None,
+    as_json: bool,
+    backend: str,
+    precision: str | None,
+    batch_size: int,
+    workers: int | None,
+    max_pixels: int,
+    overwrite: bool,
+) -> int:
+    """Score pictures: files, and folders with all pictures below them.
+
+    One row a picture, in order: path, score, status, error, width, height. A picture that cannot be read is a row
+    too; the exit status is then 3.
+    """
+    from glia_rt.images import configure_pillow
+    from glia_rt.results import Result
+    from glia_rt.scorer import Scorer
+    from glia_rt.sinks import json_line, open_sink
+    from glia_rt.sources import find_images
+
+    if output and as_json:
+        raise UsageError("--json is for the terminal; for a file name it .jsonl")
+    configure_pillow(max_pixels)
+    with Scorer.open(bundle, backend, precision=precision, batch_size=batch_size, max_pixels=max_pixels) as scorer:
+        _say_backend(scorer)
+        results = scorer.score_files(paths, workers=workers)
+        total = sum(1 for _ in find_images(paths))
+        if not total:
+            raise UsageError(f"no pictures in {', '.join(paths)}")
+        bad = 0
+
+        def emit(write: Callable[[Result], None]) -> None:
+            nonlocal bad
+            with _progress(total, "scoring") as advance:
+                for result in results:
+                    write(result)
+                    bad += result.status != "ok"
+                    advance()
+
+        if output:
+            metadata = scorer.resolved | {"workers": workers or cpu_count(), "glia_rt": __version__}
+            with open_sink(output, overwrite=overwrite, metadata=metadata) as sink:
+                emit(sink.write)
+            _say(f"{total} rows in {output}")
+        elif as_json:
+            emit(lambda result: click.echo(json_line(result)))
+        else:
+            click.echo(f"{'score':>10}  {'size':>11}  path")
+            emit(lambda result: click.echo(_row(result)))
+    if bad:
+        _say(f"{bad} of {total} pictures could not be read: see the status and error columns")
+        return SOME_BAD
+    return 0
+
+
+@cli.command()
+@click.argument("checkpoint", type=click.Path())
+@click.option("-o", "--output", type=click.Path(), help="The bundle, NAME.glia; default: beside the checkpoint.")
+@click.option("--images", multiple=True, type=click.Path(), help="Measure parity on these pictures and folders too.")
+@click.option("--backbone-weights", help="For an adapter-only checkpoint: hub, or a file.")
+@overwrite_option
+def export(
+    checkpoint: str, output: str | None, images: tuple[str, ...], backbone_weights: str | None, overwrite: bool
+) -> None:
+    """Turn a checkpoint into a bundle: four ONNX graphs, each checked against PyTorch, and a selftest."""
+    with _needs("export"):
+        from glia_export import export as exporting
+    from glia_rt.sources import find_images
+
+    done = exporting.export(
+        checkpoint,
+        output,
+        images=find_images(images),
+        backbone_weights=backbone_weights,
+        overwrite=overwrite,
+        report=lambda stage: _say(f"{stage} ..."),
+    )
+    console = _console()
+    console.print(_table(["stage", "seconds"], [[name, f"{s:.1f}"] for name, s in done.seconds.items()]))
+    console.print(_table(["file", "MB"], [[name, f"{size / 1e6:.1f}"] for name, size in done.sizes.items()]))
+    print_parity(console, done.parity)
+    click.echo(f"wrote {done.path}; next:\n  glia-rt score {done.path} PICTURE_OR_FOLDER")
+
+
+@cli.command()
+@click.argument("bundle", type=click.Path())
+@backend_option
+@precision_option
+def verify(bundle: str, backend: str, precision: str | None) -> None:
+    """Run a bundle's selftest here: are views and scores those of the export?"""
+    from glia_rt.scorer import Scorer
+    from glia_rt.verify import require, selftest
+
+    with Scorer.open(bundle, backend, precision=precision) as scorer:
+        _say_backend(scorer)
+        rows = selftest(scorer)
+    print_parity(_console(), rows)
+    require(rows)
+
+
+@cli.command()
+@click.argument("path", type=click.Path())
+def info(path: str) -> None:
+    """Say what a bundle or a checkpoint is."""
+    import json
+
+    if Path(path).is_dir():
+        from glia_rt.bundle import Bundle
+
+        bundle = Bundle.open(path)
+        record: dict[str, Any] = {"bundle": str(path), "identity": bundle.identity, **bundle.manifest}
+    else:
+        with _needs("train"):
+            from glia_train.checkpoint import Checkpoint
+        record = {"checkpoint": str(path), **Checkpoint.load(path).describe()}
+    click.echo(json.dumps(record, indent=2))
+
+
+@cli.command()
+def doctor() -> None:
+    """Say which backends work on this machine, and what the others need."""
+    from glia_rt.doctor import examine
+
+    findings = examine()
+    console = _console()
+    console.print(_table(["backend", "works", "precision", "why not, or what to know"], findings.backends))
+    console.print(_table(["package", "version"], findings.packages))
+    for warning in findings.warnings:
+        _say(f"warning: {warning}")
+
+
+@cli.command()
+@click.option("--data", required=True, type=click.Path(), help="Labels: a CSV of path,score[,reference].")
+@click.option("--out", required=True, type=click.Path(), help="The run's folder.")
+@click.option("--backbone-weights", required=True, help="hub (downloads), random, or a file of weights.")
+@click.option("--backbone", help="A timm ViT; default: ViT-B/16.")
+@click.option("--tune-backbone", is_flag=True, help="Train the backbone too.")
+@click.option("--epochs", type=click.IntRange(min=1), default=10, show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option("--lr", type=float, default=3e-4, show_default=True, help="First learning rate.")
+@click.option("--weight-decay", type=float, default=1e-2, show_default=True)
+@click.option("--loss", type=click.Choice(["mse-rho", "plcc"]), default="mse-rho", show_default=True)
+@click.option("--seed", type=int, default=3407, show_default=True, help="Of the split, the weights, the order.")
+@click.option("--workers", type=click.IntRange(min=0), help="Decoding processes.")
+@click.option("--score-range", type=(float, float), help="The labels' scale; default: least and greatest label.")
+@click.option("--adapter-only", is_flag=True, help="Leave the frozen backbone out of the checkpoint.")
+@overwrite_option
+def train(
+    data: str,
+    out: str,
+    backbone_weights: str,
+    backbone: str | None,
+    tune_backbone: bool,
+    overwrite: bool,
+    **options: Any,
+) -> None:
+    """Train a GLIANet on pictures with scores, and hold out a fifth to measure it."""
+    with _needs("train"):
+        from glia_train.model import DEFAULT_BACKBONE, ModelConfig
+        from glia_train.training import TrainOptions
+        from glia_train.training import train as run
+    config = ModelConfig(backbone=backbone or DEFAULT_BACKBONE, tune_backbone=tune_backbone)
+    result = run(
+        data,
+        out,
+        config,
+        TrainOptions(**options),
+        backbone_weights,
+        overwrite=overwrite,
+        console=_console(stderr=True),
+    )
+    click.echo(f"wrote {result.checkpoint}; next:\n  glia-rt export {result.checkpoint}")
+
+
+@cli.command()
+@click.option("--out", type=click.Path(), default="demo-output", show_default=True, help="Everything goes there.")
+@click.option("--minutes", type=float, default=6.0, show_default=True, help="How long all of it may take.")
+@overwrite_option
+def demo(out: str, minutes: float, overwrite: bool) -> None:
+    """Run the whole chain once on photographs: distort, train, export, verify, score, report."""
+    with _needs("demo"):
+        from glia_export import demo as demonstration
+    demonstration.run(Path(out), minutes=minutes, overwrite=overwrite, console=_console(stderr=True))
+
+
+def print_parity(console: Console, rows: Sequence[Parity]) -> None:
+    """The parity table."""
+    units = {"score": "of the score range", "feature": "relative L2 of the cls feature"}
+    cells = [
+        [row.what, f"{row.worst:.1e}", f"{row.limit:.0e}", units.get(row.measure, row.measure), row.picture,
+         "ok" if row.passed else "FAILED"]
+        for row in rows
+    ]  # fmt: skip
+    console.print(_table(["compared with PyTorch FP32", "worst", "limit", "measure", "worst picture", ""], cells))
+
+
+def _row(result: Any) -> str:
+    if result.status != "ok":
+        return f"{'-':>10}  {'-':>11}  {result.path}: {result.error}"
+    return f"{result.score:>10.4f}  {result.width:>5}x{result.height:<5}  {result.path}"
+
+
+def _say(message: str) -> None:
+    """Diagnostics go to stderr, so that stdout holds nothing but what was asked for."""
+    click.echo(message, err=True)
+
+
+def _say_backend(scorer: Any) -> None:
+    backend = scorer.backend
+    _say(f"backend {backend.name}, {backend.precision}, {backend.device}")
+    for reason in scorer.passed_over:
+        _say(f"  not {reason}")
+    if scorer.contract.score_range is None:
+        _say("  this model was never trained: its scores mean nothing and have no unit")
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, soft_wrap=False)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
+    from rich.table import Table
+
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*(cell.replace("[", "\\[") for cell in row))
+    return table
+
+
+@contextmanager
+def _progress(total: int, what: str) -> Iterator[Callable[[], None]]:
+    """A bar on stderr with rate and time left; nothing where stderr is no terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    console = _console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total, rate="")
+
+        def advance() -> None:
+            speed = bar.tasks[0].speed
+            bar.update(task, advance=1, rate=f"{speed:.1f}/s" if speed else "")
+
+        yield advance
+
+
+@contextmanager
+def _needs(extra: str) -> Iterator[None]:
+    """Turn a failed import of another package into the command that installs it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(error.name or "a package", extra) from error
