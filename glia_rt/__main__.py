@@ -1,0 +1,7 @@
+"""`python -m glia_rt` is `glia-rt`."""
+
+import sys
+
+from glia_rt.cli import main
+
+sys.exit(main())
