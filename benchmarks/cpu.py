@@ -29,17 +29,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from glia_export.export import SELFTEST, export
-from glia_train.checkpoint import make_checkpoint, untrained
-from glia_train.model import DEFAULT_BACKBONE, GLIANet, ModelConfig
 from PIL import Image
 
+from glia_export.export import SELFTEST, export
 from glia_rt import Scorer
 from glia_rt.backends import cpu_count
 from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW
 from glia_rt.images import read_image
 from glia_rt.pipeline import ordered_map
 from glia_rt.sampler import make_views
+from glia_train.checkpoint import make_checkpoint, untrained
+from glia_train.model import DEFAULT_BACKBONE, GLIANet, ModelConfig
 
 BATCHES = (1, 8)
 #: Pictures a timing at batch 8, and their sizes.

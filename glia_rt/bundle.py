@@ -72,7 +72,12 @@ class Bundle:
         missing = {"model", "contract", "checkpoint", "files", "parity", "tools"} - set(manifest)
         if missing:
             raise BundleError(f"{path}: the manifest lacks {', '.join(sorted(missing))}; export it again")
-        for name, entry in manifest["files"].items():
+        files = manifest["files"]
+        if not isinstance(files, dict) or not all(
+            isinstance(entry, dict) and {"sha256", "size"} <= set(entry) for entry in files.values()
+        ):
+            raise BundleError(f"{path}: the manifest's files lack their sizes and hashes; export it again")
+        for name, entry in files.items():
             try:
                 size = (path / name).stat().st_size
             except OSError as error:
@@ -125,7 +130,7 @@ def new_bundle(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iter
     """A folder to fill; it becomes `path` by rename when the block ends well, and is removed otherwise.
 
     Raises:
-        UsageError: The name does not end in .glia, or its parent folder does not exist.
+        UsageError: The name does not end in .glia, its parent folder does not exist, or what is there is no bundle.
         OutputExistsError: The bundle exists and overwrite is False.
     """
     path = Path(path)
@@ -135,7 +140,11 @@ def new_bundle(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iter
         raise UsageError(f"{path.parent} is not a folder: make it first")
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path} exists; give --overwrite to replace it, or another -o")
+    if path.exists() and not (path / MANIFEST).is_file():
+        raise UsageError(f"{path} is no bundle, so it is not replaced: move it away, or give another -o")
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    # A process of this number may have been killed here before; in a container numbers recur.
+    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
         yield partial

@@ -62,20 +62,24 @@ class Contract:
         """Refuse a record that no sampler of this version could follow."""
         if self.schema != SCHEMA:
             raise BundleError(_schema_message(self.schema))
-        if self.grid * self.fragment != self.view_size:
-            raise BundleError(f"contract: grid {self.grid} x fragment {self.fragment} is not {self.view_size}")
+
+        def need(name: str, holds: bool, what: str) -> None:
+            if not holds:
+                raise BundleError(f"contract: {name} must be {what}, not {getattr(self, name)!r}")
+
+        need("mean", _finite(self.mean, 3), "three finite numbers")
+        need("std", _finite(self.std, 3) and min(self.std) > 0, "three finite numbers over 0")
+        rises = self.score_range is None or (_finite(self.score_range, 2) and self.score_range[0] < self.score_range[1])
+        need("score_range", rises, "two finite numbers that rise")
+        need("score_name", isinstance(self.score_name, str), "text")
+        need("higher_is_better", self.higher_is_better is True, "true")
+        for name in ("view_size", "grid", "fragment"):
+            size = getattr(self, name)
+            need(name, type(size) is int and size > 0, "a whole number over 0")
+        need("view_size", self.view_size == self.grid * self.fragment, f"grid {self.grid} x fragment {self.fragment}")
         for name in ("resize", "small_image"):
             known = Contract.__dataclass_fields__[name].default
-            if getattr(self, name) != known:
-                raise BundleError(f"contract: {name} is {getattr(self, name)!r}; this version knows {known!r}")
-        for name in ("mean", "std"):
-            values = getattr(self, name)
-            if len(values) != 3 or not all(math.isfinite(v) for v in values):
-                raise BundleError(f"contract: {name} must be three finite numbers, not {values!r}")
-        if self.score_range is not None:
-            low, high = self.score_range
-            if not (math.isfinite(low) and math.isfinite(high) and low < high):
-                raise BundleError(f"contract: score_range must rise, not {self.score_range!r}")
+            need(name, getattr(self, name) == known, f"{known!r}, which this version knows")
 
     @property
     def score_span(self) -> float | None:
@@ -98,6 +102,8 @@ class Contract:
         Raises:
             BundleError: A newer schema, an unknown field, a missing field, or a value of the wrong kind.
         """
+        if not isinstance(record, Mapping):
+            raise BundleError("contract: not a JSON object; the file is damaged: export it again")
         schema = record.get("schema")
         if schema != SCHEMA:
             raise BundleError(_schema_message(schema))
@@ -111,10 +117,7 @@ class Contract:
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in record.items()
         }
-        try:
-            return cls(**values)
-        except (TypeError, ValueError) as error:
-            raise BundleError(f"contract: {error}; the file is damaged: export it again") from error
+        return cls(**values)
 
     @classmethod
     def from_json(cls, text: str) -> Contract:
@@ -123,9 +126,16 @@ class Contract:
             record = json.loads(text)
         except ValueError as error:
             raise BundleError(f"contract: not JSON ({error}); the file is damaged: export it again") from error
-        if not isinstance(record, dict):
-            raise BundleError("contract: not a JSON object; the file is damaged: export it again")
         return cls.from_dict(record)
+
+
+def _finite(values: object, count: int) -> bool:
+    """Whether the values are `count` finite numbers."""
+    return (
+        isinstance(values, tuple)
+        and len(values) == count
+        and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    )
 
 
 def _schema_message(schema: object) -> str:

@@ -30,8 +30,9 @@ from glia_train.data import COLUMNS
 from glia_train.distortions import DISTORTIONS, LEVELS, distort
 
 LABELS: Final = "labels.csv"
-#: What the labels are, for people to read; 1 is a picture like its reference.
+#: What the labels are, for people to read.
 METRIC: Final = "SSIM"
+METRIC_IN_FULL: Final = "structural similarity (SSIM, Wang et al. 2004), the mean over R, G and B"
 CROP: Final = 256  # the scale SSIM is made for: its authors reduce larger pictures to a shorter side of about this
 MAX_SIDE: Final = 2 * CROP
 

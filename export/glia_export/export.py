@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -97,7 +97,7 @@ def export(
         stage("read the checkpoint")
         checkpoint = Checkpoint.load(checkpoint_path)
         contract = checkpoint.contract
-        model = graphs.fold_standardised_convolutions(checkpoint.build_model(backbone_weights))
+        model = graphs.export_form(checkpoint.build_model(backbone_weights))
         pictures = read_pictures(images, contract)
         stage("score with PyTorch FP32, the reference")
         reference = run_model(model, pictures)
@@ -108,10 +108,13 @@ def export(
         parity = [
             _compare("PyTorch FP16 on the CPU", run_model(half_model, pictures), reference, pictures, contract, "fp16")
         ]
+        require(parity)  # here already: no graph could mend it, and tracing takes long
+        opsets: dict[str, int] = {}
         for precision, traced in (("fp32", model), ("fp16", half_model)):
             stage(f"trace {precision}")
-            views_graph = graphs.trace_views(traced, contract, precision)
-            image_graph = graphs.join(graphs.trace_sampler(contract, precision), views_graph)
+            opsets[precision] = opset = graphs.opset_for(traced)
+            views_graph = graphs.trace_views(traced, contract)
+            image_graph = graphs.join(graphs.trace_sampler(contract, opset), views_graph)
             files = {"views": views_graph, "image": image_graph}
             for kind, graph in files.items():
                 stage(f"write {(name := GRAPHS[kind, precision])}")  # type: ignore[index]
@@ -124,7 +127,7 @@ def export(
         require(parity)
         stage("write the selftest and the manifest")
         _write_selftest(folder / "selftest", pictures, reference, contract)
-        write_manifest(folder, _manifest(checkpoint, checkpoint_path, parity, activations, keep))
+        write_manifest(folder, _manifest(checkpoint, checkpoint_path, opsets, parity, activations, keep))
         sizes = {name: (folder / name).stat().st_size for name in GRAPHS.values()}
     stage.done()
     return Exported(output, parity, seconds, sizes)
@@ -332,6 +335,7 @@ def _write_selftest(folder: Path, pictures: Sequence[Picture], reference: Refere
 def _manifest(
     checkpoint: Checkpoint,
     path: Path,
+    opsets: Mapping[str, int],
     parity: Sequence[Parity],
     activations: dict[str, float],
     keep: Sequence[str],
@@ -340,7 +344,7 @@ def _manifest(
     import timm
 
     files = {
-        name: {"input": kind, "precision": precision, "opset": graphs.OPSETS[precision]}
+        name: {"input": kind, "precision": precision, "opset": opsets[precision]}
         for (kind, precision), name in GRAPHS.items()
     }
     return {

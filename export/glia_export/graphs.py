@@ -16,6 +16,7 @@ from typing import Any, Final, cast
 import torch
 import torch.nn.functional as F
 from onnx import ModelProto, helper
+from timm.layers.norm_act import GroupNormAct
 from timm.layers.padding import pad_same
 from timm.layers.std_conv import StdConv2d, StdConv2dSame
 from torch import Tensor, nn
@@ -24,8 +25,6 @@ from glia_export.sampler import Sampler
 from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW, IMAGE, SCORE, Contract
 from glia_train.model import GLIANet
 
-#: FP32 attention is exported decomposed, since TensorRT builds no FP32 Attention; opset 23 has the op for FP16.
-OPSETS: Final = {"fp32": 20, "fp16": 23}
 #: Second output while a graph is being checked: the cls feature that the head reads. Left out of the bundle's files.
 FEATURE: Final = "cls_feature"
 
@@ -53,44 +52,81 @@ class _FoldedConv(nn.Conv2d):
         return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
-def fold_standardised_convolutions(model: GLIANet) -> GLIANet:
-    """A copy of the model whose weight-standardised convolutions (the hybrids' stems) are ordinary ones; exact."""
+class _TwoPassGroupNorm(nn.Module):
+    """Group normalisation in float32 around the mean, as ONNX Runtime and OpenVINO compute it.
+
+    PyTorch's kernel for CPUs takes both moments in one pass, which on a dark photograph costs a relative 1e-5 of the
+    cls feature: as much as an exported graph may be off.
+    """
+
+    def __init__(self, norm: GroupNormAct) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = self.norm
+        groups = x.float().reshape(x.shape[0], norm.num_groups, -1)  # (N, groups, C/groups * H * W)
+        groups = groups - groups.mean(dim=-1, keepdim=True)
+        groups = groups * torch.rsqrt((groups * groups).mean(dim=-1, keepdim=True) + norm.eps)
+        y = groups.reshape(x.shape) * norm.weight.float().view(-1, 1, 1) + norm.bias.float().view(-1, 1, 1)
+        return cast(Tensor, norm.act(norm.drop(y.to(x.dtype))))
+
+
+def export_form(model: GLIANet) -> GLIANet:
+    """A copy of the model to trace: the hybrids' stems rewritten, other models as they are.
+
+    Weight-standardised convolutions become ordinary ones, exactly; group normalisation takes its two passes.
+    """
     model = copy.deepcopy(model)
-    for name, conv in list(model.named_modules()):
-        if not isinstance(conv, StdConv2d | StdConv2dSame):
-            continue
-        folded = _FoldedConv(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,  # type: ignore[arg-type]
-            conv.stride,  # type: ignore[arg-type]
-            conv.padding,  # type: ignore[arg-type]
-            conv.dilation,  # type: ignore[arg-type]
-            conv.groups,
-            conv.bias is not None,
-        )
-        folded.same_padding = bool(getattr(conv, "same_pad", False))
-        flat = conv.weight.detach().reshape(1, conv.out_channels, -1)
-        standardised = F.batch_norm(flat, None, None, training=True, momentum=0.0, eps=conv.eps)
-        weights = {"weight": standardised.reshape_as(conv.weight)}
-        folded.load_state_dict(weights if conv.bias is None else weights | {"bias": conv.bias})
+    for name, module in list(model.named_modules()):
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, folded)
+        if isinstance(module, StdConv2d | StdConv2dSame):
+            setattr(model.get_submodule(parent), child, _fold(module))
+        elif isinstance(module, GroupNormAct):
+            setattr(model.get_submodule(parent), child, _TwoPassGroupNorm(module))
     return model.eval()
 
 
-def trace_views(model: GLIANet, contract: Contract, precision: str) -> ModelProto:
-    """Views -> (score, cls feature). The model's own weights decide the graph's types; `precision` the opset."""
+def _fold(conv: Any) -> _FoldedConv:
+    folded = _FoldedConv(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+        conv.groups,
+        conv.bias is not None,
+    )
+    folded.same_padding = bool(getattr(conv, "same_pad", False))
+    flat = conv.weight.detach().reshape(1, conv.out_channels, -1)
+    standardised = F.batch_norm(flat, None, None, training=True, momentum=0.0, eps=conv.eps)
+    weights = {"weight": standardised.reshape_as(conv.weight)}
+    folded.load_state_dict(weights if conv.bias is None else weights | {"bias": conv.bias})
+    return folded
+
+
+def opset_for(model: GLIANet) -> int:
+    """23, whose Attention op TensorRT fuses, where all attention is half; else 20, which writes it as its parts.
+
+    TensorRT builds no FP32 Attention, so one block kept in float32 is enough for 20.
+    """
+    blocks = [*model.backbone.blocks, *model.glia]
+    return 23 if all(p.dtype == torch.float16 for block in blocks for p in block.parameters()) else 20
+
+
+def trace_views(model: GLIANet, contract: Contract) -> ModelProto:
+    """Views -> (score, cls feature). The model's own weights decide the graph's types, and so its opset."""
     shape = (2, contract.view_size, contract.view_size, 3)
     # Two tensors: given the same one twice, the tracer makes both inputs one.
     views = (torch.zeros(shape, dtype=torch.uint8), torch.ones(shape, dtype=torch.uint8))
-    return _trace(_Traced(model), views, [GLOBAL_VIEW, FRAGMENTS], [SCORE, FEATURE], OPSETS[precision])
+    return _trace(_Traced(model), views, [GLOBAL_VIEW, FRAGMENTS], [SCORE, FEATURE], opset_for(model))
 
 
-def trace_sampler(contract: Contract, precision: str) -> ModelProto:
+def trace_sampler(contract: Contract, opset: int) -> ModelProto:
     """Picture -> both views, as float32 grey levels."""
     image = torch.zeros(2, 300, 401, 3, dtype=torch.uint8)
-    return _trace(Sampler(contract), (image,), [IMAGE], [GLOBAL_VIEW, FRAGMENTS], OPSETS[precision])
+    return _trace(Sampler(contract), (image,), [IMAGE], [GLOBAL_VIEW, FRAGMENTS], opset)
 
 
 def join(sampler: ModelProto, views: ModelProto) -> ModelProto:
@@ -177,7 +213,7 @@ def _trace(
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
-    return cast(ModelProto, program.model_proto)
+    return program.model_proto
 
 
 @contextlib.contextmanager

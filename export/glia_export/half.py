@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,12 +20,14 @@ from glia_train.model import GLIANet
 LARGEST_HALF_ACTIVATION: Final = 16_000.0
 
 EMBEDDING: Final = "embedding"
+PROJECTION: Final = "projection"
 
 
 def largest_activations(model: GLIANet, views: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """Largest |activation| of the embedding and of each block, over both streams and all of `views`.
+    """Largest |activation| of the embedding, the projection and each block, over both streams and all of `views`.
 
-    A block is a ViT block with the GLIA block before it; the inputs and outputs of all modules inside count.
+    A block is a ViT block with the GLIA block before it, the last one with the final norm after it; the inputs and
+    outputs of all modules inside count. NaN where there was one.
 
     Args:
         model: In float32 and eval mode.
@@ -35,14 +38,17 @@ def largest_activations(model: GLIANet, views: Iterable[tuple[Tensor, Tensor]]) 
     def watch(name: str, root: nn.Module) -> list[Any]:
         def hook(_module: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
             tensors = inputs + (outputs if isinstance(outputs, tuple) else (outputs,))
-            peak = max(float(t.detach().abs().max()) for t in tensors if isinstance(t, Tensor))
-            largest[name] = max(largest.get(name, 0.0), peak)
+            peaks = [float(t.detach().abs().max()) for t in tensors if isinstance(t, Tensor)]
+            largest[name] = float(np.max([largest.get(name, 0.0), *peaks]))  # the builtin max may drop a NaN
 
         return [module.register_forward_hook(hook) for module in root.modules()]
 
-    handles = watch(EMBEDDING, model.backbone.patch_embed)
-    for i, (block, glia) in enumerate(zip(model.backbone.blocks, model.glia, strict=True)):
+    vit = model.backbone
+    handles = watch(EMBEDDING, vit.patch_embed) + watch(EMBEDDING, vit.patch_drop) + watch(EMBEDDING, vit.norm_pre)
+    handles += watch(PROJECTION, model.projection)
+    for i, (block, glia) in enumerate(zip(vit.blocks, model.glia, strict=True)):
         handles += watch(f"block {i}", block) + watch(f"block {i}", glia)
+    handles += watch(f"block {len(model.glia) - 1}", vit.norm)
     try:
         with torch.inference_mode():
             for global_view, fragments in views:
@@ -68,14 +74,16 @@ def half_copy(model: GLIANet, keep_float32: Iterable[str] = ()) -> GLIANet:
     keep = set(keep_float32)
     half = copy.deepcopy(model)
     vit = half.backbone
-    half.projection.half()
     vit.norm.half()
     for i, (block, glia) in enumerate(zip(vit.blocks, half.glia, strict=True)):
         if f"block {i}" not in keep:
             block.half()
             glia.half()
+    if PROJECTION not in keep:
+        half.projection.half()
     if EMBEDDING not in keep:
         vit.patch_embed.half()
+        vit.norm_pre.half()
         for parameter in vit.parameters(recurse=False):  # cls token, registers, positions
             parameter.data = parameter.data.half()
     if f"block {len(half.glia) - 1}" in keep:

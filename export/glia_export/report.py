@@ -18,12 +18,12 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from PIL import Image
 
-from glia_export.demo_data import METRIC, PHOTOGRAPHS, DemoPicture
+from glia_export.demo_data import METRIC, METRIC_IN_FULL, PHOTOGRAPHS, DemoPicture
 from glia_rt.images import read_image
 from glia_rt.verify import Parity
 from glia_train.metrics import Metrics
 
-THUMBNAILS: Final = 32
+THUMBNAILS: Final = 30  # whole rows of 2, 3, 5 or 6
 
 # Matplotlib cannot write a CSS variable, and an SVG in one colour would be lost on a light page or on a dark one: it
 # draws in colours that nothing else has, and these become the page's.
@@ -82,13 +82,14 @@ def write_report(path: str | os.PathLike[str], report: DemoReport) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"kind": describe, "duration": _duration, "thumbnail": _thumbnail}
+    environment.filters |= {"plain": _plain, "duration": _duration, "thumbnail": _thumbnail}
     by_score = sorted(report.held_out, key=lambda scored: scored.score, reverse=True)
     shown = np.linspace(0, len(by_score) - 1, min(THUMBNAILS, len(by_score))).round().astype(int)
     page = environment.get_template("report.html").render(
         report=report,
         metric=METRIC,
-        credits={photograph.name: photograph.credit for photograph in PHOTOGRAPHS},
+        metric_in_full=METRIC_IN_FULL,
+        credits=[photograph.credit for photograph in PHOTOGRAPHS],
         trained_photographs=_photographs(report.trained),
         held_out_photographs=_photographs([scored.picture for scored in report.held_out]),
         ranked=[(rank + 1, by_score[rank]) for rank in shown],
@@ -98,11 +99,6 @@ def write_report(path: str | os.PathLike[str], report: DemoReport) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(page, encoding="utf-8")
     partial.replace(path)
-
-
-def describe(picture: DemoPicture) -> str:
-    """The distortion in words: "white noise, level 3"."""
-    return "undistorted" if picture.distortion is None else f"{_plain(picture.distortion)}, level {picture.level}"
 
 
 def _plain(name: str) -> str:
@@ -132,7 +128,7 @@ def _scatter(pictures: Sequence[ScoredPicture]) -> Markup:
     limits = (min(values) - margin, max(values) + margin)
 
     # Text stays text, for the page's font and for screen readers; the salt makes equal plots equal files.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "glia-rt", "font.size": 10, "axes.edgecolor": _FAINT}):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "glia-rt", "font.size": 11, "axes.edgecolor": _FAINT}):
         figure = Figure(figsize=(5, 5), layout="constrained")
         axes = figure.add_subplot(xlim=limits, ylim=limits, aspect="equal")
         axes.axline((0, 0), slope=1, color=_FAINT, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
@@ -145,7 +141,14 @@ def _scatter(pictures: Sequence[ScoredPicture]) -> Markup:
         axes.set_ylabel(f"score ({METRIC} predicted)", color=_INK)
         axes.tick_params(color=_FAINT, labelcolor=_INK)
         axes.spines[["top", "right"]].set_visible(False)
-        figure.legend(loc="outside upper left", ncols=len(_SERIES), frameon=False, labelcolor=_INK, handletextpad=0.2)
+        figure.legend(
+            loc="outside upper left",
+            ncols=len(_SERIES),
+            frameon=False,
+            markerscale=1.4,
+            labelcolor=_INK,
+            handletextpad=0.2,
+        )
         file = io.StringIO()
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=metadata)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import queue
 import threading
 from collections.abc import Mapping
@@ -43,7 +44,7 @@ class OpenVinoBackend:
             request.infer(dict(inputs), share_inputs=True)
             return np.array(request.get_tensor(SCORE).data, np.float32)
         except RuntimeError as error:
-            raise BackendError(f"backend openvino: {_first_line(error)}") from error
+            raise BackendError(f"backend openvino: {_reason(error)}") from error
         finally:
             idle.put(request)
 
@@ -70,7 +71,7 @@ class OpenVinoBackend:
         try:
             compiled = ov.Core().compile_model(self._path, "CPU", settings)
         except RuntimeError as error:
-            raise BackendError(f"backend openvino cannot load {self._path}: {_first_line(error)}") from error
+            raise BackendError(f"backend openvino cannot load {self._path}: {_reason(error)}") from error
         requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(streams):
             requests.put(compiled.create_infer_request())
@@ -79,21 +80,23 @@ class OpenVinoBackend:
 
 def open(bundle: Bundle, options: BackendOptions) -> OpenVinoBackend:
     """Check a bundle's FP32 graph and fix the settings it is compiled with; raises as `open_backend` does."""
-    precision = options.precision or (default_precision() if options.input == "views" else "fp32")
-    if precision not in _HINTS:
-        raise BackendError(f"backend openvino computes in {' or '.join(_HINTS)}, not {precision}")
-    if precision == "bf16" and options.input == "image":
-        raise BackendError("backend openvino: bf16 would round the sampler's pixels; take input views, or fp32")
     try:
         import openvino as ov
     except ImportError as error:
         raise MissingPackageError("openvino", "cpu") from error
+    fastest = default_precision()
+    precision = options.precision or (fastest if options.input == "views" else "fp32")
+    if precision not in _HINTS:
+        raise BackendError(f"backend openvino computes in {' or '.join(_HINTS)}, not {precision}")
+    if precision == "bf16" and fastest != "bf16":
+        raise BackendError("backend openvino: this CPU has no bf16 (AMX or AVX512-BF16); take fp32")
+    if precision == "bf16" and options.input == "image":
+        raise BackendError("backend openvino: bf16 would round the sampler's pixels; take input views, or fp32")
     name = GRAPHS[options.input, "fp32"]
     path = bundle.checked_file(name)
-    settings = {
-        "INFERENCE_PRECISION_HINT": _HINTS[precision],
-        "CACHE_DIR": str(_cache_folder(ov.__version__, bundle.sha256(name))),
-    }
+    settings = {"INFERENCE_PRECISION_HINT": _HINTS[precision]}
+    if (cache := _cache_folder(ov.__version__, bundle.sha256(name))) is not None:
+        settings["CACHE_DIR"] = str(cache)
     return OpenVinoBackend(path, precision, settings)
 
 
@@ -111,15 +114,22 @@ def default_precision() -> str:
     return "bf16" if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "fp32"
 
 
-def _cache_folder(version: str, sha256: str) -> Path:
+def _cache_folder(version: str, sha256: str) -> Path | None:
     """Where compiled models are kept; never in the bundle, which may be shared and read-only.
 
-    OpenVINO itself tells processors and settings apart within one folder.
+    OpenVINO itself tells processors and settings apart within one folder. None where the user has no folder that can
+    be written, as in many a container: the graph is then compiled each time.
     """
     from platformdirs import user_cache_path
 
-    return user_cache_path("glia-rt", appauthor=False) / "openvino" / f"{version.split('-')[0]}-{sha256[:16]}"
+    folder = user_cache_path("glia-rt", appauthor=False) / "openvino" / f"{version.split('-')[0]}-{sha256[:16]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]
+def _reason(error: RuntimeError) -> str:
+    """OpenVINO puts lines of its own source first, and the cause last."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]

@@ -133,7 +133,9 @@ def block_cls_row(block: Any, x: Tensor) -> Tensor:
     q = attn.q_norm(q.view(n, 1, attn.num_heads, attn.head_dim).transpose(1, 2))  # (N, heads, 1, D/heads)
     k = attn.k_norm(k.view(n, t, attn.num_heads, attn.head_dim).transpose(1, 2))
     v = v.view(n, t, attn.num_heads, attn.head_dim).transpose(1, 2)
-    a = F.scaled_dot_product_attention(q, k, v, dropout_p=attn.attn_drop.p if attn.training else 0.0)
+    # Written out: as one operator, a single query with an odd number of heads is refused by TensorRT.
+    weights = ((q * attn.scale) @ k.transpose(-2, -1)).softmax(dim=-1)  # (N, heads, 1, T)
+    a = attn.attn_drop(weights) @ v  # (N, heads, 1, D/heads)
     a = attn.proj_drop(attn.proj(attn.norm(a.transpose(1, 2).reshape(n, 1, dim))))
     y = x[:, :1] + block.drop_path1(block.ls1(a))
     return cast(Tensor, y + block.drop_path2(block.ls2(block.mlp(block.norm2(y)))))

@@ -22,6 +22,7 @@ from glia_train.backbone import block_cls_row, create_backbone, embed, pretraine
 
 DEFAULT_BACKBONE = "vit_base_patch16_224.augreg2_in21k_ft_in1k"
 HEAD_WIDTH = 32
+MIN_HEADS = 3
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class ModelConfig:
     Attributes:
         backbone: Name of a timm VisionTransformer with a cls token and 224x224 input.
         latent: Latent width r; None for a quarter of the backbone's width.
-        heads: Heads of the cross-attentions; None for heads of width 32.
+        heads: Heads of the cross-attentions; None for heads of width 32, at least three.
         mlp: Hidden width of the two-layer projections: "narrow" is r everywhere; "loda" gives the upward
             projection hidden width D, as LoDa's code does.
         residual: F_d + s * up(.) where True; Eq. 3 to the letter, F_d = up(.), where False.
@@ -148,7 +149,7 @@ class GLIANet(nn.Module):
         self.backbone = create_backbone(config.backbone)
         width = self.backbone.embed_dim
         latent = config.latent or width // 4
-        heads = config.heads or latent // HEAD_WIDTH
+        heads = config.heads or max(MIN_HEADS, latent // HEAD_WIDTH)
         if heads < 1 or latent % heads:
             raise UsageError(f"latent width {latent} cannot be cut into {heads} heads: set latent or heads")
         depth = len(self.backbone.blocks)

@@ -297,3 +297,101 @@ def train(
             kept = f"{out / CHECKPOINT} is of epoch {rows[-1]['epoch']}" if rows else "no epoch was complete"
             raise KeyboardInterrupt(f"training stopped: {kept}") from None
     return TrainResult(out / CHECKPOINT, split, metrics, len(rows))
+
+
+class _Schedule:
+    """How much of a run is done, what learning rate that means, and the bar that shows it."""
+
+    def __init__(self, options: TrainOptions, steps_per_epoch: int, progress: Progress) -> None:
+        self._options = options
+        self._steps_per_epoch = steps_per_epoch
+        self._steps = 0
+        self._start = time.monotonic()
+        self._progress = progress
+        self._task = progress.add_task("", total=1.0, rate="")
+
+    @property
+    def done(self) -> float:
+        """Share of the steps taken, or of the time where that is greater; 1 or more at the end."""
+        steps = self._steps / (self._steps_per_epoch * self._options.epochs)
+        limit = self._options.time_limit_s
+        return steps if limit is None else max(steps, (time.monotonic() - self._start) / limit)
+
+    @property
+    def learning_rate(self) -> float:
+        """A half cosine, from `lr` to 0."""
+        return self._options.lr * (1 + math.cos(math.pi * min(self.done, 1.0))) / 2
+
+    def step(self, rate: float) -> None:
+        """Count a step; `rate` is in pictures a second."""
+        self._steps += 1
+        epoch, step = divmod(self._steps - 1, self._steps_per_epoch)
+        self.say(f"epoch {epoch + 1}/{self._options.epochs}, step {step + 1}/{self._steps_per_epoch}")
+        self._progress.update(self._task, completed=min(self.done, 1.0), rate=f"{rate:.1f} pictures/s")
+
+    def say(self, what: str) -> None:
+        """Name on the bar what is under way."""
+        self._progress.update(self._task, description=what)
+
+
+def _train_epoch(
+    model: GLIANet,
+    optimiser: torch.optim.Optimizer,
+    pictures: Sequence[LabelledPicture],
+    contract: Contract,
+    machine: Machine,
+    options: TrainOptions,
+    epoch: int,
+    schedule: _Schedule,
+) -> float:
+    """Take the steps of one epoch, fewer where time runs out; returns their mean loss."""
+    order = np.random.default_rng([options.seed, epoch]).permutation(len(pictures))
+    whole = len(pictures) // options.batch_size
+    batches = order[: whole * options.batch_size].reshape(whole, options.batch_size).tolist()
+    views = ViewDataset(pictures, contract, augmentation=(options.seed, epoch))
+    model.train()
+    losses: list[float] = []
+    start = time.monotonic()
+    for global_view, fragments, label in machine.batches(views, batches):
+        for group in optimiser.param_groups:
+            group["lr"] = schedule.learning_rate
+        loss = LOSSES[options.loss](machine.raw_score(model, global_view, fragments), label.to(machine.device))
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            raise GliaError(f"the loss is {losses[-1]} in epoch {epoch}: give an --lr under {options.lr:g}")
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step(rate=len(losses) * options.batch_size / (time.monotonic() - start))
+        if schedule.done >= 1:
+            break
+    return sum(losses) / len(losses)
+
+
+@torch.inference_mode()
+def _raw_scores(
+    model: GLIANet, pictures: Sequence[LabelledPicture], contract: Contract, machine: Machine, batch_size: int
+) -> npt.NDArray[np.float64]:
+    """Scores of deterministic views before calibration, (N,)."""
+    model.eval()
+    count = len(pictures)
+    batches = [range(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
+    scores = [
+        machine.raw_score(model, global_view, fragments).cpu()
+        for global_view, fragments, _ in machine.batches(ViewDataset(pictures, contract), batches)
+    ]
+    return torch.cat(scores).double().numpy()
+
+
+def _calibrate(raw: npt.NDArray[np.float64], labels: Sequence[float]) -> tuple[float, float]:
+    """The line from raw scores to labels with the least squared error, (scale, offset).
+
+    Raises:
+        GliaError: The raw scores are all the same, or not finite.
+    """
+    if not raw.var() >= MIN_VARIANCE:  # false for NaN too
+        raise GliaError(
+            "the model gives every training picture the same score, or none: give a lower --lr, and look at the pictures"
+        )
+    scale, offset = np.polynomial.Polynomial.fit(raw, labels, deg=1).convert().coef[::-1]
+    return float(scale), float(offset)

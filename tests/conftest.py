@@ -1,0 +1,158 @@
+"""Fixtures that every folder of tests shares, made once a session by the real code.
+
+- `cache_home`: the user's cache folder, moved to an empty one, so that no test reads or writes the home.
+- `selftest_pictures`: the six photographs that export measures parity on; public domain, of six sizes, some under 224.
+- `tiny_model`: a GLIANet on ViT-Ti with random weights, calibrated: over the six photographs its scores span 1 to 5.
+- `tiny_checkpoint`: that model's checkpoint.pt.
+- `tiny_bundle`: what `glia-rt export` makes of it. Shared: copy it before changing anything in it.
+- `edited_bundle`: a copy of it after a change, with a manifest that fits: whole, but another model.
+- `pictures`: a folder of 32 small JPEGs of many sizes, named 00.jpg to 31.jpg; shared, too.
+- `glia_rt_command`: runs `glia-rt ARGS...` in a process of its own.
+- `without_packages`: os.environ for an environment like this one that lacks packages; for `python -S`.
+
+Random weights tell photographs apart less well than trained ones, and a model whose scores hardly differ has no parity
+to measure: half the range would be rounding. So the head of `tiny_model` reads its features along the direction in
+which the photographs differ most, as a trained head would.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+if TYPE_CHECKING:
+    from glia_rt.contract import Contract
+    from glia_train.model import GLIANet
+
+BACKBONE = "vit_tiny_patch16_224"
+SCORE_RANGE = (1.0, 5.0)
+#: How many seconds a process that a test starts may take before it is taken to hang.
+PROCESS_LIMIT = 120
+
+GliaRt = Callable[..., "subprocess.CompletedProcess[str]"]
+#: edited_bundle(edit) calls edit(folder, manifest), which changes either in place, and returns the new bundle.
+EditedBundle = Callable[[Callable[[Path, "dict[str, Any]"], None]], Path]
+WithoutPackages = Callable[..., dict[str, str]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def selftest_pictures() -> list[Path]:
+    from glia_export.export import SELFTEST
+
+    return sorted(SELFTEST.glob("*.png"))
+
+
+@pytest.fixture(scope="session")
+def _tiny() -> tuple[GLIANet, Contract]:
+    import dataclasses
+
+    import torch
+
+    from glia_export.export import read_pictures, run_model
+    from glia_train.checkpoint import untrained
+    from glia_train.model import ModelConfig
+
+    model, contract = untrained(ModelConfig(backbone=BACKBONE))
+    photographs = read_pictures([], contract)
+    features = run_model(model, photographs).features  # (6, D)
+    _, _, directions = np.linalg.svd(features - features.mean(axis=0), full_matrices=False)
+    with torch.no_grad():
+        model.head.weight[0] = torch.from_numpy(directions[0])
+        raw = run_model(model, photographs).scores
+        low, high = SCORE_RANGE
+        scale = (high - low) / float(np.ptp(raw))
+        model.calibration.copy_(torch.tensor([scale, low - scale * float(raw.min())]))
+    return model, dataclasses.replace(contract, score_range=SCORE_RANGE)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(_tiny: tuple[GLIANet, Contract]) -> GLIANet:
+    return _tiny[0]
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(_tiny: tuple[GLIANet, Contract], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from glia_train.checkpoint import make_checkpoint
+
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.pt"
+    make_checkpoint(*_tiny, "random").save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from glia_export.export import export
+
+    return export(tiny_checkpoint, tmp_path_factory.mktemp("bundle") / "tiny.glia").path
+
+
+@pytest.fixture
+def edited_bundle(tiny_bundle: Path, tmp_path: Path) -> EditedBundle:
+    from glia_rt.bundle import MANIFEST, write_manifest
+
+    def edited(edit: Callable[[Path, dict[str, Any]], None]) -> Path:
+        folder = shutil.copytree(tiny_bundle, tmp_path / "edited.glia")
+        record = json.loads((folder / MANIFEST).read_text())
+        (folder / MANIFEST).unlink()
+        del record["files"], record["schema"]
+        edit(folder, record)
+        write_manifest(folder, record)
+        return folder
+
+    return edited
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for i in range(32):
+        height, width = 60 + 11 * i, 400 - 7 * i
+        coarse = Image.fromarray(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8))
+        coarse.resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{i:02}.jpg", quality=60)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def glia_rt_command() -> GliaRt:
+    def run(*args: str | Path) -> subprocess.CompletedProcess[str]:
+        program = "import sys; from glia_rt.cli import main; sys.exit(main())"
+        command = [sys.executable, "-c", program, *map(str, args)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=PROCESS_LIMIT, check=False)
+
+    return run
+
+
+@pytest.fixture
+def without_packages(tmp_path: Path) -> WithoutPackages:
+    """A folder of links to all that is installed but the packages named, with what pip knows of them."""
+
+    def environment(*missing: str) -> dict[str, str]:
+        folder, installed = tmp_path / "site", sysconfig.get_path("purelib")
+        folder.mkdir()
+        for entry in Path(installed).iterdir():
+            if entry.name.partition("-")[0] not in missing:
+                (folder / entry.name).symlink_to(entry)
+        rest = [path for path in sys.path if path not in ("", installed)]
+        return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *rest])}
+
+    return environment

@@ -1,0 +1,308 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from glia_rt.backends import AUTO, BACKENDS, Backend, BackendOptions, cpu_count, default_precision, open_backend
+from glia_rt.bundle import Bundle
+from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW, IMAGE
+from glia_rt.errors import BackendError, UsageError
+from glia_rt.images import read_image
+from glia_rt.sampler import make_views
+from glia_rt.verify import SCORE_LIMITS
+from glia_train.model import GLIANet
+
+Scores = npt.NDArray[np.float32]
+Inputs = Mapping[str, npt.NDArray[np.uint8]]
+
+# OpenVINO refuses bf16 where the processor lacks it, so what runs here is what the processor has.
+PRECISIONS = {
+    "onnxruntime": ["fp32"],
+    "openvino": ["fp32", *({default_precision("openvino")} - {"fp32"})],
+}
+ENGINES = [(name, precision) for name in BACKENDS for precision in PRECISIONS[name]]
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: Path) -> Bundle:
+    return Bundle.open(tiny_bundle)
+
+
+@pytest.fixture(scope="module", params=ENGINES, ids="-".join)
+def engine(request: pytest.FixtureRequest, bundle: Bundle) -> Iterator[Backend]:
+    name, precision = request.param
+    backend, _ = open_backend(name, bundle, BackendOptions(precision=precision))
+    yield backend
+    backend.close()
+
+
+@pytest.fixture(scope="module")
+def views(bundle: Bundle, selftest_pictures: list[Path]) -> Inputs:
+    """Views of the six photographs, and of two that are all one colour."""
+    pictures = [read_image(path) for path in selftest_pictures]
+    pictures += [np.full((300, 400, 3), level, np.uint8) for level in (0, 255)]
+    sampled = [make_views(picture, bundle.contract) for picture in pictures]
+    return {
+        GLOBAL_VIEW: np.stack([v.global_view for v in sampled]),
+        FRAGMENTS: np.stack([v.fragments for v in sampled]),
+    }
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_model: GLIANet, views: Inputs) -> Scores:
+    with torch.inference_mode():
+        return tiny_model(*(torch.from_numpy(views[name]) for name in (GLOBAL_VIEW, FRAGMENTS))).numpy()
+
+
+def taken(inputs: Inputs, pictures: Any) -> Inputs:
+    return {name: array[pictures] for name, array in inputs.items()}
+
+
+# Scores
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_scores_are_those_of_pytorch(engine: Backend, views: Inputs, reference: Scores, batch: int) -> None:
+    assert np.ptp(reference[:6]) > 3, "a range this narrow would hide nothing but errors"
+    scores = np.concatenate([engine.run(taken(views, np.s_[i : i + batch])) for i in range(0, 8, batch)])
+    assert scores.dtype == np.float32
+    assert scores.shape == (8,)
+    limit = SCORE_LIMITS[engine.precision] * 4  # the range is 1 to 5
+    np.testing.assert_allclose(scores, reference, rtol=0, atol=limit)
+
+
+def test_bfloat16_is_what_it_says(bundle: Bundle, views: Inputs, reference: Scores) -> None:
+    """A backend that said bf16 and ran fp32 would pass every other test."""
+    assert default_precision("openvino") == PRECISIONS["openvino"][-1]
+    for precision in PRECISIONS["openvino"]:
+        backend, _ = open_backend("openvino", bundle, BackendOptions(precision=precision))
+        off = np.abs(backend.run(views) - reference).max() / 4
+        assert (off > 1e-4) == (precision == "bf16")
+        backend.close()
+
+
+def test_a_score_is_the_same_to_the_bit_at_every_place_of_a_batch(engine: Backend, views: Inputs) -> None:
+    scores = engine.run(views)
+    for shift in range(1, 8):
+        moved = engine.run(taken(views, np.roll(np.arange(8), shift)))
+        np.testing.assert_array_equal(np.roll(moved, -shift), scores)
+
+
+def test_other_pictures_in_the_batch_do_not_matter(engine: Backend, views: Inputs) -> None:
+    scores = engine.run(views)
+    for i in (0, 3, 7):
+        among_copies = engine.run(taken(views, [i] * 8))
+        assert set(among_copies.tolist()) == {float(scores[i])}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS["openvino"])
+def test_a_compiled_model_from_the_cache_gives_the_same_scores(
+    bundle: Bundle, views: Inputs, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def compiled_anew() -> Scores:
+        backend, _ = open_backend("openvino", bundle, BackendOptions(precision=precision))
+        try:
+            return backend.run(views)
+        finally:
+            backend.close()
+
+    first = compiled_anew()
+    cached = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert cached, "nothing was cached"
+    times = [path.stat().st_mtime_ns for path in cached]
+    np.testing.assert_array_equal(compiled_anew(), first)
+    assert [path.stat().st_mtime_ns for path in cached] == times
+    for path in cached:
+        os.truncate(path, 1000)  # as a killed process leaves it
+    np.testing.assert_array_equal(compiled_anew(), first)
+
+
+def test_a_home_that_cannot_be_written_costs_the_cache_and_nothing_else(
+    bundle: Bundle, views: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    backend, _ = open_backend("openvino", bundle, BackendOptions())
+    assert np.isfinite(backend.run(views)).all()
+    backend.close()
+
+
+def test_nothing_is_written_into_the_bundle(engine: Backend, bundle: Bundle, views: Inputs) -> None:
+    before = {path: path.stat().st_mtime_ns for path in bundle.path.rglob("*")}
+    engine.run(views)
+    assert {path: path.stat().st_mtime_ns for path in bundle.path.rglob("*")} == before
+
+
+# Threads
+
+
+def test_threads_share_an_engine(engine: Backend, views: Inputs) -> None:
+    expected = [engine.run(taken(views, [i, i])) for i in range(8)]
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda i: engine.run(taken(views, [i % 8, i % 8])), range(24)))
+    for i, scores in enumerate(found):
+        np.testing.assert_array_equal(scores, expected[i % 8])
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_many_threads_at_once_are_the_first_use_of_an_engine(name: str, tiny_bundle: Path, tmp_path: Path) -> None:
+    """OpenVINO's binding deadlocks if two threads are the first to pass it an array: a process of its own can tell."""
+    program = """
+import sys, threading
+import numpy as np
+from glia_rt.backends import BackendOptions, open_backend
+from glia_rt.bundle import Bundle
+
+backend, _ = open_backend(sys.argv[1], Bundle.open(sys.argv[2]), BackendOptions())
+start, scores = threading.Barrier(8), []
+
+def work(n):
+    views = np.zeros((n, 224, 224, 3), np.uint8)
+    start.wait()
+    scores.append(backend.run({"global_view": views, "fragments": views}))
+
+threads = [threading.Thread(target=work, args=[1 + i % 3]) for i in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(sum(map(len, scores)))
+"""
+    command = [sys.executable, "-c", program, name, tiny_bundle]
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    assert (done.stdout, done.stderr) == ("15\n", "")
+
+
+# Errors
+
+
+def test_a_closed_engine_says_so(bundle: Bundle, views: Inputs) -> None:
+    for name in BACKENDS:
+        backend, _ = open_backend(name, bundle, BackendOptions())
+        backend.run(views)
+        backend.close()
+        backend.close()
+        with pytest.raises(BackendError, match=f"backend {name}: closed"):
+            backend.run(views)
+
+
+def test_an_engine_that_fails_says_why_and_goes_on(engine: Backend, views: Inputs) -> None:
+    narrow = {GLOBAL_VIEW: views[GLOBAL_VIEW][:, :, :100], FRAGMENTS: views[FRAGMENTS]}
+    uneven = {GLOBAL_VIEW: views[GLOBAL_VIEW][:2], FRAGMENTS: views[FRAGMENTS][:3]}
+    other = {IMAGE: views[GLOBAL_VIEW]}
+    for _ in range(engine.parallel + 1):  # a request that is not given back would leave none
+        for inputs, reason in [(narrow, "dim"), (uneven, "3"), (other, "image")]:
+            with pytest.raises(BackendError, match=f"backend {engine.name}: .*{reason}"):
+                engine.run(inputs)
+    assert len(engine.run(views)) == 8
+
+
+def test_no_such_backend(bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match="no backend 'tensorflow'; there are auto, openvino, onnxruntime"):
+        open_backend("tensorflow", bundle, BackendOptions())
+
+
+@pytest.mark.parametrize(
+    ("name", "input", "precision", "reason"),
+    [
+        ("onnxruntime", "views", "bf16", "computes in fp32 on a CPU, not bf16"),
+        ("onnxruntime", "views", "fp16", "computes in fp32 on a CPU, not fp16"),
+        ("openvino", "views", "fp16", "computes in fp32 or bf16, not fp16"),
+        ("openvino", "views", "int8", "computes in fp32 or bf16, not int8"),
+        ("openvino", "image", "bf16", "take input views|no bf16"),
+    ],
+)
+def test_a_precision_that_a_backend_lacks_is_refused(
+    bundle: Bundle, name: str, input: Any, precision: str, reason: str
+) -> None:
+    with pytest.raises(BackendError, match=reason):
+        open_backend(name, bundle, BackendOptions(input, precision))
+
+
+def test_auto_says_why_it_passed_over_a_backend_that_lacks_the_precision(bundle: Bundle) -> None:
+    with pytest.raises(BackendError, match=r"no backend works here\. openvino: .*not fp16; onnxruntime: .*not fp16"):
+        open_backend(AUTO, bundle, BackendOptions(precision="fp16"))
+
+
+# Choice
+
+
+def test_auto_takes_the_first(bundle: Bundle) -> None:
+    backend, passed_over = open_backend(AUTO, bundle, BackendOptions())
+    assert (backend.name, backend.precision, backend.device) == ("openvino", default_precision("openvino"), "cpu")
+    assert passed_over == []
+    backend.close()
+
+
+def test_a_picture_is_sampled_in_fp32(bundle: Bundle) -> None:
+    backend, _ = open_backend("openvino", bundle, BackendOptions("image"))
+    assert backend.precision == "fp32"
+    backend.close()
+
+
+def test_cores() -> None:
+    assert 1 <= cpu_count() <= (os.cpu_count() or 1)
+
+
+CHOOSE = """
+import json, sys
+from glia_rt.backends import BackendOptions, open_backend
+from glia_rt.bundle import Bundle
+from glia_rt.errors import GliaError
+try:
+    backend, passed_over = open_backend(sys.argv[2], Bundle.open(sys.argv[1]), BackendOptions(precision=sys.argv[3] or None))
+    print(json.dumps([backend.name, passed_over]))
+except GliaError as error:
+    print(json.dumps([error.exit_status, str(error)]))
+"""
+
+
+@pytest.fixture
+def choose(tiny_bundle: Path, without_packages: Callable[..., dict[str, str]]) -> Callable[..., list[Any]]:
+    """open_backend in an environment that lacks packages: [name, passed over], or [exit status, message]."""
+
+    def run(*missing: str, name: str = AUTO, precision: str = "") -> list[Any]:
+        command = [sys.executable, "-S", "-c", CHOOSE, str(tiny_bundle), name, precision]
+        environment = without_packages(*missing)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        found: list[Any] = json.loads(done.stdout)
+        return found
+
+    return run
+
+
+OPENVINO = 'openvino is not installed: pip install "glia-rt[cpu]"'
+ONNXRUNTIME = 'onnxruntime is not installed: pip install "glia-rt[cpu]"'
+
+
+def test_auto_says_what_it_passed_over(choose: Callable[..., list[Any]]) -> None:
+    assert choose("openvino") == ["onnxruntime", [f"openvino: {OPENVINO}"]]
+
+
+def test_with_no_engine_the_error_names_the_extra(choose: Callable[..., list[Any]]) -> None:
+    status, message = choose("openvino", "onnxruntime")
+    assert status == 6
+    assert message == f"no backend works here. openvino: {OPENVINO}; onnxruntime: {ONNXRUNTIME}"
+
+
+def test_an_explicit_choice_never_falls_back(choose: Callable[..., list[Any]]) -> None:
+    assert choose("openvino", name="openvino") == [6, f"backend openvino: {OPENVINO}"]
+
+
+def test_auto_passes_over_a_faster_backend_without_the_precision(choose: Callable[..., list[Any]]) -> None:
+    status, message = choose("openvino", precision="bf16")
+    assert status == 6
+    assert message.endswith("onnxruntime: backend onnxruntime computes in fp32 on a CPU, not bf16")
