@@ -6,9 +6,11 @@ with the number of pictures, and closing the iterator early ends both pools.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
@@ -48,8 +50,8 @@ def score_stream(
     batch_size: int,
     parallel: int,
     workers: int,
-) -> Iterator[Result]:
-    """Score pictures lazily, in order.
+) -> Generator[Result]:
+    """Score pictures lazily, in order. Closing the generator early ends its threads.
 
     Args:
         sources: What to read; pulled only as far ahead as the engine needs.
@@ -65,21 +67,21 @@ def score_stream(
     Raises:
         BackendError: The engine failed, or gave a score that is not finite.
     """
-    with ThreadPoolExecutor(workers, "glia-read") as readers, ThreadPoolExecutor(parallel + 1, "glia-run") as runners:
-
-        def score(batch: Sequence[Sample | Result]) -> list[Result]:
-            return _score_batch(batch, run, batch_size)
-
+    score = functools.partial(_score_batch, run=run, batch_size=batch_size)
+    with (
+        ThreadPoolExecutor(workers, "glia-read") as readers,
+        ThreadPoolExecutor(parallel + 1, "glia-run") as runners,
         # Enough ahead to fill a batch while the engine works on others.
-        samples = ordered_map(readers, read, sources, ahead=batch_size + workers)
-        batches = _batches(samples, batch_size)
-        for results in ordered_map(runners, score, batches, ahead=parallel + 1):
+        closing(ordered_map(readers, read, sources, ahead=batch_size + workers)) as samples,
+        closing(ordered_map(runners, score, _batches(samples, batch_size), ahead=parallel + 1)) as scored,
+    ):
+        for results in scored:
             yield from results
 
 
 def ordered_map(
     pool: ThreadPoolExecutor, call: Callable[[Source], Out], items: Iterable[Source], *, ahead: int
-) -> Iterator[Out]:
+) -> Generator[Out]:
     """`map(call, items)` in a pool, lazy and in order, with at most `ahead` calls begun beyond the one yielded.
 
     An error of `items` itself is raised after the results of all items before it. Closing the iterator, or an error,
@@ -110,17 +112,23 @@ def _batches(samples: Iterable[Sample | Result], batch_size: int) -> Iterator[li
     batch: list[Sample | Result] = []
     shape: list[tuple[int, ...]] | None = None
     held = 0
-    for sample in samples:
-        if isinstance(sample, Sample):
-            new_shape = [array.shape for array in sample.inputs.values()]
-            if held == batch_size or (held and new_shape != shape):
+    try:
+        for sample in samples:
+            if isinstance(sample, Sample):
+                new_shape = [array.shape for array in sample.inputs.values()]
+                if held and new_shape != shape:
+                    yield batch
+                    batch, held = [], 0
+                shape, held = new_shape, held + 1
+            batch.append(sample)
+            # Full, or so many unreadable ones that the results of the others would wait long for company.
+            if held == batch_size or len(batch) == 4 * batch_size:
                 yield batch
                 batch, held = [], 0
-            shape, held = new_shape, held + 1
-        elif not held and len(batch) >= batch_size:
-            yield batch  # nothing but unreadable pictures: do not hold their results back
-            batch = []
-        batch.append(sample)
+    except Exception:
+        if batch:
+            yield batch
+        raise
     if batch:
         yield batch
 

@@ -7,7 +7,7 @@ with Scorer.open("model.glia") as scorer:
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -136,11 +136,11 @@ class Scorer:
         scores = [self.backend.run(stack(batch)) for batch in self._equal_shapes(samples)]
         return check_finite(np.concatenate(scores)) if scores else np.zeros(0, np.float32)
 
-    def score_files(self, paths: Iterable[str | os.PathLike[str]], *, workers: int | None = None) -> Iterator[Result]:
+    def score_files(self, paths: Iterable[str | os.PathLike[str]], *, workers: int | None = None) -> Generator[Result]:
         """Score files and folders lazily, in order, decoding in threads while the engine runs.
 
         A picture's score is the same to the bit wherever it stands and whatever it travels with: every batch has
-        `batch_size` pictures, the last one padded.
+        `batch_size` pictures, the last one padded. Close the generator to stop early.
 
         Args:
             paths: Files, and folders that are searched as `sources.find_images` says.

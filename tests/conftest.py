@@ -6,6 +6,7 @@
 - `tiny_checkpoint`: that model's checkpoint.pt.
 - `tiny_bundle`: what `glia-rt export` makes of it. Shared: copy it before changing anything in it.
 - `edited_bundle`: a copy of it after a change, with a manifest that fits: whole, but another model.
+- `shifted_bundle`: such a copy whose scores are all off by so much.
 - `pictures`: a folder of 32 small JPEGs of many sizes, named 00.jpg to 31.jpg; shared, too.
 - `glia_rt_command`: runs `glia-rt ARGS...` in a process of its own.
 - `without_packages`: os.environ for an environment like this one that lacks packages; for `python -S`.
@@ -119,6 +120,26 @@ def edited_bundle(tiny_bundle: Path, tmp_path: Path) -> EditedBundle:
         return folder
 
     return edited
+
+
+@pytest.fixture
+def shifted_bundle(edited_bundle: EditedBundle) -> Callable[[float], Path]:
+    import onnx
+    from onnx import numpy_helper
+
+    def shifted(by: float) -> Path:
+        def edit(folder: Path, _manifest: dict[str, Any]) -> None:
+            for path in (folder / "scorer.onnx", folder / "image_scorer.onnx"):
+                graph = onnx.load(path)
+                [last] = [node for node in graph.graph.node if "score" in node.output]
+                [offset] = [value for value in graph.graph.initializer if value.name in last.input]
+                moved = numpy_helper.to_array(offset) + np.float32(by)
+                offset.CopyFrom(numpy_helper.from_array(moved, offset.name))
+                onnx.save(graph, path)
+
+        return edited_bundle(edit)
+
+    return shifted
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,8 @@ def views(bundle: Bundle, selftest_pictures: list[Path]) -> Inputs:
 @pytest.fixture(scope="module")
 def reference(tiny_model: GLIANet, views: Inputs) -> Scores:
     with torch.inference_mode():
-        return tiny_model(*(torch.from_numpy(views[name]) for name in (GLOBAL_VIEW, FRAGMENTS))).numpy()
+        scores: torch.Tensor = tiny_model(*(torch.from_numpy(views[name]) for name in (GLOBAL_VIEW, FRAGMENTS)))
+    return scores.numpy()
 
 
 def taken(inputs: Inputs, pictures: Any) -> Inputs:
@@ -179,7 +180,7 @@ for thread in threads: thread.start()
 for thread in threads: thread.join()
 print(sum(map(len, scores)))
 """
-    command = [sys.executable, "-c", program, name, tiny_bundle]
+    command = [sys.executable, "-c", program, name, str(tiny_bundle)]
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
     assert (done.stdout, done.stderr) == ("15\n", "")
@@ -203,7 +204,7 @@ def test_an_engine_that_fails_says_why_and_goes_on(engine: Backend, views: Input
     uneven = {GLOBAL_VIEW: views[GLOBAL_VIEW][:2], FRAGMENTS: views[FRAGMENTS][:3]}
     other = {IMAGE: views[GLOBAL_VIEW]}
     for _ in range(engine.parallel + 1):  # a request that is not given back would leave none
-        for inputs, reason in [(narrow, "dim"), (uneven, "3"), (other, "image")]:
+        for inputs, reason in [(narrow, "(dim|shape)"), (uneven, "3"), (other, "image")]:
             with pytest.raises(BackendError, match=f"backend {engine.name}: .*{reason}"):
                 engine.run(inputs)
     assert len(engine.run(views)) == 8
@@ -262,7 +263,8 @@ from glia_rt.backends import BackendOptions, open_backend
 from glia_rt.bundle import Bundle
 from glia_rt.errors import GliaError
 try:
-    backend, passed_over = open_backend(sys.argv[2], Bundle.open(sys.argv[1]), BackendOptions(precision=sys.argv[3] or None))
+    options = BackendOptions(precision=sys.argv[3] or None)
+    backend, passed_over = open_backend(sys.argv[2], Bundle.open(sys.argv[1]), options)
     print(json.dumps([backend.name, passed_over]))
 except GliaError as error:
     print(json.dumps([error.exit_status, str(error)]))

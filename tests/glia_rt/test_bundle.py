@@ -174,6 +174,12 @@ def fill(folder: Path, text: str) -> None:
     write_manifest(folder, {})
 
 
+def fail_halfway(path: Path, error: BaseException | type[BaseException], *, overwrite: bool = False) -> None:
+    with new_bundle(path, overwrite=overwrite) as folder:
+        fill(folder, "half")
+        raise error
+
+
 def test_a_new_bundle_appears_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "a.glia"
     with new_bundle(path) as folder:
@@ -186,9 +192,8 @@ def test_a_new_bundle_appears_when_it_is_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 def test_a_failure_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
-    with pytest.raises(error), new_bundle(tmp_path / "a.glia") as folder:
-        fill(folder, "half")
-        raise error
+    with pytest.raises(error):
+        fail_halfway(tmp_path / "a.glia", error)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -196,9 +201,8 @@ def test_a_failed_overwrite_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "a.glia"
     with new_bundle(path) as folder:
         fill(folder, "old")
-    with pytest.raises(ValueError, match="stop"), new_bundle(path, overwrite=True) as folder:
-        fill(folder, "half")
-        raise ValueError("stop")
+    with pytest.raises(ValueError, match="stop"):
+        fail_halfway(path, ValueError("stop"), overwrite=True)
     assert (path / "file").read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -16,7 +16,7 @@ Pixels = npt.NDArray[np.uint8]
 CONTRACT = Contract(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 SIZE, GRID, FRAGMENT = 224, 7, 32
 
-# Height, width: smallest, one side of 1, around the view's size, portrait, landscape, panorama, ratios that do not divide.
+# Height, width: smallest, a side of 1, around the view's size, portrait, landscape, panorama, uneven ratios.
 SIZES = [
     *[(1, 1), (1, 7), (7, 1), (2, 3), (13, 13), (32, 32), (223, 224), (224, 223), (223, 223), (224, 224), (225, 300)],
     *[(100, 1000), (640, 360), (360, 640), (301, 97), (150, 1201), (480, 720), (1021, 509)],
@@ -181,7 +181,9 @@ def test_random_fragments_are_whole_and_lie_inside_their_cells(height: int, widt
                 assert i * cell_height <= top <= (i + 1) * cell_height - FRAGMENT
                 assert j * cell_width <= left <= (j + 1) * cell_width - FRAGMENT
                 np.testing.assert_array_equal(rows[there], np.arange(top, top + FRAGMENT)[:, None].repeat(FRAGMENT, 1))
-                np.testing.assert_array_equal(columns[there], np.arange(left, left + FRAGMENT)[None].repeat(FRAGMENT, 0))
+                np.testing.assert_array_equal(
+                    columns[there], np.arange(left, left + FRAGMENT)[None].repeat(FRAGMENT, 0)
+                )
 
 
 def test_random_offsets_take_every_value_each_fragment_its_own() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import warnings
 from dataclasses import dataclass
@@ -43,8 +42,9 @@ class Metrics:
     note: str = ""
 
     def to_dict(self) -> dict[str, float]:
-        """The figures by name, without the note."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name != "note"}
+        """The figures that are defined, by name."""
+        figures = {"srcc": self.srcc, "krcc": self.krcc, "plcc": self.plcc, "rmse": self.rmse}
+        return {name: value for name, value in figures.items() if not math.isnan(value)}
 
 
 def compare(scores: npt.ArrayLike, labels: npt.ArrayLike) -> Metrics:

@@ -218,7 +218,8 @@ class GLIANet(nn.Module):
         """The score before calibration, float32 (N,): what the loss sees and what the calibration is fitted to."""
         # The head's one output as a product and a sum: engines that run matrix products in bfloat16 keep these in
         # float32, where a bfloat16 score would have three digits.
-        return (self.dropout(feature.float()) * self.head.weight[0]).sum(-1) + self.head.bias
+        raw: Tensor = (self.dropout(feature.float()) * self.head.weight[0]).sum(-1) + self.head.bias
+        return raw
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """What the optimiser sees."""

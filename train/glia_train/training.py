@@ -10,10 +10,10 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -135,7 +135,7 @@ class Machine:
             )
         return model.raw_score(feature)
 
-    def batches(self, views: ViewDataset, indices: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def batches(self, views: ViewDataset, indices: list[list[int]]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Load (global views, fragments, labels), one batch for each list of indices.
 
         Raises:
@@ -222,22 +222,15 @@ def train(
     contract = dataclasses.replace(contract, score_range=score_range)
     model.to(machine.device)
 
-    record: dict[str, Any] = {
+    record = {
         "labels": os.fspath(labels),
         "pictures": {"train": len(split.train), "test": len(split.test), "split_by": split.by},
         "backbone_weights": backbone_weights,
         "config": config.to_dict(),
         "options": dataclasses.asdict(options),
         "score_range": list(score_range),
-        "trainable_parameters": sum(p.numel() for p in model.trainable_parameters()),
         "machine": {"device": machine.name, "precision": machine.precision, "workers": machine.workers},
-        "versions": {
-            "glia-rt": glia_rt.__version__,
-            "torch": torch.__version__,
-            "timm": timm.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": _versions(),
     }
     _start_folder(out)
     _write(out / RECORD, json.dumps(record, indent=2) + "\n")
@@ -245,56 +238,57 @@ def train(
 
     def say(line: str) -> None:
         if console is not None:
-            console.print(line, markup=False, highlight=False)
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
 
+    parameters = sum(parameter.numel() for parameter in model.trainable_parameters())
     say(
         f"{len(split.train)} pictures to train on, {len(split.test)} held out, split by {split.by}; {machine.name}, "
-        f"{machine.precision}; {record['trainable_parameters']:,} trainable parameters"
+        f"{machine.precision}; {parameters:,} trainable parameters"
     )
+    learner = _Learner(model, contract, options, machine)
 
-    optimiser = torch.optim.AdamW(model.trainable_parameters(), lr=options.lr, weight_decay=options.weight_decay)
-    rng = np.random.default_rng(options.seed)
-    sample = [split.train[i] for i in rng.permutation(len(split.train))[:CALIBRATION_SAMPLE]]
-    rows: list[dict[str, Any]] = []
-
-    def save(calibration_pictures: Sequence[LabelledPicture], held_out: npt.NDArray[np.float64]) -> Metrics:
-        raw = _raw_scores(model, calibration_pictures, contract, machine, options.batch_size)
-        scale, offset = _calibrate(raw, [picture.score for picture in calibration_pictures])
-        model.calibration.copy_(torch.tensor([scale, offset]))
+    def save(epoch: int, pictures: Sequence[LabelledPicture], held_out: npt.NDArray[np.float64]) -> Metrics:
+        """Calibrate on these training pictures, measure the held-out raw scores, write the checkpoint."""
+        scale, offset = learner.calibrate(pictures)
         metrics = compare(scale * held_out + offset, [picture.score for picture in split.test])
-        trained_on = record | {"epoch": epoch, "calibrated_on": len(calibration_pictures)}
         make_checkpoint(
             model,
             contract,
             backbone_weights if backbone_weights in ("hub", "random") else Path(backbone_weights).name,
             adapter_only=options.adapter_only,
-            trained_on=trained_on,
+            trained_on=record | {"epoch": epoch, "calibrated_on": len(pictures)},
             metrics=metrics.to_dict(),
         ).save(out / CHECKPOINT)
         return metrics
 
-    cuda_devices = [torch.cuda.current_device()] if machine.device.type == "cuda" else []
-    with _progress(console) as progress, torch.random.fork_rng(devices=cuda_devices):
+    drawn = np.random.default_rng(options.seed).permutation(len(split.train))[:CALIBRATION_SAMPLE]
+    sample = [split.train[i] for i in drawn]
+    rows: list[dict[str, float]] = []
+    devices = [torch.cuda.current_device()] if machine.device.type == "cuda" else []
+    with _progress(console) as progress, torch.random.fork_rng(devices=devices):
         torch.manual_seed(options.seed)
         schedule = _Schedule(options, len(split.train) // options.batch_size, progress)
         try:
             for epoch in range(1, options.epochs + 1):
                 start = time.monotonic()
-                loss = _train_epoch(model, optimiser, split.train, contract, machine, options, epoch, schedule)
+                loss = learner.train_epoch(split.train, epoch, schedule)
                 schedule.say(f"epoch {epoch}/{options.epochs}, measuring")
-                held_out = _raw_scores(model, split.test, contract, machine, options.batch_size)
-                metrics = save(sample, held_out)
-                row = {"epoch": epoch, "loss": loss, **metrics.to_dict(), "seconds": time.monotonic() - start}
-                rows.append(row)
+                held_out = learner.raw_scores(split.test)
+                metrics = save(epoch, sample, held_out)
+                seconds = time.monotonic() - start
+                rows.append({"epoch": epoch, "loss": loss, **metrics.to_dict(), "seconds": round(seconds, 1)})
                 _write(out / METRICS, _table(rows))
-                say(_epoch_line(row, options.epochs, metrics.note))
+                say(
+                    f"epoch {epoch}/{options.epochs}: loss {loss:.4f}, held-out SRCC {metrics.srcc:.3f}, "
+                    f"PLCC {metrics.plcc:.3f}, {seconds:.0f} s" + (f" ({metrics.note})" if metrics.note else "")
+                )
                 if schedule.done >= 1:
                     break
             if len(sample) < len(split.train):
                 schedule.say("calibrating")
-                metrics = save(split.train, held_out)
+                metrics = save(epoch, split.train, held_out)
         except KeyboardInterrupt:
-            kept = f"{out / CHECKPOINT} is of epoch {rows[-1]['epoch']}" if rows else "no epoch was complete"
+            kept = f"{out / CHECKPOINT} is of epoch {len(rows)}" if rows else "before an epoch was complete"
             raise KeyboardInterrupt(f"training stopped: {kept}") from None
     return TrainResult(out / CHECKPOINT, split, metrics, len(rows))
 
@@ -334,64 +328,133 @@ class _Schedule:
         self._progress.update(self._task, description=what)
 
 
-def _train_epoch(
-    model: GLIANet,
-    optimiser: torch.optim.Optimizer,
-    pictures: Sequence[LabelledPicture],
-    contract: Contract,
-    machine: Machine,
-    options: TrainOptions,
-    epoch: int,
-    schedule: _Schedule,
-) -> float:
-    """Take the steps of one epoch, fewer where time runs out; returns their mean loss."""
-    order = np.random.default_rng([options.seed, epoch]).permutation(len(pictures))
-    whole = len(pictures) // options.batch_size
-    batches = order[: whole * options.batch_size].reshape(whole, options.batch_size).tolist()
-    views = ViewDataset(pictures, contract, augmentation=(options.seed, epoch))
-    model.train()
-    losses: list[float] = []
-    start = time.monotonic()
-    for global_view, fragments, label in machine.batches(views, batches):
-        for group in optimiser.param_groups:
-            group["lr"] = schedule.learning_rate
-        loss = LOSSES[options.loss](machine.raw_score(model, global_view, fragments), label.to(machine.device))
-        losses.append(loss.item())
-        if not math.isfinite(losses[-1]):
-            raise GliaError(f"the loss is {losses[-1]} in epoch {epoch}: give an --lr under {options.lr:g}")
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step(rate=len(losses) * options.batch_size / (time.monotonic() - start))
-        if schedule.done >= 1:
-            break
-    return sum(losses) / len(losses)
+class _Learner:
+    """A model under training: steps, raw scores, calibration."""
 
-
-@torch.inference_mode()
-def _raw_scores(
-    model: GLIANet, pictures: Sequence[LabelledPicture], contract: Contract, machine: Machine, batch_size: int
-) -> npt.NDArray[np.float64]:
-    """Scores of deterministic views before calibration, (N,)."""
-    model.eval()
-    count = len(pictures)
-    batches = [range(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
-    scores = [
-        machine.raw_score(model, global_view, fragments).cpu()
-        for global_view, fragments, _ in machine.batches(ViewDataset(pictures, contract), batches)
-    ]
-    return torch.cat(scores).double().numpy()
-
-
-def _calibrate(raw: npt.NDArray[np.float64], labels: Sequence[float]) -> tuple[float, float]:
-    """The line from raw scores to labels with the least squared error, (scale, offset).
-
-    Raises:
-        GliaError: The raw scores are all the same, or not finite.
-    """
-    if not raw.var() >= MIN_VARIANCE:  # false for NaN too
-        raise GliaError(
-            "the model gives every training picture the same score, or none: give a lower --lr, and look at the pictures"
+    def __init__(self, model: GLIANet, contract: Contract, options: TrainOptions, machine: Machine) -> None:
+        self._model = model
+        self._contract = contract
+        self._options = options
+        self._machine = machine
+        self._optimiser = torch.optim.AdamW(
+            model.trainable_parameters(), lr=options.lr, weight_decay=options.weight_decay
         )
-    scale, offset = np.polynomial.Polynomial.fit(raw, labels, deg=1).convert().coef[::-1]
-    return float(scale), float(offset)
+
+    def train_epoch(self, pictures: Sequence[LabelledPicture], epoch: int, schedule: _Schedule) -> float:
+        """Take the steps of one epoch, fewer where time runs out; returns their mean loss."""
+        options, size = self._options, self._options.batch_size
+        order = np.random.default_rng([options.seed, epoch]).permutation(len(pictures))
+        batches = order[: len(pictures) // size * size].reshape(-1, size).tolist()
+        views = ViewDataset(pictures, self._contract, augmentation=(options.seed, epoch))
+        self._model.train()
+        losses: list[float] = []
+        start = time.monotonic()
+        for global_view, fragments, label in self._machine.batches(views, batches):
+            for group in self._optimiser.param_groups:
+                group["lr"] = schedule.learning_rate
+            raw = self._machine.raw_score(self._model, global_view, fragments)
+            loss = LOSSES[options.loss](raw, label.to(self._machine.device))
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                raise GliaError(f"the loss is {losses[-1]} in epoch {epoch}: give an --lr under {options.lr:g}")
+            self._optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._optimiser.step()
+            schedule.step(rate=len(losses) * size / (time.monotonic() - start))
+            if schedule.done >= 1:
+                break
+        return sum(losses) / len(losses)
+
+    @torch.inference_mode()
+    def raw_scores(self, pictures: Sequence[LabelledPicture]) -> npt.NDArray[np.float64]:
+        """Scores of deterministic views before calibration, (N,)."""
+        self._model.eval()
+        indices = list(range(len(pictures)))
+        batches = [indices[i : i + self._options.batch_size] for i in indices[:: self._options.batch_size]]
+        views = ViewDataset(pictures, self._contract)
+        scores = [
+            self._machine.raw_score(self._model, global_view, fragments).cpu()
+            for global_view, fragments, _ in self._machine.batches(views, batches)
+        ]
+        return torch.cat(scores).double().numpy()
+
+    def calibrate(self, pictures: Sequence[LabelledPicture]) -> tuple[float, float]:
+        """Set the line from raw scores to labels with the least squared error; returns (scale, offset).
+
+        Raises:
+            GliaError: The raw scores are all the same, or not finite.
+        """
+        raw = self.raw_scores(pictures)
+        if not raw.var() >= MIN_VARIANCE:  # false for NaN too
+            raise GliaError(
+                "the model gives all training pictures one score, or none: give a lower --lr, and look at the pictures"
+            )
+        scale, offset = np.polyfit(raw, [picture.score for picture in pictures], deg=1)
+        self._model.calibration.copy_(torch.tensor([scale, offset]))
+        return float(scale), float(offset)
+
+
+def _score_range(split: Split, declared: tuple[float, float] | None) -> tuple[float, float]:
+    """The declared range, which must hold every label, or that of the training labels."""
+    if declared is None:
+        scores = [picture.score for picture in split.train]
+        return min(scores), max(scores)
+    low, high = declared
+    if outside := [picture for picture in split.train + split.test if not low <= picture.score <= high]:
+        raise UsageError(
+            f"{len(outside)} scores lie outside --score-range {low:g} {high:g}, first {outside[0].score:g} of "
+            f"{outside[0].name}: correct one or the other"
+        )
+    return low, high
+
+
+def _start_folder(out: Path) -> None:
+    """Make the folder, without the files of the run before: they would pass for this one's."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in (CHECKPOINT, RECORD, SPLIT, METRICS):
+            (out / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"{out}: cannot hold a run: {error.strerror}") from error
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _table(rows: Sequence[Mapping[str, float]]) -> str:
+    table = io.StringIO()
+    columns = ("epoch", "loss", "srcc", "krcc", "plcc", "rmse", "seconds")
+    writer = csv.DictWriter(table, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return table.getvalue()
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "glia-rt": glia_rt.__version__,
+        "torch": str(torch.__version__),
+        "timm": timm.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _progress(console: Console | None) -> Progress:
+    """A bar with rate and time left; disabled without a console or where it is no terminal."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=console is None or not console.is_terminal,
+        transient=True,
+        speed_estimate_period=3600,  # a step of ViT-B on a CPU takes minutes
+    )

@@ -1,0 +1,322 @@
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+import time
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from glia_rt.errors import BackendError
+from glia_rt.pipeline import Inputs, Sample, ordered_map, score_stream, stack
+from glia_rt.results import Result
+
+Scores = npt.NDArray[np.float32]
+
+#: Longer than anything here should take; a test that reaches it fails.
+LIMIT = 20.0
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_stays() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    assert set(threading.enumerate()) == before
+
+
+class Counter:
+    """Source of 0, 1, 2... that knows how far it was read."""
+
+    def __init__(self, end: int | None = None, error: Exception | None = None) -> None:
+        self.pulled = 0
+        self._end, self._error = end, error
+
+    def __iter__(self) -> Iterator[int]:
+        for i in itertools.count():
+            if i == self._end:
+                if self._error:
+                    raise self._error
+                return
+            self.pulled += 1
+            yield i
+
+
+# ordered_map
+
+
+def test_results_come_in_order_however_long_each_takes() -> None:
+    delays = random.Random(0)
+
+    def call(i: int) -> int:
+        time.sleep(delays.random() / 200)
+        return i * i
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(ordered_map(pool, call, range(100), ahead=20)) == [i * i for i in range(100)]
+
+
+def test_calls_run_at_once() -> None:
+    together = threading.Barrier(4, timeout=LIMIT)
+    with ThreadPoolExecutor(4) as pool:
+        assert len(list(ordered_map(pool, lambda _: together.wait(), range(8), ahead=4))) == 8
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 5])
+def test_items_are_pulled_as_far_ahead_as_asked_and_no_further(ahead: int) -> None:
+    items = Counter()
+    with ThreadPoolExecutor(2) as pool:
+        results = ordered_map(pool, lambda i: i, items, ahead=ahead)
+        assert items.pulled == 0, "lazy until the first result is asked for"
+        for i in range(10):
+            assert next(results) == i
+            assert items.pulled == i + 1 + ahead
+        results.close()
+        assert items.pulled == 10 + ahead
+
+
+@pytest.mark.parametrize("end", [0, 1, 3, 30])
+def test_an_error_of_the_items_comes_after_the_results_of_those_before(end: int) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        results = ordered_map(pool, lambda i: i, Counter(end, OSError("disk")), ahead=5)
+        assert [next(results) for _ in range(end)] == list(range(end))
+        with pytest.raises(OSError, match="disk"):
+            next(results)
+
+
+def test_an_error_of_a_call_comes_at_its_place_and_drops_what_has_not_begun() -> None:
+    begun, go = [], threading.Event()
+
+    def call(i: int) -> int:
+        begun.append(i)
+        if i == 3:
+            go.wait(LIMIT)
+            raise ValueError(f"item {i}")
+        time.sleep(0.05 if i > 3 else 0)
+        return i
+
+    with ThreadPoolExecutor(1) as pool:
+        results = ordered_map(pool, call, range(100), ahead=50)
+        assert [next(results) for _ in range(3)] == [0, 1, 2]
+        go.set()
+        with pytest.raises(ValueError, match="item 3"):
+            next(results)
+    assert len(begun) < 10
+
+
+def test_an_error_of_the_items_keeps_its_place_in_the_source() -> None:
+    """Where it was raised is what one needs to mend it."""
+    with ThreadPoolExecutor(1) as pool, pytest.raises(OSError, match="disk") as caught:
+        list(ordered_map(pool, lambda i: i, Counter(2, OSError("disk")), ahead=5))
+    assert caught.traceback[-1].name == "__iter__"
+
+
+# score_stream
+
+
+def pixels(i: int, shape: tuple[int, int] = (2, 2)) -> npt.NDArray[np.uint8]:
+    return np.full((*shape, 3), i, np.uint8)
+
+
+def read(i: int) -> Sample | Result:
+    return Sample(str(i), 20 + i, 10 + i, {"image": pixels(i)})
+
+
+def bad(i: int) -> Result:
+    return Result(str(i), None, "bad_image", "why not", None, None)
+
+
+def run(inputs: Inputs) -> Scores:
+    """An engine whose score of a picture is its grey level."""
+    return inputs["image"][:, 0, 0, 0].astype(np.float32)
+
+
+def stream(sources: Any, **changes: Any) -> Generator[Result]:
+    options: dict[str, Any] = {"read": read, "run": run, "batch_size": 4, "parallel": 2, "workers": 3}
+    return score_stream(sources, **(options | changes))
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 8, 33])
+def test_every_source_has_its_result_in_order(count: int) -> None:
+    assert list(stream(range(count))) == [Result(str(i), i, "ok", None, 20 + i, 10 + i) for i in range(count)]
+
+
+@pytest.mark.parametrize("count", [1, 4, 6])
+def test_every_run_is_of_one_size_filled_up_with_black(count: int) -> None:
+    seen = []
+
+    def watched(inputs: Inputs) -> Scores:
+        seen.append(inputs["image"])
+        return run(inputs)
+
+    list(stream(range(1, count + 1), run=watched, parallel=1))
+    assert {batch.shape for batch in seen} == {(4, 2, 2, 3)}
+    levels = np.concatenate(sorted(seen, key=lambda batch: int(batch[0, 0, 0, 0])))[:, 0, 0, 0].tolist()
+    assert levels == [*range(1, count + 1), *[0] * (len(levels) - count)]
+
+
+@pytest.mark.parametrize("bad_ones", [{0}, {9}, {3, 4}, {4, 5, 6, 7}, {0, 1, 2, 3, 4, 5}, set(range(10))])
+def test_what_cannot_be_read_is_a_row_at_its_place(bad_ones: set[int]) -> None:
+    sizes = []
+
+    def watched(inputs: Inputs) -> Scores:
+        sizes.append(len(inputs["image"]))
+        return run(inputs)
+
+    results = list(stream(range(10), read=lambda i: bad(i) if i in bad_ones else read(i), run=watched))
+    assert results == [bad(i) if i in bad_ones else Result(str(i), i, "ok", None, 20 + i, 10 + i) for i in range(10)]
+    assert sizes == [4] * -(-(10 - len(bad_ones)) // 4), "bad pictures take no place in a batch"
+
+
+def test_nothing_but_bad_pictures_still_gives_rows() -> None:
+    sources = Counter()
+    results = stream(sources, read=bad)
+    assert [next(results).path for _ in range(50)] == [str(i) for i in range(50)]
+    assert sources.pulled < 50 + 100
+    results.close()
+
+
+def test_bad_pictures_do_not_hold_the_others_back() -> None:
+    sources = Counter()
+    results = stream(sources, read=lambda i: bad(i) if i else read(i))
+    assert next(results).score == 0
+    assert sources.pulled < 100
+    results.close()
+
+
+def test_pictures_of_one_size_share_a_batch() -> None:
+    shapes = [(2, 2), (2, 2), (2, 2), (3, 2), (2, 2), (5, 1), (5, 1), (5, 1), (5, 1), (5, 1)]
+    seen = []
+
+    def watched(inputs: Inputs) -> Scores:
+        seen.append(inputs["image"].shape[1:3])
+        return run(inputs)
+
+    def shaped(i: int) -> Sample:
+        return Sample(str(i), 1, 1, {"image": pixels(i, shapes[i])})
+
+    assert [result.score for result in stream(range(10), read=shaped, run=watched, parallel=1)] == list(range(10))
+    assert sorted(seen) == sorted([(2, 2), (3, 2), (2, 2), (5, 1), (5, 1)])
+
+
+def test_an_error_of_the_source_comes_after_every_earlier_result() -> None:
+    results = stream(Counter(10, OSError("disk")))
+    assert [next(results).path for _ in range(10)] == [str(i) for i in range(10)]
+    with pytest.raises(OSError, match="disk"):
+        next(results)
+
+
+@pytest.mark.parametrize("at", [0, 5, 30])
+def test_an_error_while_reading_or_running_comes_out(at: int) -> None:
+    def fail(i: int) -> Sample | Result:
+        if i == at:
+            raise RuntimeError(f"picture {i}")
+        return read(i)
+
+    def break_down(inputs: Inputs) -> Scores:
+        if at in run(inputs):
+            raise BackendError("out of memory")
+        return run(inputs)
+
+    with pytest.raises(RuntimeError, match=f"picture {at}"):
+        list(stream(itertools.count(), read=fail))
+    with pytest.raises(BackendError, match="out of memory"):
+        list(stream(itertools.count(), run=break_down))
+
+
+@pytest.mark.parametrize("score", [np.nan, np.inf, -np.inf])
+def test_a_score_that_is_not_finite_is_an_error(score: float) -> None:
+    def overflow(inputs: Inputs) -> Scores:
+        return np.where(run(inputs) == 5, np.float32(score), run(inputs))
+
+    with pytest.raises(BackendError, match="not finite"):
+        list(stream(range(8), run=overflow))
+
+
+def test_only_scores_that_are_used_need_be_finite() -> None:
+    """What an engine makes of the black pictures that fill up a batch is nobody's score."""
+
+    def overflow(inputs: Inputs) -> Scores:
+        return np.where(run(inputs) == 0, np.float32(np.nan), run(inputs))
+
+    assert [result.score for result in stream(range(1, 3), run=overflow)] == [1, 2]
+
+
+def test_the_engine_works_on_several_batches_at_once() -> None:
+    together = threading.Barrier(3, timeout=LIMIT)
+
+    def meet(inputs: Inputs) -> Scores:
+        together.wait()
+        return run(inputs)
+
+    assert len(list(stream(range(24), run=meet, parallel=3))) == 24
+
+
+def test_a_slow_engine_holds_the_reader_back() -> None:
+    """What is in memory does not grow with what is to come."""
+    sources, go, waiting = Counter(200), threading.Event(), threading.Semaphore(0)
+
+    def slow(inputs: Inputs) -> Scores:
+        waiting.release()
+        assert go.wait(LIMIT)
+        return run(inputs)
+
+    def free() -> None:
+        waiting.acquire()
+        time.sleep(0.2)  # time to run ahead, if anything would
+        pulled.append(sources.pulled)
+        go.set()
+
+    pulled: list[int] = []
+    freeing = threading.Thread(target=free)
+    freeing.start()
+    assert len(list(stream(sources, run=slow))) == 200
+    freeing.join()
+    # Four batches of 4 at the engine or waiting for it; of those after them a batch, and one a worker, being read.
+    assert pulled == [4 * 4 + 4 + 3]
+
+
+def test_a_slow_consumer_holds_everything_back() -> None:
+    sources = Counter()
+    results = stream(sources)
+    for i in range(40):
+        assert next(results).path == str(i)
+        assert sources.pulled <= i + 40
+    time.sleep(0.05)
+    assert sources.pulled <= 40 + 40
+    results.close()
+
+
+def test_closing_early_reads_no_more() -> None:
+    begun = Counter()
+
+    def slow(i: int) -> Sample | Result:
+        begun.pulled += 1
+        time.sleep(0.1 if i >= 130 else 0)
+        return read(i)
+
+    results = stream(itertools.count(), read=slow, batch_size=30)
+    next(results)
+    before, began = begun.pulled, time.monotonic()
+    results.close()
+    assert time.monotonic() - began < 1
+    assert begun.pulled <= before + 3, "only what a worker held already"
+
+
+def test_an_iterator_that_is_never_begun_costs_nothing() -> None:
+    sources = Counter()
+    stream(sources)
+    assert sources.pulled == 0
+
+
+def test_stack() -> None:
+    samples = [{"a": pixels(1), "b": pixels(2)}, {"a": pixels(3), "b": pixels(4)}]
+    exact, filled = stack(samples), stack(samples, 3)
+    assert {name: array[:, 0, 0, 0].tolist() for name, array in exact.items()} == {"a": [1, 3], "b": [2, 4]}
+    assert {name: array[:, 0, 0, 0].tolist() for name, array in filled.items()} == {"a": [1, 3, 0], "b": [2, 4, 0]}
+    assert filled["a"].shape == (3, 2, 2, 3)
+    assert filled["a"].dtype == np.uint8

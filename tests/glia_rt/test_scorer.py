@@ -1,0 +1,389 @@
+from __future__ import annotations
+
+import io
+import itertools
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+import glia_rt
+from glia_rt import Result, Scorer
+from glia_rt.backends import BACKENDS, default_precision
+from glia_rt.errors import BackendError, BadImageError, BundleError, UsageError
+from glia_rt.images import read_image
+from glia_rt.verify import SCORE_LIMITS
+
+SPAN = 4.0  # the tiny bundle's range is 1 to 5
+
+#: How far a score of an array may move with its batch, as a share of the range.
+UNPADDED = {"fp32": 1e-6, "bf16": 1e-2}
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_stays() -> Iterator[None]:
+    yield
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("glia-")] == []
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def scorer(request: pytest.FixtureRequest, tiny_bundle: Path) -> Iterator[Scorer]:
+    with Scorer.open(tiny_bundle, request.param) as scorer:
+        yield scorer
+
+
+@pytest.fixture(scope="module")
+def files(pictures: Path) -> list[Path]:
+    return sorted(pictures.iterdir())
+
+
+def scores(results: Iterator[Result]) -> list[float | None]:
+    return [result.score for result in results]
+
+
+# Opening
+
+
+def test_it_says_what_it_is(tiny_bundle: Path) -> None:
+    with glia_rt.Scorer.open(str(tiny_bundle)) as scorer:
+        assert scorer.contract.score_range == (1.0, 5.0)
+        assert scorer.backend.name == "openvino"
+        assert scorer.passed_over == ()
+        assert scorer.resolved == {
+            "bundle": "tiny.glia",
+            "bundle_identity": scorer.bundle.identity,
+            "contract": scorer.contract.to_dict(),
+            "backend": "openvino",
+            "precision": default_precision("openvino"),
+            "device": "cpu",
+            "input": "views",
+            "batch_size": 8,
+        }
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"input": "pixels"}, UsageError, 'input must be "views" or "image", not \'pixels\''),
+        ({"batch_size": 0}, UsageError, "batch size must be at least 1, not 0"),
+        ({"backend": "cuda"}, UsageError, "no backend 'cuda'"),
+        ({"backend": "onnxruntime", "precision": "bf16"}, BackendError, "computes in fp32 on a CPU, not bf16"),
+    ],
+)
+def test_wrong_options(tiny_bundle: Path, options: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Scorer.open(tiny_bundle, **options)
+
+
+def test_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="does not exist"):
+        Scorer.open(tmp_path / "gone.glia")
+
+
+def test_a_closed_scorer_says_so(tiny_bundle: Path, files: list[Path]) -> None:
+    with Scorer.open(tiny_bundle) as scorer:
+        scorer.score(files[0])
+    with pytest.raises(BackendError, match="backend openvino: closed"):
+        scorer.score(files[0])
+    with pytest.raises(BackendError, match="backend openvino: closed"):
+        list(scorer.score_files(files))
+
+
+# One picture
+
+
+def test_every_kind_of_source_has_the_same_score(scorer: Scorer, files: list[Path]) -> None:
+    expected = scorer.score(files[3])
+    assert isinstance(expected, float)
+    assert 1 < expected < 5
+    with Image.open(files[3]) as image:
+        pixels = np.asarray(image)
+        sources = [str(files[3]), files[3].read_bytes(), image, pixels, np.asfortranarray(pixels)]
+        assert [scorer.score(source) for source in sources] == [expected] * len(sources)
+
+
+def test_scores_are_those_of_the_export(scorer: Scorer, selftest_pictures: list[Path]) -> None:
+    golden = {row["picture"]: row["score"] for row in scorer.bundle.selftest()}
+    assert len(golden) == 6
+    limit = SCORE_LIMITS[scorer.backend.precision] * SPAN
+    for path in selftest_pictures:
+        assert scorer.score(path) == pytest.approx(golden[path.name], rel=0, abs=limit)
+
+
+def test_pictures_differ(scorer: Scorer, files: list[Path]) -> None:
+    """The tests below compare scores: of pictures with one score they would prove nothing."""
+    found = scorer.score_batch(files)
+    assert len(set(found.tolist())) == len(files)
+    assert np.ptp(found) > 0.1 * SPAN
+
+
+@pytest.mark.parametrize("source", [b"", b"not a picture", np.zeros((3, 3), np.uint8)])
+def test_what_is_no_picture(scorer: Scorer, source: Any) -> None:
+    with pytest.raises(BadImageError):
+        scorer.score(source)
+
+
+def test_the_limit_of_pixels(tiny_bundle: Path, files: list[Path]) -> None:
+    with Scorer.open(tiny_bundle, max_pixels=1000) as scorer:
+        with pytest.raises(BadImageError, match="over the limit of 1000 pixels"):
+            scorer.score(files[0])
+        [result] = scorer.score_files(files[:1])
+        assert result.status == "bad_image"
+
+
+# Batches of arrays
+
+
+def test_a_batch_of_many_sizes(scorer: Scorer, files: list[Path]) -> None:
+    batch = scorer.score_batch(files[:11])
+    assert batch.dtype == np.float32
+    assert batch.shape == (11,)
+    alone = np.array([scorer.score(path) for path in files[:11]])
+    limit = UNPADDED[scorer.backend.precision] * SPAN
+    np.testing.assert_allclose(batch, alone, rtol=0, atol=limit)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_array_hardly_moves_with_its_batch(scorer: Scorer, files: list[Path], precision: str) -> None:
+    if precision != scorer.backend.precision:
+        if precision == "bf16":
+            return
+        scorer = Scorer.open(scorer.bundle.path, scorer.backend.name, precision=precision)
+    arrays = [read_image(path) for path in files[:9]]
+    found = [scorer.score_batch(arrays[:n])[0] for n in range(1, 10)]
+    assert np.ptp(found) <= UNPADDED[precision] * SPAN
+
+
+def test_no_pictures(scorer: Scorer) -> None:
+    empty = scorer.score_batch([])
+    assert (empty.dtype, empty.shape) == (np.float32, (0,))
+    assert list(scorer.score_files([])) == []
+
+
+def test_a_bad_one_in_a_batch_is_named_and_nothing_is_scored(scorer: Scorer, files: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "empty.jpg").touch()
+    with pytest.raises(BadImageError, match=r"empty\.jpg: empty file"):
+        scorer.score_batch([files[0], tmp_path / "empty.jpg", files[1]])
+
+
+def test_the_graph_samples_as_the_host_does(tiny_bundle: Path, files: list[Path], selftest_pictures: list[Path]) -> None:
+    mixed = [*selftest_pictures, *files[:4], selftest_pictures[0], selftest_pictures[0]]
+    for name in BACKENDS:
+        with (
+            Scorer.open(tiny_bundle, name, "views", precision="fp32") as host,
+            Scorer.open(tiny_bundle, name, "image") as graph,
+        ):
+            assert graph.resolved["input"] == "image"
+            expected = host.score_batch(mixed)
+            np.testing.assert_allclose(graph.score_batch(mixed), expected, rtol=0, atol=1e-3 * SPAN)
+            results = list(graph.score_files(mixed))
+            np.testing.assert_allclose(scores(iter(results)), expected, rtol=0, atol=1e-3 * SPAN)
+            assert [result.path for result in results] == [str(path) for path in mixed]
+
+
+def test_threads_share_a_scorer(scorer: Scorer, files: list[Path]) -> None:
+    expected = [scorer.score(path) for path in files[:6]]
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(scorer.score, files[:6] * 3)) == expected * 3
+
+
+# Files: the same to the bit, wherever a picture stands
+
+
+@pytest.fixture(scope="module", params=[8, 4])
+def steady(request: pytest.FixtureRequest, scorer: Scorer) -> Iterator[Scorer]:
+    with Scorer.open(scorer.bundle.path, scorer.backend.name, batch_size=request.param) as scorer:
+        yield scorer
+
+
+@pytest.fixture(scope="module")
+def alone(steady: Scorer, files: list[Path]) -> dict[Path, float | None]:
+    """What each picture scores when it is the only one."""
+    return {path: next(iter(steady.score_files([path]))).score for path in files}
+
+
+def test_a_score_is_the_same_in_2_7_and_32_files(
+    steady: Scorer, files: list[Path], alone: dict[Path, float | None]
+) -> None:
+    for chosen in (files[:2], files[1:3], files[:7], files[-7:], files, files[::-1]):
+        assert scores(steady.score_files(chosen)) == [alone[path] for path in chosen]
+
+
+@pytest.mark.parametrize("count", [2, 7, 32])
+def test_a_score_is_the_same_at_every_place(
+    steady: Scorer, files: list[Path], alone: dict[Path, float | None], count: int
+) -> None:
+    one, others = files[5], itertools.cycle(files[6:])
+    for parity in (0, 1):  # at every even place, then at every odd one, each time among others
+        chosen = [one if place % 2 == parity else next(others) for place in range(count)]
+        assert scores(steady.score_files(chosen)) == [alone[path] for path in chosen]
+
+
+@pytest.mark.parametrize("workers", [1, 5])
+def test_a_score_does_not_depend_on_how_many_threads_decode(
+    steady: Scorer, files: list[Path], alone: dict[Path, float | None], workers: int
+) -> None:
+    assert scores(steady.score_files(files[:12], workers=workers)) == [alone[path] for path in files[:12]]
+
+
+def test_a_score_does_not_depend_on_bad_pictures_between(
+    steady: Scorer, files: list[Path], alone: dict[Path, float | None], tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"bad")
+    chosen = [path for pair in itertools.zip_longest(files[:12], [], fillvalue=bad) for path in pair]
+    assert scores(steady.score_files(chosen)) == [alone.get(path) for path in chosen]
+
+
+# Rows
+
+
+def test_rows(scorer: Scorer, files: list[Path]) -> None:
+    results = list(scorer.score_files(files[:10]))
+    assert [result.path for result in results] == [str(path) for path in files[:10]]
+    assert {(result.status, result.error) for result in results} == {("ok", None)}
+    assert [(result.width, result.height) for result in results] == [(400 - 7 * i, 60 + 11 * i) for i in range(10)]
+    found = [result.score for result in results]
+    limit = UNPADDED[scorer.backend.precision] * SPAN
+    np.testing.assert_allclose(found, scorer.score_batch(files[:10]), rtol=0, atol=limit)
+    assert [np.float32(score) for score in found] == found, "scores are float32"
+
+
+def test_size_is_that_of_the_picture_upright(scorer: Scorer, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    pixels = np.random.default_rng(0).integers(0, 256, (240, 300, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(np.rot90(pixels, -1)).save(tmp_path / "upright.png")
+    turned, upright = scorer.score_files([tmp_path / "turned.png", tmp_path / "upright.png"])
+    assert (turned.width, turned.height) == (upright.width, upright.height) == (240, 300)
+    assert turned.score == upright.score
+
+
+BAD = {
+    "empty.jpg": (b"", "empty file"),
+    "text.png": (b"hello", "not a picture Pillow can read"),
+    "gone.jpg": (None, "No such file or directory"),
+}
+
+
+@pytest.mark.parametrize(
+    "bad_places", [{0}, {10}, {5}, {7, 8}, {0, 1, 2, 3, 4, 5, 6, 7}, {3, 4, 5, 6, 7, 8, 9, 10}, set(range(11))]
+)
+def test_a_bad_picture_is_a_row_at_its_place(
+    scorer: Scorer, files: list[Path], tmp_path: Path, bad_places: set[int]
+) -> None:
+    for name, (content, _) in BAD.items():
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+    names = itertools.cycle(BAD)
+    chosen = [tmp_path / next(names) if place in bad_places else files[place] for place in range(11)]
+    results = list(scorer.score_files(chosen))
+    assert [result.path for result in results] == [str(path) for path in chosen]
+    for place, (path, result) in enumerate(zip(chosen, results, strict=True)):
+        if place in bad_places:
+            assert result == Result(str(path), None, "bad_image", BAD[path.name][1], None, None)
+        else:
+            assert result.status == "ok"
+            assert result.score is not None
+
+
+def test_a_name_that_is_not_utf8(scorer: Scorer, files: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "album"
+    folder.mkdir()
+    shutil.copy(files[0], bytes(folder) + b"/\xff.jpg")
+    (folder / "\udcfe.jpg").touch()
+    bad, good = scorer.score_files([folder])
+    assert (good.path, good.status) == (f"{folder}/\\udcff.jpg", "ok")
+    assert (bad.path, bad.error) == (f"{folder}/\\udcfe.jpg", "empty file")
+
+
+def test_folders(scorer: Scorer, files: list[Path], tmp_path: Path) -> None:
+    for name in ("b.jpg", "a/2.jpg", "a/10.jpg", "a/.hidden.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(files[0], tmp_path / name)
+    (tmp_path / "a/notes.txt").touch()
+    found = [result.path for result in scorer.score_files([tmp_path, files[1]])]
+    assert found == [str(tmp_path / name) for name in ("a/10.jpg", "a/2.jpg", "b.jpg")] + [str(files[1])]
+
+
+def test_a_folder_that_cannot_be_listed_ends_it_after_the_rows_before(
+    scorer: Scorer, files: list[Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+
+    def paths() -> Iterator[Path]:
+        yield from files[:9]
+        folder.rmdir()
+        folder.mkdir(mode=0)
+        yield folder
+        raise UsageError("gone: this folder cannot be listed")  # where the user may read everything
+
+    results = scorer.score_files(paths())
+    assert [next(results).path for _ in range(9)] == [str(path) for path in files[:9]]
+    with pytest.raises(UsageError, match="cannot be listed"):
+        next(results)
+
+
+# Stopping and failing
+
+
+@pytest.mark.parametrize("after", [0, 1, 9])
+def test_closing_early_ends_every_thread(scorer: Scorer, files: list[Path], after: int) -> None:
+    results = scorer.score_files(itertools.cycle(files))
+    for _ in range(after):
+        next(results)
+    results.close()
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("glia-")] == []
+    with pytest.raises(StopIteration):
+        next(results)
+    assert scorer.score(files[0]) > 0
+
+
+def test_an_iterator_that_is_dropped_ends_every_thread(scorer: Scorer, files: list[Path]) -> None:
+    for result in scorer.score_files(itertools.cycle(files)):
+        assert result.status == "ok"
+        break
+
+
+@pytest.mark.parametrize("by", [np.inf, np.nan])
+def test_a_score_that_is_not_finite_is_an_error(
+    shifted_bundle: Callable[[float], Path], files: list[Path], by: float
+) -> None:
+    bundle = shifted_bundle(by)
+    for name in BACKENDS:
+        with Scorer.open(bundle, name) as scorer:
+            with pytest.raises(BackendError, match="a score that is not finite"):
+                scorer.score(files[0])
+            with pytest.raises(BackendError, match="a score that is not finite"):
+                list(scorer.score_files(files))
+
+
+def test_memory_does_not_grow_with_the_number_of_files(scorer: Scorer, files: list[Path]) -> None:
+    pulled = 0
+
+    def paths() -> Iterator[Path]:
+        nonlocal pulled
+        for path in itertools.islice(itertools.cycle(files), 200):
+            pulled += 1
+            yield path
+
+    ahead = [pulled - given for given, _ in enumerate(scorer.score_files(paths(), workers=2), start=1)]
+    assert len(ahead) == 200
+    # What `score_stream` holds: a batch for each run under way or waiting, one in the making, one a decoding thread.
+    assert max(ahead) <= (scorer.backend.parallel + 4) * scorer.batch_size + 2
+
+
+def test_pixels_are_read_once_the_picture_is_in_memory(scorer: Scorer) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (300, 300), "red").save(buffer, "PNG")
+    image = Image.open(buffer)
+    first = scorer.score(image)
+    assert scorer.score(image) == first
