@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 SOME_BAD = 3
 INTERRUPTED = 130
 
-existing = click.Path(exists=True)
 backend_option = click.option(
     "--backend", type=click.Choice([AUTO, *BACKENDS]), default=AUTO, show_default=True, help="The engine."
 )
@@ -41,7 +40,9 @@ overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the o
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     try:
-        status = cli.main(args=args, prog_name="glia-rt", standalone_mode=False)
+        # Not cli.main, which keeps interrupts and closed pipes to itself.
+        with cli.make_context("glia-rt", list(sys.argv[1:] if args is None else args)) as context:
+            status = cli.invoke(context)
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.ClickException as error:
@@ -50,7 +51,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except GliaError as error:
         click.echo(f"glia-rt: {error}", err=True)
         return error.exit_status
-    except (KeyboardInterrupt, click.Abort) as stopped:
+    except KeyboardInterrupt as stopped:
         click.echo(f"glia-rt: {str(stopped) or 'interrupted'}", err=True)
         return INTERRUPTED
     except BrokenPipeError:
@@ -218,11 +219,12 @@ def doctor() -> None:
 @click.option("--backbone-weights", required=True, help="hub (downloads), random, or a file of weights.")
 @click.option("--backbone", help="A timm ViT; default: ViT-B/16.")
 @click.option("--tune-backbone", is_flag=True, help="Train the backbone too.")
-@click.option("--epochs", type=click.IntRange(min=1), default=10, show_default=True)
-@click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option("--epochs", type=click.IntRange(min=1), default=10, show_default=True, help="Passes over the data.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True, help="Pictures a step.")
 @click.option("--lr", type=float, default=3e-4, show_default=True, help="First learning rate.")
-@click.option("--weight-decay", type=float, default=1e-2, show_default=True)
-@click.option("--loss", type=click.Choice(["mse-rho", "plcc"]), default="mse-rho", show_default=True)
+@click.option("--weight-decay", type=float, default=1e-2, show_default=True, help="Of AdamW.")
+@click.option("--loss", type=click.Choice(["mse-rho", "plcc"]), default="mse-rho", show_default=True,
+              help="LoDa's code, or 1 less the correlation.")  # fmt: skip
 @click.option("--seed", type=int, default=3407, show_default=True, help="Of the split, the weights, the order.")
 @click.option("--workers", type=click.IntRange(min=0), help="Decoding processes.")
 @click.option("--score-range", type=(float, float), help="The labels' scale; default: least and greatest label.")

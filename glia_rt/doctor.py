@@ -42,6 +42,6 @@ def examine() -> Findings:
     if installed_twice():
         warnings.append(
             "onnxruntime and onnxruntime-gpu are both installed and overwrote each other: "
-            "pip uninstall both, then install one"
+            "pip uninstall onnxruntime onnxruntime-gpu, then install one of them"
         )
     return Findings(backends, packages, warnings)

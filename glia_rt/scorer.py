@@ -35,6 +35,7 @@ class Scorer:
         contract: What the score means: name, range, direction.
         backend: The engine, with its name, precision and device.
         passed_over: Why "auto" did not take each faster backend.
+        input: "views" or "image": what the engine is given.
         batch_size: Pictures a run of the engine.
     """
 
@@ -53,7 +54,7 @@ class Scorer:
         self.backend = backend
         self.batch_size = batch_size
         self.passed_over = tuple(passed_over)
-        self._input = input
+        self.input = input
         self._max_pixels = max_pixels
 
     @classmethod
@@ -101,7 +102,7 @@ class Scorer:
             "backend": self.backend.name,
             "precision": self.backend.precision,
             "device": self.backend.device,
-            "input": self._input,
+            "input": self.input,
             "batch_size": self.batch_size,
         }
 
@@ -184,7 +185,7 @@ class Scorer:
         return Sample(name, width, height, self._inputs(pixels))
 
     def _inputs(self, pixels: Pixels) -> Inputs:
-        if self._input == "image":
+        if self.input == "image":
             return {IMAGE: pixels}
         views = make_views(pixels, self.contract)
         return {GLOBAL_VIEW: views.global_view, FRAGMENTS: views.fragments}

@@ -3,12 +3,13 @@ from __future__ import annotations
 import itertools
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import ExifTags, Image
 
@@ -42,8 +43,12 @@ def files(pictures: Path) -> list[Path]:
     return sorted(pictures.iterdir())
 
 
-def scores(results: Iterator[Result]) -> list[float | None]:
+def scores(results: Iterable[Result]) -> list[float | None]:
     return [result.score for result in results]
+
+
+def as_array(results: Iterable[Result]) -> npt.NDArray[np.float32]:
+    return np.array(scores(results), np.float32)
 
 
 # Opening
@@ -103,7 +108,7 @@ def test_every_kind_of_source_has_the_same_score(scorer: Scorer, files: list[Pat
     assert 1 < expected < 5
     with Image.open(files[3]) as image:
         pixels = np.asarray(image)
-        sources = [str(files[3]), files[3].read_bytes(), image, pixels, np.asfortranarray(pixels)]
+        sources: list[Any] = [str(files[3]), files[3].read_bytes(), image, pixels, np.asfortranarray(pixels)]
         assert [scorer.score(source) for source in sources] == [expected] * len(sources)
 
 
@@ -159,7 +164,8 @@ def test_an_array_hardly_moves_with_its_batch(tiny_bundle: Path, files: list[Pat
 
 def test_no_pictures(scorer: Scorer) -> None:
     empty = scorer.score_batch([])
-    assert (empty.dtype, empty.shape) == (np.float32, (0,))
+    assert empty.dtype == np.float32
+    assert empty.shape == (0,)
     assert list(scorer.score_files([])) == []
 
 
@@ -182,7 +188,7 @@ def test_the_graph_samples_as_the_host_does(
             expected = host.score_batch(mixed)
             np.testing.assert_allclose(graph.score_batch(mixed), expected, rtol=0, atol=1e-3 * SPAN)
             results = list(graph.score_files(mixed))
-            np.testing.assert_allclose(scores(iter(results)), expected, rtol=0, atol=1e-3 * SPAN)
+            np.testing.assert_allclose(as_array(results), expected, rtol=0, atol=1e-3 * SPAN)
             assert [result.path for result in results] == [str(path) for path in mixed]
 
 
@@ -248,10 +254,9 @@ def test_rows(scorer: Scorer, files: list[Path]) -> None:
     assert [result.path for result in results] == [str(path) for path in files[:10]]
     assert {(result.status, result.error) for result in results} == {("ok", None)}
     assert [(result.width, result.height) for result in results] == [(400 - 7 * i, 60 + 11 * i) for i in range(10)]
-    found = [result.score for result in results]
     limit = UNPADDED[scorer.backend.precision] * SPAN
-    np.testing.assert_allclose(found, scorer.score_batch(files[:10]), rtol=0, atol=limit)
-    assert [np.float32(score) for score in found] == found, "scores are float32"
+    np.testing.assert_allclose(as_array(results), scorer.score_batch(files[:10]), rtol=0, atol=limit)
+    assert as_array(results).astype(np.float64).tolist() == scores(results), "scores are float32"
 
 
 def test_size_is_that_of_the_picture_upright(scorer: Scorer, tmp_path: Path) -> None:
@@ -296,8 +301,8 @@ def test_a_bad_picture_is_a_row_at_its_place(
 def test_a_name_that_is_not_utf8(scorer: Scorer, files: list[Path], tmp_path: Path) -> None:
     folder = tmp_path / "album"
     folder.mkdir()
-    shutil.copy(files[0], bytes(folder) + b"/\xff.jpg")
-    (folder / "\udcfe.jpg").touch()
+    shutil.copy(files[0], folder / "\udcff.jpg")
+    (folder / "\udcfe.jpg").touch()  # the byte 0xfe
     bad, good = scorer.score_files([folder])
     assert (good.path, good.status) == (f"{folder}/\\udcff.jpg", "ok")
     assert (bad.path, bad.error) == (f"{folder}/\\udcfe.jpg", "empty file")

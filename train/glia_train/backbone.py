@@ -33,7 +33,7 @@ def create_backbone(name: str) -> VisionTransformer:
     except TypeError as error:  # img_size, which every ViT takes
         raise UsageError(f"{name} is not a ViT: GLIANet cannot use it") from error
     except RuntimeError as error:
-        raise UsageError(f"{name}: {_first_line(error)}") from error
+        raise UsageError(f"{name}: {_on_one_line(error)}") from error
     plain = isinstance(vit, VisionTransformer) and all(
         type(block) is Block and type(block.attn) is Attention and block.attn.gate is None for block in vit.blocks
     )
@@ -79,7 +79,7 @@ def load_backbone_weights(vit: VisionTransformer, source: str) -> None:
         # The filter is the hub's own: it reads older layouts and fits position embeddings to the view's size.
         keys = load_checkpoint(vit, str(path), strict=False, filter_fn=checkpoint_filter_fn, weights_only=True)
     except Exception as error:  # whatever timm or torch raises, it means a wrong file
-        raise BundleError(f"{path}: not weights of {name}: {_first_line(error)}") from error
+        raise BundleError(f"{path}: not weights of {name}: {_on_one_line(error)}") from error
     # Most files hold a classification head, which has no place here; any other difference means another model.
     if odd := keys.missing_keys + [key for key in keys.unexpected_keys if not key.startswith("head")]:
         raise BundleError(f"{path}: not weights of {name}: {len(odd)} tensors missing or unknown, first {odd[0]}")
@@ -90,14 +90,14 @@ def _load_from_hub(vit: VisionTransformer, name: str) -> None:
         donor = timm.create_model(name, pretrained=True, num_classes=0, img_size=VIEW_SIZE)
     except Exception as error:  # the hub's client raises many kinds; each means "not to be had"
         raise UsageError(
-            f"cannot get {name} from timm's hub ({_first_line(error)}). Without a network give "
+            f"cannot get {name} from timm's hub ({_on_one_line(error)}). Without a network give "
             "--backbone-weights FILE with weights downloaded elsewhere, or --backbone-weights random"
         ) from error
     vit.load_state_dict(donor.state_dict())
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0][:300]
+def _on_one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def backbone_sha256(vit: VisionTransformer) -> str:

@@ -175,37 +175,29 @@ def split_pictures(pictures: Iterable[LabelledPicture], seed: int) -> Split:
 class ViewDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
     """Pictures as (global_view, fragments, label): two uint8 (224, 224, 3) and a float32 scalar.
 
-    Decoding happens here, in the DataLoader's workers where it has any.
-
-    Args:
-        pictures: What the indices count.
-        contract: Sizes of the views.
-        augmentation: (seed, epoch) while training: both views are made of one picture, flipped horizontally and
-            vertically with probability 1/2 each, and fragments lie anywhere in their cells. Together with the index
-            these fix every draw, whatever the number of workers. None for the deterministic views of scoring.
+    Its keys are pairs of a picture's index and an epoch. With the seed these fix every draw of training, whatever the
+    number of the DataLoader's workers, which decode: both views are made of one picture, flipped horizontally and
+    vertically with probability 1/2 each, and fragments lie anywhere in their cells. For the epoch None the views are
+    the deterministic ones of scoring.
     """
 
-    def __init__(
-        self, pictures: Sequence[LabelledPicture], contract: Contract, augmentation: tuple[int, int] | None = None
-    ) -> None:
+    def __init__(self, pictures: Sequence[LabelledPicture], contract: Contract, seed: int) -> None:
         self.pictures = pictures
         self.contract = contract
-        self.augmentation = augmentation
+        self.seed = seed
 
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+    def __getitem__(self, key: tuple[int, int | None]) -> tuple[Tensor, Tensor, Tensor]:
         """Views and label of one picture.
 
         Raises:
             BadImageError: The picture cannot be read.
         """
+        index, epoch = key
         picture = self.pictures[index]
         image = read_image(picture.path)
         rng = None
-        if self.augmentation is not None:
-            rng = np.random.default_rng([*self.augmentation, index])
+        if epoch is not None:
+            rng = np.random.default_rng([self.seed, epoch, index])
             # The picture is flipped, not the views: a mosaic flipped as a whole is one no flipped picture gives,
             # since cells start at the top left.
             flip_rows, flip_columns = rng.random(2) < 0.5

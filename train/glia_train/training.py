@@ -23,10 +23,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import glia_rt
-from glia_rt.contract import Contract
 from glia_rt.errors import BadImageError, GliaError, OutputExistsError, UsageError
 from glia_train.checkpoint import check_adapter_only, make_checkpoint, untrained
-from glia_train.data import LabelledPicture, Split, ViewDataset, read_labels, split_pictures
+from glia_train.data import Split, ViewDataset, read_labels, split_pictures
 from glia_train.loss import LOSSES, MIN_VARIANCE, LossName
 from glia_train.metrics import Metrics, compare
 from glia_train.model import GLIANet, ModelConfig
@@ -135,25 +134,6 @@ class Machine:
             )
         return model.raw_score(feature)
 
-    def batches(self, views: ViewDataset, indices: list[list[int]]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Load (global views, fragments, labels), one batch for each list of indices.
-
-        Raises:
-            BadImageError: A picture cannot be read.
-        """
-        loader: DataLoader[tuple[Tensor, Tensor, Tensor]] = DataLoader(
-            views,
-            batch_sampler=indices,
-            num_workers=self.workers,
-            pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # else it would draw from the one that dropout draws from
-        )
-        try:
-            yield from loader
-        except BadImageError as error:
-            # From a worker the message is a whole traceback, which ends in "module.BadImageError: message".
-            raise BadImageError(str(error).strip().splitlines()[-1].split("BadImageError: ")[-1]) from error
-
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -245,35 +225,36 @@ def train(
         f"{len(split.train)} pictures to train on, {len(split.test)} held out, split by {split.by}; {machine.name}, "
         f"{machine.precision}; {parameters:,} trainable parameters"
     )
-    learner = _Learner(model, contract, options, machine)
+    pictures = split.train + split.test
+    training, testing = range(len(split.train)), range(len(split.train), len(pictures))
+    sample = np.random.default_rng(options.seed).permutation(len(training))[:CALIBRATION_SAMPLE].tolist()
+    learner = _Learner(model, ViewDataset(pictures, contract, options.seed), options, machine)
 
-    def save(epoch: int, pictures: Sequence[LabelledPicture], held_out: npt.NDArray[np.float64]) -> Metrics:
+    def save(epoch: int, calibration: Sequence[int], held_out: npt.NDArray[np.float64]) -> Metrics:
         """Calibrate on these training pictures, measure the held-out raw scores, write the checkpoint."""
-        scale, offset = learner.calibrate(pictures)
-        metrics = compare(scale * held_out + offset, [picture.score for picture in split.test])
+        scale, offset = learner.calibrate(calibration)
+        metrics = compare(scale * held_out + offset, [pictures[i].score for i in testing])
         make_checkpoint(
             model,
             contract,
             backbone_weights if backbone_weights in ("hub", "random") else Path(backbone_weights).name,
             adapter_only=options.adapter_only,
-            trained_on=record | {"epoch": epoch, "calibrated_on": len(pictures)},
+            trained_on=record | {"epoch": epoch, "calibrated_on": len(calibration)},
             metrics=metrics.to_dict(),
         ).save(out / CHECKPOINT)
         return metrics
 
-    drawn = np.random.default_rng(options.seed).permutation(len(split.train))[:CALIBRATION_SAMPLE]
-    sample = [split.train[i] for i in drawn]
     rows: list[dict[str, float]] = []
     devices = [torch.cuda.current_device()] if machine.device.type == "cuda" else []
     with _progress(console) as progress, torch.random.fork_rng(devices=devices):
         torch.manual_seed(options.seed)
-        schedule = _Schedule(options, len(split.train) // options.batch_size, progress)
+        schedule = _Schedule(options, len(training) // options.batch_size, progress)
         try:
             for epoch in range(1, options.epochs + 1):
                 start = time.monotonic()
-                loss = learner.train_epoch(split.train, epoch, schedule)
+                loss = learner.train_epoch(training, epoch, schedule)
                 schedule.say(f"epoch {epoch}/{options.epochs}, measuring")
-                held_out = learner.raw_scores(split.test)
+                held_out = learner.raw_scores(testing)
                 metrics = save(epoch, sample, held_out)
                 seconds = time.monotonic() - start
                 rows.append({"epoch": epoch, "loss": loss, **metrics.to_dict(), "seconds": round(seconds, 1)})
@@ -284,9 +265,9 @@ def train(
                 )
                 if schedule.done >= 1:
                     break
-            if len(sample) < len(split.train):
+            if len(sample) < len(training):
                 schedule.say("calibrating")
-                metrics = save(epoch, split.train, held_out)
+                metrics = save(epoch, training, held_out)
         except KeyboardInterrupt:
             kept = f"{out / CHECKPOINT} is of epoch {len(rows)}" if rows else "before an epoch was complete"
             raise KeyboardInterrupt(f"training stopped: {kept}") from None
@@ -329,27 +310,37 @@ class _Schedule:
 
 
 class _Learner:
-    """A model under training: steps, raw scores, calibration."""
+    """A model under training, and the pictures it sees, which are named by their indices in `views`."""
 
-    def __init__(self, model: GLIANet, contract: Contract, options: TrainOptions, machine: Machine) -> None:
+    def __init__(self, model: GLIANet, views: ViewDataset, options: TrainOptions, machine: Machine) -> None:
         self._model = model
-        self._contract = contract
         self._options = options
         self._machine = machine
+        self._labels = [picture.score for picture in views.pictures]
         self._optimiser = torch.optim.AdamW(
             model.trainable_parameters(), lr=options.lr, weight_decay=options.weight_decay
         )
+        # One loader for the whole run, so that workers start once: on some systems each takes seconds, and where they
+        # are forked a Ctrl-C that comes meanwhile is lost.
+        self._batches: list[list[tuple[int, int | None]]] = []
+        self._loader: DataLoader[tuple[Tensor, Tensor, Tensor]] = DataLoader(
+            views,
+            batch_sampler=self._batches,
+            num_workers=machine.workers,
+            persistent_workers=machine.workers > 0,
+            pin_memory=machine.device.type == "cuda",
+            generator=torch.Generator(),  # else it would draw from the one that dropout draws from
+        )
 
-    def train_epoch(self, pictures: Sequence[LabelledPicture], epoch: int, schedule: _Schedule) -> float:
+    def train_epoch(self, indices: Sequence[int], epoch: int, schedule: _Schedule) -> float:
         """Take the steps of one epoch, fewer where time runs out; returns their mean loss."""
-        options, size = self._options, self._options.batch_size
-        order = np.random.default_rng([options.seed, epoch]).permutation(len(pictures))
-        batches = order[: len(pictures) // size * size].reshape(-1, size).tolist()
-        views = ViewDataset(pictures, self._contract, augmentation=(options.seed, epoch))
+        options = self._options
+        order = np.random.default_rng([options.seed, epoch]).permutation(indices).tolist()
+        whole = order[: len(order) // options.batch_size * options.batch_size]
         self._model.train()
         losses: list[float] = []
         start = time.monotonic()
-        for global_view, fragments, label in self._machine.batches(views, batches):
+        for global_view, fragments, label in self._load(whole, epoch):
             for group in self._optimiser.param_groups:
                 group["lr"] = schedule.learning_rate
             raw = self._machine.raw_score(self._model, global_view, fragments)
@@ -360,38 +351,45 @@ class _Learner:
             self._optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self._optimiser.step()
-            schedule.step(rate=len(losses) * size / (time.monotonic() - start))
+            schedule.step(rate=len(losses) * options.batch_size / (time.monotonic() - start))
             if schedule.done >= 1:
                 break
         return sum(losses) / len(losses)
 
     @torch.inference_mode()
-    def raw_scores(self, pictures: Sequence[LabelledPicture]) -> npt.NDArray[np.float64]:
+    def raw_scores(self, indices: Sequence[int]) -> npt.NDArray[np.float64]:
         """Scores of deterministic views before calibration, (N,)."""
         self._model.eval()
-        indices = list(range(len(pictures)))
-        batches = [indices[i : i + self._options.batch_size] for i in indices[:: self._options.batch_size]]
-        views = ViewDataset(pictures, self._contract)
         scores = [
             self._machine.raw_score(self._model, global_view, fragments).cpu()
-            for global_view, fragments, _ in self._machine.batches(views, batches)
+            for global_view, fragments, _ in self._load(indices, epoch=None)
         ]
         return torch.cat(scores).double().numpy()
 
-    def calibrate(self, pictures: Sequence[LabelledPicture]) -> tuple[float, float]:
+    def calibrate(self, indices: Sequence[int]) -> tuple[float, float]:
         """Set the line from raw scores to labels with the least squared error; returns (scale, offset).
 
         Raises:
             GliaError: The raw scores are all the same, or not finite.
         """
-        raw = self.raw_scores(pictures)
+        raw = self.raw_scores(indices)
         if not raw.var() >= MIN_VARIANCE:  # false for NaN too
             raise GliaError(
                 "the model gives all training pictures one score, or none: give a lower --lr, and look at the pictures"
             )
-        scale, offset = np.polyfit(raw, [picture.score for picture in pictures], deg=1)
+        scale, offset = np.polyfit(raw, [self._labels[i] for i in indices], deg=1)
         self._model.calibration.copy_(torch.tensor([scale, offset]))
         return float(scale), float(offset)
+
+    def _load(self, indices: Sequence[int], epoch: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Global views, fragments and labels, batch by batch."""
+        keys, size = [(i, epoch) for i in indices], self._options.batch_size
+        self._batches[:] = [keys[i : i + size] for i in range(0, len(keys), size)]
+        try:
+            yield from self._loader
+        except BadImageError as error:
+            # From a worker the message is a whole traceback, which ends in "module.BadImageError: message".
+            raise BadImageError(str(error).strip().splitlines()[-1].split("BadImageError: ")[-1]) from error
 
 
 def _score_range(split: Split, declared: tuple[float, float] | None) -> tuple[float, float]:

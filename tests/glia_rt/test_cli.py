@@ -1,0 +1,499 @@
+from __future__ import annotations
+
+import ast
+import csv
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+import glia_rt
+from glia_rt import Scorer
+from glia_rt.backends import cpu_count, default_precision
+from glia_rt.cli import cli, main
+from glia_rt.results import COLUMNS
+
+GliaRt = Callable[..., "subprocess.CompletedProcess[str]"]
+Capture = pytest.CaptureFixture[str]
+
+ROOT = Path(__file__).parents[2]
+HEAVY = {"torch", "timm", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pyarrow", "scipy", "skimage"}
+HEAVY |= {"rich", "glia_train", "glia_export", "glia_engines"}
+PROGRAM = "import sys; from glia_rt.cli import main; sys.exit(main())"
+
+
+@pytest.fixture(autouse=True)
+def _pillow_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line sets the process's own limit of pixels."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+
+
+@pytest.fixture(scope="module")
+def good(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of eleven pictures."""
+    folder = tmp_path_factory.mktemp("good")
+    for path in sorted(pictures.iterdir())[:11]:
+        shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def album(good: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same pictures, and two bad ones among them."""
+    folder = tmp_path_factory.mktemp("two_bad") / "album"
+    shutil.copytree(good, folder)
+    (folder / "03b.jpg").touch()
+    (folder / "99.jpg").write_text("hello")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows_of_album(tiny_bundle: Path, album: Path) -> list[dict[str, Any]]:
+    with Scorer.open(tiny_bundle) as scorer:
+        return [{name: getattr(result, name) for name in COLUMNS} for result in scorer.score_files([album])]
+
+
+def assert_equal_rows(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    assert [row["score"] for row in found] == pytest.approx([row["score"] for row in expected], abs=1e-6)
+    assert [row | {"score": None} for row in found] == [row | {"score": None} for row in expected]
+
+
+# Help and documentation
+
+
+COMMANDS = sorted(cli.commands.items())
+
+
+def test_the_commands() -> None:
+    assert [name for name, _ in COMMANDS] == ["demo", "doctor", "export", "info", "score", "train", "verify"]
+
+
+@pytest.mark.parametrize(("name", "command"), COMMANDS)
+def test_every_command_and_option_has_help(name: str, command: click.Command, capsys: Capture) -> None:
+    assert command.help
+    for option in command.params:
+        if isinstance(option, click.Option):
+            assert option.help, f"{name} {option.opts[-1]} has no help"
+    for flag in ("-h", "--help"):
+        assert main([name, flag]) == 0
+        shown = capsys.readouterr().out
+        assert shown.startswith(f"Usage: glia-rt {name} ")
+        assert command.help.split()[0] in shown
+
+
+@pytest.mark.parametrize("name", [name for name, _ in COMMANDS])
+def test_every_command_is_in_the_readme(name: str) -> None:
+    assert re.search(rf"\bglia-rt {name}\b", (ROOT / "README.md").read_text(encoding="utf-8"))
+
+
+def test_help_names_every_command(capsys: Capture) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name, _ in COMMANDS)
+
+
+def test_version(capsys: Capture) -> None:
+    assert main(["--version"]) == 0
+    assert glia_rt.__version__ in capsys.readouterr().out
+
+
+# Exit statuses, as a shell sees them
+
+
+def test_status_0(glia_rt_command: GliaRt, tiny_bundle: Path, good: Path) -> None:
+    done = glia_rt_command("score", tiny_bundle, good)
+    assert done.returncode == 0
+    header, *rows = done.stdout.splitlines()
+    assert header.split() == ["score", "size", "path"]
+    assert [row.split()[-1] for row in rows] == [str(path) for path in sorted(good.iterdir())]
+    assert done.stderr == f"backend openvino, {default_precision('openvino')}, cpu\n"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["score"],
+        ["score", "model.glia"],
+        ["scroe", "model.glia", "a.jpg"],
+        ["score", "model.glia", "a.jpg", "--batch-size", "0"],
+        ["score", "model.glia", "a.jpg", "--backend", "cuda"],
+        ["train", "--data", "labels.csv", "--out", "run"],
+    ],
+)
+def test_status_2_usage(args: list[str], capsys: Capture) -> None:
+    assert main(args) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("Usage: glia-rt")
+    assert "Error: " in captured.err
+
+
+def test_status_2_output_exists(glia_rt_command: GliaRt, tiny_bundle: Path, good: Path, tmp_path: Path) -> None:
+    (tmp_path / "scores.csv").write_text("mine")
+    done = glia_rt_command("score", tiny_bundle, good, "-o", tmp_path / "scores.csv")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "scores.csv exists; name another file, or give --overwrite" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "scores.csv").read_text() == "mine"
+
+
+def test_status_3(glia_rt_command: GliaRt, tiny_bundle: Path, album: Path) -> None:
+    done = glia_rt_command("score", tiny_bundle, album)
+    assert done.returncode == 3
+    assert len(done.stdout.splitlines()) == 1 + 13
+    assert f"{album}/03b.jpg: empty file" in done.stdout
+    assert done.stderr.splitlines()[1:] == ["2 of 13 pictures could not be read: see the status and error columns"]
+
+
+def test_status_4(shifted_bundle: Callable[[float], Path], capsys: Capture) -> None:
+    assert main(["verify", str(shifted_bundle(1.0))]) == 4
+    captured = capsys.readouterr()
+    assert "FAILED" in captured.out
+    assert re.search(r"glia-rt: selftest scores, .*: off by 0\.25 of the score range", captured.err)
+
+
+def test_status_5(glia_rt_command: GliaRt, tmp_path: Path) -> None:
+    done = glia_rt_command("score", tmp_path / "gone.glia", "a.jpg")
+    assert (done.returncode, done.stdout) == (5, "")
+    message = f"glia-rt: {tmp_path}/gone.glia does not exist; `glia-rt export CHECKPOINT` writes one\n"
+    assert done.stderr == message
+
+
+@pytest.mark.parametrize(
+    ("args", "missing", "extra"),
+    [
+        (["score", "BUNDLE", "a.jpg"], ["openvino", "onnxruntime"], "cpu"),
+        (["score", "BUNDLE", "a.jpg", "--backend", "openvino"], ["openvino"], "cpu"),
+        (["verify", "BUNDLE", "--backend", "onnxruntime"], ["onnxruntime"], "cpu"),
+        (["info", "a.pt"], ["torch"], "train"),
+        (["train", "--data", "a.csv", "--out", "b", "--backbone-weights", "random"], ["timm"], "train"),
+        (["export", "a.pt"], ["onnx"], "export"),
+        (["demo"], ["torch"], "demo"),
+    ],
+)
+def test_status_6_says_what_to_install(
+    tiny_bundle: Path,
+    tmp_path: Path,
+    without_packages: Callable[..., dict[str, str]],
+    args: list[str],
+    missing: list[str],
+    extra: str,
+) -> None:
+    command = [sys.executable, "-S", "-c", PROGRAM, *(str(tiny_bundle) if arg == "BUNDLE" else arg for arg in args)]
+    environment = without_packages(*missing)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env=environment, cwd=tmp_path, check=False
+    )
+    assert (done.returncode, done.stdout) == (6, "")
+    assert f'{missing[0]} is not installed: pip install "glia-rt[{extra}]"' in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_precision_that_the_backend_lacks(tiny_bundle: Path, good: Path, capsys: Capture) -> None:
+    args = ["score", str(tiny_bundle), str(good), "--backend", "onnxruntime", "--precision", "bf16"]
+    assert main(args) == 6
+    assert capsys.readouterr() == ("", "glia-rt: backend onnxruntime computes in fp32 on a CPU, not bf16\n")
+
+
+def start(*args: str | Path, **options: Any) -> subprocess.Popen[str]:
+    # A shell that runs the tests in the background has them, and so this, ignore Ctrl-C.
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    return subprocess.Popen([sys.executable, "-c", listen + PROGRAM, *map(str, args)], text=True, **options)
+
+
+@pytest.fixture
+def many(pictures: Path, tmp_path: Path) -> Path:
+    """More pictures than anything here waits for."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for i in range(3000):
+        os.link(pictures / "00.jpg", folder / f"{i:04}.jpg")
+    return folder
+
+
+def test_status_130_and_the_rows_until_then_are_kept(tiny_bundle: Path, many: Path, tmp_path: Path) -> None:
+    output, partial = tmp_path / "scores.csv", tmp_path / "scores.csv.partial"
+    process = start("score", tiny_bundle, many, "-o", output, stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 60
+        while not partial.exists() or partial.read_bytes().count(b"\n") < 20:
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert stderr.splitlines()[-1] == "glia-rt: interrupted"
+    assert "Traceback" not in stderr
+    assert not output.exists()
+    with partial.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert 19 <= len(rows) < 3000
+    assert [Path(row["path"]).name for row in rows] == [f"{i:04}.jpg" for i in range(len(rows))]
+    assert {row["status"] for row in rows} == {"ok"}
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tiny_bundle: Path, many: Path) -> None:
+    process = start("score", tiny_bundle, many, "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["status"] == "ok"
+        process.stdout.close()
+        _, stderr = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    assert len(stderr.splitlines()) == 1
+
+
+def test_what_an_interrupt_says_is_passed_on(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    @click.command()
+    def stopped() -> None:
+        raise KeyboardInterrupt("training stopped: the checkpoint is of epoch 3")
+
+    monkeypatch.setitem(cli.commands, "stopped", stopped)
+    assert main(["stopped"]) == 130
+    assert capsys.readouterr().err == "glia-rt: training stopped: the checkpoint is of epoch 3\n"
+
+
+# Output of score
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    if path.suffix == ".parquet":
+        rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+        return rows
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with path.open(encoding="utf-8", newline="") as file:
+        kinds = {"score": float, "width": int, "height": int}
+        return [{k: kinds.get(k, str)(v) if v else None for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_files(
+    tiny_bundle: Path, album: Path, rows_of_album: list[dict[str, Any]], tmp_path: Path, ending: str, capsys: Capture
+) -> None:
+    output = tmp_path / f"scores{ending}"
+    assert main(["score", str(tiny_bundle), str(album), "-o", str(output), "--workers", "1"]) == 3
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert f"13 rows in {output}" in captured.err.splitlines()
+    rows = read_rows(output)
+    assert list(rows[0]) == list(COLUMNS)
+    assert_equal_rows(rows, rows_of_album)
+    metadata = json.loads((tmp_path / f"scores{ending}.meta.json").read_text())
+    assert metadata["bundle"] == "tiny.glia"
+    assert (metadata["backend"], metadata["precision"]) == ("openvino", default_precision("openvino"))
+    assert (metadata["device"], metadata["input"]) == ("cpu", "views")
+    assert (metadata["batch_size"], metadata["workers"]) == (8, 1)
+    assert metadata["glia_rt"] == glia_rt.__version__
+    assert sorted(path.name for path in tmp_path.glob("scores*")) == [output.name, f"{output.name}.meta.json"]
+
+
+def test_json(tiny_bundle: Path, album: Path, rows_of_album: list[dict[str, Any]], capsys: Capture) -> None:
+    assert main(["score", str(tiny_bundle), str(album), "--json"]) == 3
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert_equal_rows(rows, rows_of_album)
+
+
+def test_terminal(tiny_bundle: Path, album: Path, rows_of_album: list[dict[str, Any]], capsys: Capture) -> None:
+    assert main(["score", str(tiny_bundle), str(album)]) == 3
+    _, *lines = capsys.readouterr().out.splitlines()
+    for line, row in zip(lines, rows_of_album, strict=True):
+        score, size, rest = line.split(maxsplit=2)
+        if row["status"] == "ok":
+            assert (score, size, rest) == (f"{row['score']:.4f}", f"{row['width']}x{row['height']}", row["path"])
+        else:
+            assert (score, size, rest) == ("-", "-", f"{row['path']}: {row['error']}")
+
+
+def test_overwrite(tiny_bundle: Path, good: Path, tmp_path: Path) -> None:
+    args = ["score", str(tiny_bundle), str(good / "00.jpg"), "-o", str(tmp_path / "scores.csv")]
+    assert [main(args), main(args), main([*args, "--overwrite"])] == [0, 2, 0]
+
+
+def test_options_reach_the_scorer(tiny_bundle: Path, good: Path, tmp_path: Path) -> None:
+    output = tmp_path / "scores.jsonl"
+    options = ["--backend", "onnxruntime", "--precision", "fp32", "--batch-size", "3", "--max-pixels", "27000"]
+    assert main(["score", str(tiny_bundle), str(good), "-o", str(output), *options]) == 3
+    metadata = json.loads((tmp_path / "scores.jsonl.meta.json").read_text())
+    assert [metadata[k] for k in ("backend", "precision", "batch_size")] == ["onnxruntime", "fp32", 3]
+    assert metadata["workers"] == cpu_count()
+    rows = read_rows(output)
+    assert {row["status"] for row in rows} == {"ok", "bad_image"}
+    assert all("limit of 27000 pixels" in row["error"] for row in rows if row["status"] == "bad_image")
+
+
+@pytest.mark.parametrize("output", ["scores.xml", "no/scores.csv"])
+def test_a_wrong_output_is_found_before_anything_is_scored(
+    tiny_bundle: Path, good: Path, tmp_path: Path, output: str, capsys: Capture
+) -> None:
+    began = len(list(tmp_path.iterdir()))
+    assert main(["score", str(tiny_bundle), str(good), "-o", str(tmp_path / output)]) == 2
+    assert len(list(tmp_path.iterdir())) == began
+    assert capsys.readouterr().out == ""
+
+
+def test_json_is_for_the_terminal(tiny_bundle: Path, good: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert main(["score", str(tiny_bundle), str(good), "--json", "-o", str(tmp_path / "a.csv")]) == 2
+    assert "--json is for the terminal; for a file name it .jsonl" in capsys.readouterr().err
+
+
+def test_no_pictures(tiny_bundle: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main(["score", str(tiny_bundle), str(tmp_path / "empty")]) == 2
+    assert f"no pictures in {tmp_path}/empty" in capsys.readouterr().err
+
+
+def test_a_terminal_shows_progress_and_rows_stay_clean(tiny_bundle: Path, good: Path) -> None:
+    reader, terminal = pty.openpty()
+    process = start("score", tiny_bundle, good, "--json", stdout=subprocess.PIPE, stderr=terminal)
+    os.close(terminal)
+    rows, _ = process.communicate(timeout=60)
+    shown = b""
+    try:
+        while piece := os.read(reader, 4096):
+            shown += piece
+    except OSError:  # how Linux says that a terminal's other end is closed
+        pass
+    os.close(reader)
+    assert process.returncode == 0
+    assert len([json.loads(line) for line in rows.splitlines()]) == 11
+    assert b"scoring" in shown
+    assert b"11/11" in shown
+    assert re.search(rb"\d\.\d/s", shown)
+
+
+# Other commands
+
+
+def test_verify(tiny_bundle: Path, capsys: Capture) -> None:
+    assert main(["verify", str(tiny_bundle), "--backend", "onnxruntime"]) == 0
+    captured = capsys.readouterr()
+    assert "FAILED" not in captured.out
+    assert captured.out.count(" ok") == 2
+    assert captured.err == "backend onnxruntime, fp32, cpu\n"
+
+
+def test_info_of_a_bundle(tiny_bundle: Path, capsys: Capture) -> None:
+    assert main(["info", str(tiny_bundle)]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["bundle"] == str(tiny_bundle)
+    assert len(record["identity"]) == 64
+    assert record["contract"]["score_range"] == [1, 5]
+    assert {"model", "checkpoint", "files", "parity", "tools"} < set(record)
+
+
+def test_info_of_a_checkpoint(tiny_checkpoint: Path, capsys: Capture) -> None:
+    assert main(["info", str(tiny_checkpoint)]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["checkpoint"] == str(tiny_checkpoint)
+    assert record["backbone_source"] == "random"
+    assert record["contract"]["score_range"] == [1, 5]
+
+
+@pytest.mark.parametrize("name", ["gone.pt", "gone.glia", "text.pt"])
+def test_info_of_something_else(tmp_path: Path, name: str, capsys: Capture) -> None:
+    (tmp_path / "text.pt").write_text("hello")
+    assert main(["info", str(tmp_path / name)]) == 5
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"glia-rt: {tmp_path / name}")
+
+
+def test_doctor(capsys: Capture) -> None:
+    assert main(["doctor"]) == 0
+    captured = capsys.readouterr()
+    for name in ("openvino", "onnxruntime", "numpy", "pillow"):
+        assert name in captured.out
+    assert captured.err == ""
+
+
+def test_export_refuses_before_it_works(tiny_checkpoint: Path, tiny_bundle: Path, capsys: Capture) -> None:
+    assert main(["export", str(tiny_checkpoint), "-o", str(tiny_bundle)]) == 2
+    assert "tiny.glia exists; give --overwrite" in capsys.readouterr().err
+
+
+# What may be imported, and how long that takes
+
+
+def python(program: str, *args: str) -> str:
+    """What a program in a process of its own says last."""
+    command = [sys.executable, "-c", program, *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout.splitlines()[-1]
+
+
+def loaded_after(statement: str) -> set[str]:
+    return {name.partition(".")[0] for name in python(f"import sys; {statement}; print(*sys.modules)").split()}
+
+
+@pytest.mark.parametrize("statement", ["import glia_rt", "from glia_rt.cli import main; main(['--help'])"])
+def test_nothing_heavy_is_imported_at_start(statement: str) -> None:
+    loaded = loaded_after(statement)
+    assert "glia_rt" in loaded
+    assert loaded & HEAVY == set()
+
+
+def test_scoring_imports_no_training(tiny_bundle: Path, good: Path) -> None:
+    args = ["score", str(tiny_bundle), str(good), "--backend", "onnxruntime"]
+    loaded = loaded_after(f"from glia_rt.cli import main; main({args!r})")
+    assert "onnxruntime" in loaded
+    assert loaded & {"torch", "timm", "onnx", "openvino", "glia_train", "glia_export"} == set()
+
+
+def test_importing_takes_under_a_quarter_of_a_second() -> None:
+    program = "import time; began = time.perf_counter(); import glia_rt; print(time.perf_counter() - began)"
+    assert min(float(python(program)) for _ in range(5)) < 0.25
+
+
+def test_help_takes_under_half_a_second() -> None:
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        python(PROGRAM, "--help")
+        times.append(time.perf_counter() - began)
+    assert min(times) < 0.5
+
+
+def imports(file: Path) -> Iterator[tuple[str, bool]]:
+    """Top-level packages that a file imports, and whether at module level and at run time."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    early = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.partition(".")[0], id(node) in early) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or "").partition(".")[0], id(node) in early
+
+
+def test_imports_point_one_way() -> None:
+    forbidden = {
+        "glia_rt": {"glia_export", "glia_train", "glia_engines", "torch", "timm", "onnx"},
+        "train/glia_train": {"glia_export", "glia_engines"},
+        "export/glia_export": {"glia_engines"},
+    }
+    for package, names in forbidden.items():
+        files = sorted((ROOT / package).rglob("*.py"))
+        assert files
+        for file in files:
+            for name, early in imports(file):
+                # The command line imports what a command needs, inside it.
+                allowed = file == ROOT / "glia_rt/cli.py" and not early and name in ("glia_train", "glia_export")
+                assert name not in names or allowed, f"{file} imports {name}"

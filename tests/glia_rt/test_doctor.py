@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import glia_rt
+from glia_rt.backends import BACKENDS, default_precision
+from glia_rt.doctor import examine
+
+EXAMINE = """
+import dataclasses, json
+from glia_rt.doctor import examine
+print(json.dumps(dataclasses.asdict(examine())))
+"""
+
+
+@pytest.fixture
+def examine_without(without_packages: Callable[..., dict[str, str]], tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """What doctor finds in an environment that lacks packages, and has the metadata of others."""
+
+    def run(*missing: str, besides: str | None = None) -> dict[str, Any]:
+        environment = without_packages(*missing)
+        if besides:
+            metadata = tmp_path / "site" / f"{besides.replace('-', '_')}-9.9.dist-info" / "METADATA"
+            metadata.parent.mkdir()
+            metadata.write_text(f"Metadata-Version: 2.1\nName: {besides}\nVersion: 9.9\n")
+        command = [sys.executable, "-S", "-c", EXAMINE]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    return run
+
+
+def test_every_backend_works_here() -> None:
+    findings = examine()
+    assert findings.backends == [[name, "yes", default_precision(name), ""] for name in BACKENDS]
+    assert findings.warnings == []
+
+
+def test_packages_are_those_installed() -> None:
+    packages = dict(examine().packages)
+    assert packages["glia-rt"] == glia_rt.__version__
+    assert packages["openvino"] == importlib.metadata.version("openvino")
+    assert "onnxruntime-gpu" not in packages
+
+
+def test_what_is_missing_is_said_with_its_cure(examine_without: Callable[..., dict[str, Any]]) -> None:
+    found = examine_without("openvino", "torch")
+    assert found["backends"] == [
+        ["openvino", "no", "", 'openvino is not installed: pip install "glia-rt[cpu]"'],
+        ["onnxruntime", "yes", "fp32", ""],
+    ]
+    packages = dict(found["packages"])
+    assert "onnxruntime" in packages
+    assert "openvino" not in packages
+    assert "torch" not in packages
+
+
+def test_two_packages_that_overwrite_each_other_are_a_warning(examine_without: Callable[..., dict[str, Any]]) -> None:
+    found = examine_without(besides="onnxruntime-gpu")
+    assert dict(found["packages"])["onnxruntime-gpu"] == "9.9"
+    [warning] = found["warnings"]
+    assert "onnxruntime and onnxruntime-gpu are both installed" in warning
+    assert "pip uninstall onnxruntime onnxruntime-gpu" in warning
