@@ -135,13 +135,17 @@ def export(
 
 def read_pictures(images: Iterable[str | os.PathLike[str]], contract: Contract) -> list[Picture]:
     """The selftest's six photographs, then the user's."""
-    paths: list[str | os.PathLike[str]] = [*sorted(SELFTEST.glob("*.png")), *images]
+    selftest = _selftest_pictures()
     pictures = []
-    for path in paths:
+    for path in (*selftest, *images):
         pixels = read_image(path)
-        name = Path(path).name if Path(path).parent == SELFTEST else display_name(path)
+        name = path.name if path in selftest else display_name(path)
         pictures.append(Picture(name, pixels, make_views(pixels, contract)))
     return pictures
+
+
+def _selftest_pictures() -> list[Path]:
+    return sorted(SELFTEST.glob("*.png"))
 
 
 def view_batches(pictures: Sequence[Picture], batch: int = 8) -> Iterable[tuple[Tensor, Tensor]]:
@@ -228,8 +232,8 @@ def _check_image(
     session = _session(folder / name, graph, contract)
     rows = []
     for i, batch in enumerate(BATCHES):
-        # Batch 1 over all sizes; the larger batches over one size each, the selftest's smallest and a larger one.
-        sizes = pictures if batch == 1 else [pictures[-i]]
+        # Batch 1 over all sizes; the larger batches over one size each, of the selftest, since a user's may be huge.
+        sizes = pictures if batch == 1 else [pictures[i]]
         chosen = [_shifted(picture, shift, contract) for picture in sizes for shift in range(batch)]
         found = []
         for start in range(0, len(chosen), batch):
@@ -312,10 +316,8 @@ def _require_onnxruntime() -> None:
 def _write_selftest(folder: Path, pictures: Sequence[Picture], reference: Reference, contract: Contract) -> None:
     folder.mkdir()
     rows = []
-    for picture, score in zip(pictures, reference.scores, strict=True):
-        source = SELFTEST / picture.name
-        if not source.is_file():
-            continue  # a user's own picture: parity was measured on it, but it is theirs
+    # The user's own pictures come after these. Parity was measured on them, but they stay out.
+    for source, picture, score in zip(_selftest_pictures(), pictures, reference.scores, strict=False):
         (folder / picture.name).write_bytes(source.read_bytes())
         row: dict[str, Any] = {"picture": picture.name, SCORE: float(score)}
         for view in Views._fields:

@@ -1,8 +1,9 @@
 """The fragment sampler as a torch module: `glia_rt.sampler`'s arithmetic, in operators that ONNX and TensorRT take.
 
-Resize with antialias is refused by TensorRT, so the global view is two matrix products with weights computed from the
-picture's size inside the graph. Everything that must be exact is integer arithmetic: positions, and the bilinear
-weights of small pictures with Pillow's 22 fraction bits. In int32 throughout, since OpenVINO computes int64 in 32 bits.
+Resize with antialias is refused by TensorRT, so the global view is two passes of matrix products with weights computed
+from the picture's size inside the graph. Pillow's 8-bit resampling is fixed-point arithmetic, and halves that round the
+other way are frequent at some sizes, so everything here is whole numbers too: positions and weights in int64, weights
+rounded to Pillow's 22 fraction bits, and multiplied in two parts small enough for float32 to be exact.
 """
 
 from __future__ import annotations
@@ -15,12 +16,9 @@ from glia_rt.sampler import WEIGHT_BITS
 
 
 class Sampler(nn.Module):
-    """uint8 pictures of one size -> both views.
+    """uint8 pictures of one size -> both views, those of `glia_rt.sampler` to the bit.
 
-    The fragments are `glia_rt.sampler`'s. The global view is off by at most one grey level, on 0.1 % of the values
-    where both sides have 32 pixels or more. float32 rounds a few halves the other way: where a side is shorter, the
-    second pass spreads one over a whole column, seldom as two levels; where it is 336, two thirds of which are 224,
-    halves are frequent, and 0.2 % differ.
+    Of sides over 3,584 pixels, whose weights are many, float32 may round a sum: one grey level, on hardly any value.
     """
 
     def __init__(self, contract: Contract) -> None:
@@ -28,9 +26,8 @@ class Sampler(nn.Module):
         self.contract = contract
         self.cell: Tensor
         self.within: Tensor
-        cell, within = (torch.arange(n, dtype=torch.int32) for n in (contract.grid, contract.fragment))
-        self.register_buffer("cell", cell.repeat_interleave(contract.fragment))
-        self.register_buffer("within", within.repeat(contract.grid))
+        self.register_buffer("cell", torch.arange(contract.grid).repeat_interleave(contract.fragment))
+        self.register_buffer("within", torch.arange(contract.fragment).repeat(contract.grid))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Sample both views.
@@ -48,99 +45,86 @@ class Sampler(nn.Module):
         """Pillow's antialiased bicubic: horizontally first, rounded to whole grey levels after each pass."""
         across = bicubic_weights(pixels.shape[2], self.contract.view_size, pixels.device)  # (224, W)
         down = bicubic_weights(pixels.shape[1], self.contract.view_size, pixels.device)  # (224, H)
-        x = pixels.transpose(2, 3)  # (N, H, 3, W)
-        x = _to_grey_levels(x @ across.t()).transpose(2, 3)  # (N, H, 224, 3)
-        n, _, s, c = x.shape
-        x = _to_grey_levels(down @ x.flatten(2))  # (N, 224, 224 * 3)
-        return x.view(n, s, s, c)
+        x = _weigh(across, pixels.permute(0, 1, 3, 2))  # (N, H, 3, 224)
+        x = _weigh(down, x.permute(0, 3, 2, 1))  # (N, 224 columns, 3, 224 rows)
+        return x.permute(0, 3, 1, 2)
 
     def fragments(self, pixels: Tensor) -> Tensor:
         """The mosaic, read from the picture as if enlarged where its shorter side is under view_size."""
-        sides = torch.stack([_size(pixels.shape[1]), _size(pixels.shape[2])])  # (2, 1)
-        before, after, weight = self._neighbours(sides)
-        upper, lower = pixels.index_select(1, before[0]), pixels.index_select(1, after[0])  # (N, 224, W, 3)
-        across, down = weight[1].view(1, 1, -1, 1), weight[0].view(1, -1, 1, 1)
-        upper = _blend(upper.index_select(2, before[1]), upper.index_select(2, after[1]), across)
-        lower = _blend(lower.index_select(2, before[1]), lower.index_select(2, after[1]), across)
-        return _blend(upper, lower, down)
+        height, width = _size(pixels.shape[1]), _size(pixels.shape[2])
+        shorter = torch.minimum(height, width)
+        top, bottom, row_weight = self._neighbours(height, shorter)
+        left, right, column_weight = self._neighbours(width, shorter)
+        upper, lower = pixels.index_select(1, top), pixels.index_select(1, bottom)  # (N, 224, W, 3)
+        upper = _blend(upper.index_select(2, left), upper.index_select(2, right), column_weight.view(1, 1, -1, 1))
+        lower = _blend(lower.index_select(2, left), lower.index_select(2, right), column_weight.view(1, 1, -1, 1))
+        return _blend(upper, lower, row_weight.view(1, -1, 1, 1))
 
-    def _neighbours(self, sides: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For each mosaic pixel along height and width, the two source pixels around it and the second one's weight.
+    def _neighbours(self, side: Tensor, shorter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """For each mosaic pixel along a side, the two source pixels around it and the second one's weight x 2**22.
 
-        Of a picture that is large enough the enlarged sides are the sides themselves, and every weight is 0.
-
-        Args:
-            sides: Height and width, int32 (2, 1).
-
-        Returns:
-            int32 (2, view_size) each; weights times 2**22.
+        Of a picture that is large enough the enlarged side is the side itself, and every weight is 0.
         """
         view, grid, fragment = self.contract.view_size, self.contract.grid, self.contract.fragment
-        shorter = sides.amin(dim=0)
-        enlarged = torch.where(shorter < view, (view * sides + shorter - 1) // shorter, sides)
+        enlarged = torch.where(shorter < view, (view * side + shorter - 1) // shorter, side)
         position = torch.minimum(self.cell * (enlarged // grid), enlarged - fragment) + self.within
         # It lies at (position + 1/2) * side / enlarged - 1/2 in the picture.
-        before, rest = _multiply_divide(2 * position + 1, sides, 2 * enlarged)
-        past = rest >= enlarged
-        before = torch.where(past, before, before - 1)
-        rest = torch.where(past, rest - enlarged, rest + enlarged)
-        weight, rest = _multiply_divide(rest, 1 << WEIGHT_BITS, 2 * enlarged)
-        weight = torch.where(rest >= enlarged, weight + 1, weight)
-        return torch.clamp(before, min=0), torch.minimum(before + 1, sides - 1), weight
+        numerator = (2 * position + 1) * side - enlarged
+        before = numerator // (2 * enlarged)
+        rest = numerator - before * 2 * enlarged
+        weight = (rest * (1 << WEIGHT_BITS) + enlarged) // (2 * enlarged)
+        return torch.clamp(before, min=0), torch.minimum(before + 1, side - 1), weight.to(torch.int32)
 
 
 def bicubic_weights(side: int, view_size: int, device: torch.device) -> Tensor:
-    """Pillow's bicubic weights, float32 (view_size, side); each row sums to 1 within their rounding."""
+    """Pillow's bicubic weights times 2**22, int64 (view_size, side); each row sums to 2**22 within their rounding."""
     n = _size(side)
-    pixel = torch.arange(side, dtype=torch.int32, device=device)  # (side,)
-    out = torch.arange(view_size, dtype=torch.int32, device=device).view(-1, 1)  # (view_size, 1)
-    # |pixel + 1/2 - centre| / scale over a common denominator: whole numbers up to the one division.
-    distance = torch.abs((2 * pixel + 1) * view_size - (2 * out + 1) * n)
-    unit = 2 * torch.clamp(n, min=view_size)
-    # Keys' cubic convolution kernel with a = -1/2, seen from 0 and from 2: float32 rounds these forms least.
-    near = distance < unit
-    t = torch.where(near, distance, torch.clamp(2 * unit - distance, min=0)).to(torch.float32) / unit
-    weights = torch.where(near, 1 - t * t * (5 - 3 * t) / 2, t * t * (t - 1) / 2)
-    weights = weights / weights.sum(dim=1, keepdim=True)
-    # Pillow's fixed point; over a thousand weights, as a side of 65535 has, leaving it out would show.
-    return torch.round(weights * (1 << WEIGHT_BITS)) / (1 << WEIGHT_BITS)
+    pixel = torch.arange(side, device=device)  # (side,)
+    out = torch.arange(view_size, device=device).view(-1, 1)  # (view_size, 1)
+    # t = |pixel + 1/2 - centre| / scale is this over a common denominator of at most 2 * 65535.
+    numerator = torch.abs((2 * pixel + 1) * view_size - (2 * out + 1) * n)
+    denominator = 2 * torch.clamp(n, min=view_size)
+    t, one = torch.minimum(numerator, 2 * denominator), denominator
+    # Keys' cubic convolution kernel with a = -1/2, times 2 * denominator**3; it ends at t = 2.
+    near = (3 * t - 5 * one) * t * t + 2 * one * one * one
+    far = ((5 * one - t) * t - 8 * one * one) * t + 4 * one * one * one
+    # Of long sides without the last 8 bits, which are far below the 22 wanted: the division below needs the room.
+    kernel = torch.where(t < one, near, far) // torch.where(n > 1 << 14, 1 << 8, 1)
+    # kernel / total as a binary fraction of 22 digits: long division, since the product would not fit int64.
+    total = kernel.sum(dim=1, keepdim=True)
+    rest = torch.abs(kernel)
+    fraction = torch.zeros_like(rest)
+    for digits in (8, 8, WEIGHT_BITS - 16):
+        rest = rest * (1 << digits)
+        quotient = rest // total
+        fraction = fraction * (1 << digits) + quotient
+        rest = rest - quotient * total
+    fraction = fraction + 2 * rest // total  # rounded to nearest
+    return torch.where(kernel < 0, -fraction, fraction)
+
+
+def _weigh(weights: Tensor, pixels: Tensor) -> Tensor:
+    """Whole grey levels (..., side) -> (..., view_size), the weighted sums rounded and clipped as Pillow does.
+
+    Both products sum whole numbers under 2**24, which float32 holds exactly: 11 bits of weight by 8 of pixel, over as
+    many weights as a side of 3,584 has.
+    """
+    half_bits = WEIGHT_BITS // 2
+    low = (weights + (1 << (half_bits - 1))) % (1 << half_bits) - (1 << (half_bits - 1))
+    high = (weights - low) // (1 << half_bits)
+    upper = (pixels @ high.to(torch.float32).t()).to(torch.int32)
+    lower = (pixels @ low.to(torch.float32).t()).to(torch.int32)
+    total = upper * (1 << half_bits) + lower + (1 << (WEIGHT_BITS - 1))
+    return torch.clamp(total // (1 << WEIGHT_BITS), 0, 255).to(torch.float32)
 
 
 def _size(side: int) -> Tensor:
-    """A side as an int32 tensor (1,): torch.export cannot divide a symbolic integer, but it can this."""
-    return torch.arange(side, dtype=torch.int32)[-1:] + 1
-
-
-def _multiply_divide(a: Tensor, b: Tensor | int, c: Tensor) -> tuple[Tensor, Tensor]:
-    """Quotient and remainder of a * b / c, whose product int32 could not hold: five bits of b at a time.
-
-    Args:
-        a: From 0 to c - 1.
-        b: From 0 to 2**25 - 1.
-        c: From 1 to 2**25: sides up to 65535 ask for 2 * 224 * 65535 at most.
-    """
-    quotient = remainder = torch.zeros_like(a)
-    for shift in (20, 15, 10, 5, 0):
-        digit = b // (1 << shift) % 32
-        total = remainder * 32 + a * digit
-        step = total // c
-        quotient = quotient * 32 + step
-        remainder = total - step * c
-    return quotient, remainder
-
-
-def _to_grey_levels(x: Tensor) -> Tensor:
-    return torch.clamp(torch.floor(x + 0.5), 0, 255)
+    """A side as an int64 tensor (1,): torch.export cannot divide a symbolic integer, but it can this."""
+    return torch.arange(side)[-1:] + 1
 
 
 def _blend(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
-    """First + (second - first) * weight / 2**22, rounded half up; grey levels in and out.
-
-    Exact in float32, because the weight's upper and lower 11 bits are taken one after the other.
-    """
-    upper = weight // (1 << WEIGHT_BITS // 2)
-    lower = weight - upper * (1 << WEIGHT_BITS // 2)
-    difference = second - first
-    coarse = first + 0.5 + difference * upper / (1 << WEIGHT_BITS // 2)
-    whole = torch.floor(coarse)
-    return whole + torch.floor(coarse - whole + difference * lower / (1 << WEIGHT_BITS))
+    """Between two grey levels, (2**22 - weight) : weight, rounded half up; exact in int32, float32 in and out."""
+    a, b = first.to(torch.int32), second.to(torch.int32)
+    total = a * (1 << WEIGHT_BITS) + (b - a) * weight + (1 << (WEIGHT_BITS - 1))
+    return (total // (1 << WEIGHT_BITS)).to(torch.float32)

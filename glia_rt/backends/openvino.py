@@ -85,6 +85,18 @@ def open(bundle: Bundle, options: BackendOptions) -> OpenVinoBackend:
     except ImportError as error:
         raise MissingPackageError("openvino", "cpu") from error
     fastest = default_precision()
+    if options.input == "image":
+        raise BackendError(
+            "backend openvino: it computes whole numbers in 32 bits, the sampler needs 64; take input views"
+        )
+    precision = options.precision or default_precision()
+    if precision not in _HINTS:
+        raise BackendError(f"backend openvino computes in {' or '.join(_HINTS)}, not {precision}")
+    try:
+        import openvino as ov
+    except ImportError as error:
+        raise MissingPackageError("openvino", "cpu") from error
+    fastest = default_precision()
     precision = options.precision or (fastest if options.input == "views" else "fp32")
     if precision not in _HINTS:
         raise BackendError(f"backend openvino computes in {' or '.join(_HINTS)}, not {precision}")
