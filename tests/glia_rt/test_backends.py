@@ -222,11 +222,11 @@ def test_no_such_backend(bundle: Bundle) -> None:
         ("onnxruntime", "views", "fp16", "computes in fp32 on a CPU, not fp16"),
         ("openvino", "views", "fp16", "computes in fp32 or bf16, not fp16"),
         ("openvino", "views", "int8", "computes in fp32 or bf16, not int8"),
-        ("openvino", "image", "bf16", "take input views|no bf16"),
+        ("openvino", "image", None, "32 bits, the sampler needs 64; take input views"),
     ],
 )
 def test_a_precision_that_a_backend_lacks_is_refused(
-    bundle: Bundle, name: str, input: Any, precision: str, reason: str
+    bundle: Bundle, name: str, input: Any, precision: str | None, reason: str
 ) -> None:
     with pytest.raises(BackendError, match=reason):
         open_backend(name, bundle, BackendOptions(input, precision))
@@ -247,9 +247,10 @@ def test_auto_takes_the_first(bundle: Bundle) -> None:
     backend.close()
 
 
-def test_a_picture_is_sampled_in_fp32(bundle: Bundle) -> None:
-    backend, _ = open_backend("openvino", bundle, BackendOptions("image"))
-    assert backend.precision == "fp32"
+def test_auto_passes_over_a_backend_that_cannot_sample(bundle: Bundle) -> None:
+    backend, passed_over = open_backend(AUTO, bundle, BackendOptions("image"))
+    assert backend.name == "onnxruntime"
+    assert [reason.split(":")[0] for reason in passed_over] == ["openvino"]
     backend.close()
 
 

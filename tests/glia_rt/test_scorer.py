@@ -179,17 +179,16 @@ def test_the_graph_samples_as_the_host_does(
     tiny_bundle: Path, files: list[Path], selftest_pictures: list[Path]
 ) -> None:
     mixed = [*selftest_pictures, *files[:4], selftest_pictures[0], selftest_pictures[0]]
-    for name in BACKENDS:
-        with (
-            Scorer.open(tiny_bundle, name, "views", precision="fp32") as host,
-            Scorer.open(tiny_bundle, name, "image") as graph,
-        ):
-            assert graph.resolved["input"] == "image"
-            expected = host.score_batch(mixed)
-            np.testing.assert_allclose(graph.score_batch(mixed), expected, rtol=0, atol=1e-3 * SPAN)
-            results = list(graph.score_files(mixed))
-            np.testing.assert_allclose(as_array(results), expected, rtol=0, atol=1e-3 * SPAN)
-            assert [result.path for result in results] == [str(path) for path in mixed]
+    with (
+        Scorer.open(tiny_bundle, "onnxruntime", "views") as host,
+        Scorer.open(tiny_bundle, "onnxruntime", "image") as graph,
+    ):
+        assert graph.resolved["input"] == "image"
+        expected = host.score_batch(mixed)
+        np.testing.assert_allclose(graph.score_batch(mixed), expected, rtol=0, atol=1e-3 * SPAN)
+        results = list(graph.score_files(mixed))
+        np.testing.assert_allclose(as_array(results), expected, rtol=0, atol=1e-3 * SPAN)
+        assert [result.path for result in results] == [str(path) for path in mixed]
 
 
 def test_threads_share_a_scorer(scorer: Scorer, files: list[Path]) -> None:
