@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
-import openvino as ov
 import pytest
 import skimage.data
 import torch
@@ -24,25 +23,26 @@ Sampled = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 Run = Callable[[Pixels], Sampled]
 
 CONTRACT = Contract(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+#: Height and width: one pixel, square, portrait, landscape, panorama, odd.
 SIZES = [
     (1, 1),
     (32, 33),
     (223, 224),
+    (224, 224),
     (225, 449),
+    (336, 336),
     (677, 333),
-    (900, 301),
+    (900, 301),  # tall: Pillow 13 takes its passes in the other order
     (100, 1000),
-    (5000, 223),
-    (640, 4801),
-    (1, 65535),
-    (65535, 1),
-    (3000, 4000),
+    (3001, 223),
 ]
+#: The longest JPEG, and 12 megapixels.
+LARGE = [(640, 4801), (1, 65535), (65535, 1), (3000, 4000), (4000, 3000)]
 
 
 @pytest.fixture(scope="module")
 def samplers() -> dict[str, Run]:
-    """The module itself, and its traces in both engines; OpenVINO computes integers in 32 bits or fewer."""
+    """The module itself, and its traces in ONNX Runtime."""
     module = Sampler(CONTRACT).eval()
 
     def eager(images: Pixels) -> Sampled:
@@ -55,16 +55,10 @@ def samplers() -> dict[str, Run]:
         session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
         return lambda images: tuple(session.run(None, {IMAGE: images}))
 
-    def openvino(opset: int) -> Run:
-        model = ov.Core().read_model(graphs.trace_sampler(CONTRACT, opset).SerializeToString())
-        compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        return lambda images: tuple(compiled(images).values())
-
     return {
         "eager": eager,
-        "opset 20 in ONNX Runtime": onnxruntime(20),
-        "opset 23 in ONNX Runtime": onnxruntime(23),
-        "opset 20 in OpenVINO": openvino(20),
+        "opset 20": onnxruntime(20),
+        "opset 23": onnxruntime(23),
     }
 
 
@@ -78,39 +72,44 @@ def photograph(height: int, width: int) -> Pixels:
     return np.asarray(astronaut.resize((width, height), Image.Resampling.BICUBIC))
 
 
+def test_the_limits_are_one_grey_level_on_a_thousandth_of_the_values() -> None:
+    assert SAMPLER_LIMITS == (1, 1e-3)
+
+
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_views_are_the_runtimes_within_one_grey_level(height: int, width: int, samplers: dict[str, Run]) -> None:
+def test_views_are_the_runtimes(height: int, width: int, samplers: dict[str, Run]) -> None:
     # Two pictures in one batch: each must get its own views.
     images = np.stack([noise(height, width), photograph(height, width)])
     expected = [make_views(image, CONTRACT) for image in images]
-    levels, share = SAMPLER_LIMITS
-    assert (levels, share) == (1, 1e-3)
-    if min(height, width) < 32:
-        share = 1 / 224  # one value of the first pass, spread over a row or column by the second
     for name, sampler in samplers.items():
-        global_views, fragments = sampler(images)
-        for i, views in enumerate(expected):
-            off = np.abs(global_views[i] - views.global_view)
-            assert off.max() <= levels, name
-            assert (off > 0).mean() <= share, name
-            np.testing.assert_array_equal(fragments[i], views.fragments, err_msg=name)
+        for found, pair in zip(sampler(images), zip(*expected, strict=True), strict=True):
+            np.testing.assert_array_equal(found, np.stack(pair), err_msg=name)
 
 
-def test_views_of_tiny_pictures(samplers: dict[str, Run]) -> None:
-    """A half that the first pass rounds the other way can become two levels in the second; on average, hardly any."""
+@pytest.mark.parametrize(("height", "width"), LARGE)
+def test_views_of_large_pictures_are_the_runtimes_within_a_grey_level(
+    height: int, width: int, samplers: dict[str, Run]
+) -> None:
+    # A side over 3,584 has more weights than float32 sums exactly.
+    image = noise(height, width)
+    views = make_views(image, CONTRACT)
+    levels, share = SAMPLER_LIMITS
+    global_view, fragments = samplers["opset 20"](image[None])
+    off = np.abs(global_view[0] - views.global_view)
+    assert off.max() <= levels
+    assert (off > 0).mean() <= share
+    np.testing.assert_array_equal(fragments[0], views.fragments)
+
+
+def test_views_of_small_pictures_are_the_runtimes(samplers: dict[str, Run]) -> None:
+    # Enlarged, their few pixels make many halves; one that rounds the other way shows in a whole row or column.
     rng = np.random.default_rng(0)
-    shares = []
-    for _ in range(24):
-        height, width = (int(side) for side in rng.integers(1, 32, 2))
+    for _ in range(30):
+        height, width = (int(side) for side in rng.integers(1, 64, 2))
         image = noise(height, width)
-        views = make_views(image, CONTRACT)
         for name, sampler in samplers.items():
-            global_view, fragments = sampler(image[None])
-            off = np.abs(global_view[0] - views.global_view)
-            assert off.max() <= 2, (name, height, width)
-            shares.append((off > 0).mean())
-            np.testing.assert_array_equal(fragments[0], views.fragments, err_msg=f"{name}, {height} x {width}")
-    assert np.mean(shares) <= 1e-3
+            for found, expected in zip(sampler(image[None]), make_views(image, CONTRACT), strict=True):
+                np.testing.assert_array_equal(found[0], expected, err_msg=f"{name}, {height} x {width}")
 
 
 def test_sampler_follows_the_contract() -> None:
@@ -118,18 +117,17 @@ def test_sampler_follows_the_contract() -> None:
     image = photograph(150, 90)
     expected = make_views(image, contract)
     global_view, fragments = Sampler(contract)(torch.from_numpy(image.copy())[None])
-    assert np.abs(global_view[0].numpy() - expected.global_view).max() <= 1
+    np.testing.assert_array_equal(global_view[0].numpy(), expected.global_view)
     np.testing.assert_array_equal(fragments[0].numpy(), expected.fragments)
 
 
 @pytest.mark.parametrize("side", [1, 2, 100, 223, 224, 225, 336, 3000, 65535])
-def test_weights_are_pillows_within_their_last_bit(side: int) -> None:
+def test_weights_are_pillows(side: int) -> None:
     pixel, out = np.arange(side), np.arange(224)[:, None]
     scale = side / 224
     t = np.abs((pixel + 0.5 - (out + 0.5) * scale) / max(scale, 1.0))
     weights = np.where(t < 1, (1.5 * t - 2.5) * t * t + 1, np.where(t < 2, ((-0.5 * t + 2.5) * t - 4) * t + 2, 0))
-    weights /= weights.sum(axis=1, keepdims=True)
+    weights *= 2.0**22 / weights.sum(axis=1, keepdims=True)
     found = bicubic_weights(side, 224, torch.device("cpu")).numpy()
     assert found.shape == (224, side)
-    # 2**-22, and half of it, since this one is not rounded
-    assert np.abs(found - weights).max() <= 1.5 * 2.0**-22
+    assert np.abs(found - weights).max() <= 0.5 + 1e-5

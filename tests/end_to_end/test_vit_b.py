@@ -1,0 +1,83 @@
+"""The size the project is about: ViT-B/16, random weights, exported and scored."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from glia_export.export import Exported, export, read_pictures, run_model
+from glia_rt import Scorer
+from glia_rt.backends import BACKENDS
+from glia_train.checkpoint import make_checkpoint, untrained
+from glia_train.model import DEFAULT_BACKBONE, ModelConfig
+
+pytestmark = pytest.mark.slow
+
+#: Seconds an export may take on two cores, checks apart.
+EXPORT_LIMIT = 90.0
+PARAMETERS = 85_800_000 + 8_048_065  # the backbone's, and what is trained
+
+
+@dataclass(frozen=True)
+class VitB:
+    exported: Exported
+    scores: npt.NDArray[np.float32]
+    span: float
+
+
+@pytest.fixture(scope="module")
+def vit_b(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VitB]:
+    folder = tmp_path_factory.mktemp("vit_b")
+    model, contract = untrained(ModelConfig(backbone=DEFAULT_BACKBONE))
+    photographs = read_pictures([], contract)
+    features = run_model(model, photographs).features
+    _, _, directions = np.linalg.svd(features - features.mean(axis=0), full_matrices=False)
+    with torch.no_grad():
+        model.head.weight[0] = torch.from_numpy(directions[0])  # as a trained head: see tests/conftest.py
+    scores = run_model(model, photographs).scores
+    contract = dataclasses.replace(contract, score_range=(float(scores.min()), float(scores.max())))
+    checkpoint = folder / "vit_b.pt"
+    make_checkpoint(model, contract, "random").save(checkpoint)
+    del model
+    yield VitB(export(checkpoint), scores, float(np.ptp(scores)))
+    shutil.rmtree(folder)  # 1.5 GB
+
+
+def test_export_takes_under_ninety_seconds_checks_apart(vit_b: VitB) -> None:
+    checks = ("check ", "score with ")
+    spent = {stage: s for stage, s in vit_b.exported.seconds.items() if not stage.startswith(checks)}
+    assert {"trace fp32", "trace fp16"} <= set(spent)
+    assert sum(spent.values()) < EXPORT_LIMIT, spent
+
+
+def test_sizes_are_those_of_the_weights(vit_b: VitB) -> None:
+    for name, size in vit_b.exported.sizes.items():
+        each = 2 if "fp16" in name else 4
+        assert size == pytest.approx(each * PARAMETERS, rel=0.01), name
+
+
+def test_parity_holds(vit_b: VitB) -> None:
+    assert len(vit_b.exported.parity) == 13
+    assert all(row.passed for row in vit_b.exported.parity)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_scores_are_pytorchs(backend: str, vit_b: VitB, selftest_pictures: list[Path]) -> None:
+    with Scorer.open(vit_b.exported.path, backend, precision="fp32") as scorer:
+        found = scorer.score_batch(selftest_pictures)
+    assert np.abs(found - vit_b.scores).max() / vit_b.span <= 1e-5
+
+
+def test_what_auto_takes_is_close(vit_b: VitB, selftest_pictures: list[Path]) -> None:
+    with Scorer.open(vit_b.exported.path) as scorer:
+        found = scorer.score_batch(selftest_pictures)
+        limit = {"fp32": 1e-5, "bf16": 1e-2}[scorer.backend.precision]
+    assert np.abs(found - vit_b.scores).max() / vit_b.span <= limit
