@@ -84,26 +84,16 @@ def open(bundle: Bundle, options: BackendOptions) -> OpenVinoBackend:
         import openvino as ov
     except ImportError as error:
         raise MissingPackageError("openvino", "cpu") from error
-    fastest = default_precision()
     if options.input == "image":
         raise BackendError(
             "backend openvino: it computes whole numbers in 32 bits, the sampler needs 64; take input views"
         )
-    precision = options.precision or default_precision()
-    if precision not in _HINTS:
-        raise BackendError(f"backend openvino computes in {' or '.join(_HINTS)}, not {precision}")
-    try:
-        import openvino as ov
-    except ImportError as error:
-        raise MissingPackageError("openvino", "cpu") from error
     fastest = default_precision()
-    precision = options.precision or (fastest if options.input == "views" else "fp32")
+    precision = options.precision or fastest
     if precision not in _HINTS:
         raise BackendError(f"backend openvino computes in {' or '.join(_HINTS)}, not {precision}")
     if precision == "bf16" and fastest != "bf16":
         raise BackendError("backend openvino: this CPU has no bf16 (AMX or AVX512-BF16); take fp32")
-    if precision == "bf16" and options.input == "image":
-        raise BackendError("backend openvino: bf16 would round the sampler's pixels; take input views, or fp32")
     name = GRAPHS[options.input, "fp32"]
     path = bundle.checked_file(name)
     settings = {"INFERENCE_PRECISION_HINT": _HINTS[precision]}

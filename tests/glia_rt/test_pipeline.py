@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import random
 import threading
 import time
@@ -29,21 +28,23 @@ def _no_thread_stays() -> Iterator[None]:
     assert set(threading.enumerate()) == before
 
 
-class Counter:
-    """Source of 0, 1, 2... that knows how far it was read."""
+#: More than anything here should pull; not endless, so that what pulls it all fails and does not hang.
+PLENTY = 5000
 
-    def __init__(self, end: int | None = None, error: Exception | None = None) -> None:
+
+class Counter:
+    """Source of 0, 1, 2... that knows how far it was read, and may end in an error."""
+
+    def __init__(self, end: int = PLENTY, error: Exception | None = None) -> None:
         self.pulled = 0
         self._end, self._error = end, error
 
     def __iter__(self) -> Iterator[int]:
-        for i in itertools.count():
-            if i == self._end:
-                if self._error:
-                    raise self._error
-                return
+        for i in range(self._end):
             self.pulled += 1
             yield i
+        if self._error:
+            raise self._error
 
 
 # ordered_map
@@ -119,7 +120,7 @@ def test_an_error_of_the_items_keeps_its_place_in_the_source() -> None:
 
 
 def pixels(i: int, shape: tuple[int, int] = (2, 2)) -> npt.NDArray[np.uint8]:
-    return np.full((*shape, 3), i, np.uint8)
+    return np.full((*shape, 3), i % 256, np.uint8)
 
 
 def read(i: int) -> Sample | Result:
@@ -223,9 +224,9 @@ def test_an_error_while_reading_or_running_comes_out(at: int) -> None:
         return run(inputs)
 
     with pytest.raises(RuntimeError, match=f"picture {at}"):
-        list(stream(itertools.count(), read=fail))
+        list(stream(Counter(), read=fail))
     with pytest.raises(BackendError, match="out of memory"):
-        list(stream(itertools.count(), run=break_down))
+        list(stream(Counter(), run=break_down))
 
 
 @pytest.mark.parametrize("score", [np.nan, np.inf, -np.inf])
@@ -299,7 +300,7 @@ def test_closing_early_reads_no_more() -> None:
         time.sleep(0.1 if i >= 130 else 0)
         return read(i)
 
-    results = stream(itertools.count(), read=slow, batch_size=30)
+    results = stream(Counter(), read=slow, batch_size=30)
     next(results)
     before, began = begun.pulled, time.monotonic()
     results.close()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import itertools
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from PIL import ExifTags, Image
 
 import glia_rt
 from glia_rt import Result, Scorer
-from glia_rt.backends import BACKENDS, default_precision
+from glia_rt.backends import BACKENDS, Backend, default_precision
 from glia_rt.errors import BackendError, BadImageError, BundleError, UsageError
 from glia_rt.images import read_image
 from glia_rt.verify import SCORE_LIMITS
@@ -160,6 +160,40 @@ def test_an_array_hardly_moves_with_its_batch(tiny_bundle: Path, files: list[Pat
         with Scorer.open(tiny_bundle, name, precision=precision) as scorer:
             found = [scorer.score_batch(arrays[:n])[0] for n in (1, 2, 3, 5, 8)]
             assert np.ptp(found) <= UNPADDED[precision] * SPAN
+
+
+class Watched:
+    """An engine, and the sizes of the batches that it was given."""
+
+    def __init__(self, engine: Backend) -> None:
+        self.name, self.precision, self.device = engine.name, engine.precision, engine.device
+        self.parallel = 1
+        self.batches: list[int] = []
+        self._engine = engine
+
+    def run(self, inputs: Mapping[str, npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+        self.batches.append(len(next(iter(inputs.values()))))
+        return self._engine.run(inputs)
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+@pytest.mark.parametrize(
+    ("input", "arrays", "in_files"), [("views", [4, 4, 2], [4, 4, 4]), ("image", [4, 3, 2, 1], [4, 4, 4, 4])]
+)
+def test_arrays_travel_as_they_are_and_files_in_full_batches(
+    tiny_bundle: Path, files: list[Path], input: Any, arrays: list[int], in_files: list[int]
+) -> None:
+    with Scorer.open(tiny_bundle, "onnxruntime", input) as plain:
+        engine = Watched(plain.backend)
+        scorer = Scorer(plain.bundle, engine, input=input, batch_size=4, max_pixels=1_000_000)
+        chosen = [*files[:1] * 7, *files[1:2] * 2, files[2]]
+        assert len(scorer.score_batch(chosen)) == 10
+        assert engine.batches == arrays
+        engine.batches.clear()
+        assert len(list(scorer.score_files(chosen))) == 10
+        assert engine.batches == in_files
 
 
 def test_no_pictures(scorer: Scorer) -> None:

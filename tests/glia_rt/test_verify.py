@@ -56,7 +56,7 @@ def test_features_are_compared_by_the_relative_length_of_their_difference() -> N
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_never_passes(wrong: float) -> None:
     row = compare_scores("engine", array(9, wrong, 3), array(1, 2, 3), NAMES, span=1, limit=np.inf / 2)
-    assert row.picture == "b.png"
+    assert (row.picture, row.worst) == ("b.png", np.inf)
     features = np.array([[1, 1], [1, wrong], [1, 1]], np.float32)
     other = compare_features("engine", features, np.ones((3, 2), np.float32), NAMES, limit=1e9)
     assert (other.picture, other.passed) == ("b.png", False)
