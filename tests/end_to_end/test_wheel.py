@@ -61,7 +61,7 @@ class Environment:
     folder: Path
 
     def run(self, program: str, *args: str | Path) -> subprocess.CompletedProcess[str]:
-        command: list[str | Path] = [self.folder / "bin" / program, *args]
+        command = [str(self.folder / "bin" / program), *map(str, args)]
         clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
         # Not the root of the repository, which would be importable from there.
         return subprocess.run(
@@ -73,7 +73,7 @@ class Environment:
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=True)
-    install = [folder / "bin" / "python", "-m", "pip", "install", "-q", "--no-compile", f"{wheel}[cpu]"]
+    install = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", "--no-compile", f"{wheel}[cpu]"]
     subprocess.run(install, check=True, capture_output=True, timeout=600)
     return Environment(folder)
 
