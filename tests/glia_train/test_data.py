@@ -5,18 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import random
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from glia_rt.contract import Contract
 from glia_rt.errors import BadImageError, UsageError
 from glia_rt.sampler import make_views
-from glia_train.data import LabelledPicture, Split, ViewDataset, read_labels, split_pictures
+from glia_train.data import LabelledPicture, Split, ViewLoader, read_labels, split_pictures
 
 CONTRACT = Contract(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
@@ -158,19 +158,27 @@ def pictures(tmp_path: Path) -> list[LabelledPicture]:
     return [LabelledPicture(name, tmp_path / name, float(i)) for i, name in enumerate(names)]
 
 
+def loader(pictures: list[LabelledPicture], seed: int = 0, workers: int = 2) -> ViewLoader:
+    return ViewLoader(pictures, CONTRACT, seed, workers)
+
+
 def read(picture: LabelledPicture) -> np.ndarray:
     return np.asarray(Image.open(picture.path))
 
 
 def test_evaluation_sees_the_views_of_scoring(pictures: list[LabelledPicture]) -> None:
-    global_view, fragments, label = ViewDataset(pictures, CONTRACT, seed=7)[3, None]
-    expected = make_views(read(pictures[3]), CONTRACT)
-    assert (global_view.dtype, label.dtype, label.item()) == (torch.uint8, torch.float32, 3)
-    np.testing.assert_array_equal(global_view, expected.global_view)
-    np.testing.assert_array_equal(fragments, expected.fragments)
+    batches = list(loader(pictures).batches([3, 0, 5], 2, epoch=None))
+    assert [len(labels) for _, _, labels in batches] == [2, 1]
+    global_views, fragments, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    assert (global_views.dtype, fragments.dtype, labels.dtype) == (torch.uint8, torch.uint8, torch.float32)
+    assert labels.tolist() == [3, 0, 5]
+    for place, index in enumerate([3, 0, 5]):
+        expected = make_views(read(pictures[index]), CONTRACT)
+        np.testing.assert_array_equal(global_views[place], expected.global_view)
+        np.testing.assert_array_equal(fragments[place], expected.fragments)
 
 
-def find_flip(picture: LabelledPicture, global_view: torch.Tensor) -> tuple[int, int]:
+def find_flip(picture: LabelledPicture, global_view: np.ndarray) -> tuple[int, int]:
     """Which flip of the picture gives this global view."""
     image = read(picture)
     found = [
@@ -187,7 +195,7 @@ def test_training_flips_the_picture_and_moves_the_fragments(pictures: list[Label
     seen = set()
     for epoch in range(4):
         for i, picture in enumerate(pictures):
-            global_view, fragments, _ = ViewDataset(pictures, CONTRACT, seed=7)[i, epoch]
+            global_view, fragments = loader(pictures, seed=7).views(i, epoch)
             down, across = find_flip(picture, global_view)
             seen.add((down, across))
             flipped = read(picture)[::down, ::across]
@@ -197,7 +205,7 @@ def test_training_flips_the_picture_and_moves_the_fragments(pictures: list[Label
             for row in range(7):
                 for column in range(7):
                     cell = flipped[row * high : (row + 1) * high, column * wide : (column + 1) * wide]
-                    fragment = fragments[row * 32 : row * 32 + 32, column * 32 : column * 32 + 32].numpy()
+                    fragment = fragments[row * 32 : row * 32 + 32, column * 32 : column * 32 + 32]
                     windows = np.lib.stride_tricks.sliding_window_view(cell, (32, 32), axis=(0, 1))
                     places = np.argwhere((windows == fragment.transpose(2, 0, 1)).all(axis=(2, 3, 4)))
                     assert len(places) == 1
@@ -211,7 +219,7 @@ def test_flips_are_even(tmp_path: Path) -> None:
     picture = LabelledPicture("x.png", tmp_path / "x.png", 0.0)
     draws = []
     for epoch in range(400):
-        view = ViewDataset([picture], CONTRACT, seed=0)[0, epoch][0]
+        view = loader([picture]).views(0, epoch).global_view
         draws.append((view[0, 0, 0] > view[-1, 0, 0], view[0, 0, 0] > view[0, -1, 0]))
     down, across = np.mean(draws, axis=0)
     both = np.mean([a and b for a, b in draws])
@@ -221,22 +229,30 @@ def test_flips_are_even(tmp_path: Path) -> None:
 
 
 def test_draws_depend_on_seed_epoch_and_index_and_not_on_workers(pictures: list[LabelledPicture]) -> None:
-    def load(seed: int, epoch: int, workers: int = 0) -> torch.Tensor:
-        batches = [[(i, epoch), (i + 1, epoch)] for i in range(0, 6, 2)]
-        loader = DataLoader(ViewDataset(pictures, CONTRACT, seed), batch_sampler=batches, num_workers=workers)
-        return torch.cat([fragments for _, fragments, _ in loader])
+    def load(seed: int, epoch: int, workers: int = 1) -> torch.Tensor:
+        batches = loader(pictures, seed, workers).batches(range(6), 4, epoch)
+        return torch.cat([fragments for _, fragments, _ in batches])
 
     first = load(1, 1)
     assert torch.equal(load(1, 1), first)
-    assert torch.equal(load(1, 1, workers=2), first)
+    assert torch.equal(load(1, 1, workers=3), first)
     assert not torch.equal(load(1, 2), first)
     assert not torch.equal(load(2, 1), first)
-    same = ViewDataset([pictures[0]] * 2, CONTRACT, seed=1)
-    assert not torch.equal(same[0, 1][1], same[1, 1][1])
+    twice = loader([pictures[0]] * 2)
+    assert not np.array_equal(twice.views(0, 1).fragments, twice.views(1, 1).fragments)
 
 
 def test_a_bad_picture_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    views = ViewDataset([LabelledPicture("bad.png", tmp_path / "bad.png", 0.0)], CONTRACT, seed=0)
-    with pytest.raises(BadImageError, match=r"bad.png"):
-        views[0, None]
+    bad = LabelledPicture("bad.png", tmp_path / "bad.png", 0.0)
+    with pytest.raises(BadImageError, match=r"bad\.png: not a picture"):
+        list(loader([bad]).batches([0], 1, epoch=1))
+
+
+def test_closing_early_ends_the_threads(pictures: list[LabelledPicture]) -> None:
+    before = threading.active_count()
+    batches = loader(pictures * 50, workers=3).batches(range(300), 4, epoch=1)
+    next(batches)
+    assert threading.active_count() > before
+    batches.close()
+    assert threading.active_count() == before

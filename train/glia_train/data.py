@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from glia_rt.contract import Contract
 from glia_rt.errors import UsageError
 from glia_rt.images import read_image
-from glia_rt.sampler import make_views
+from glia_rt.pipeline import ordered_map
+from glia_rt.sampler import Views, make_views
 
 COLUMNS: Final = ("path", "score", "reference")
 TRAIN_FRACTION: Final = 0.8
@@ -172,36 +176,71 @@ def split_pictures(pictures: Iterable[LabelledPicture], seed: int) -> Split:
     return Split(train, test, by)
 
 
-class ViewDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """Pictures as (global_view, fragments, label): two uint8 (224, 224, 3) and a float32 scalar.
+@dataclass(frozen=True)
+class ViewLoader:
+    """Turns pictures, named by their indices, into batches of views, in threads that work ahead.
 
-    Its keys are pairs of a picture's index and an epoch. With the seed these fix every draw of training, whatever the
-    number of the DataLoader's workers, which decode: both views are made of one picture, flipped horizontally and
-    vertically with probability 1/2 each, and fragments lie anywhere in their cells. For the epoch None the views are
-    the deterministic ones of scoring.
+    Threads, since decoding and resizing leave Python to others meanwhile, and start at once on every system.
+
+    Attributes:
+        pictures: What the indices count.
+        contract: Sizes of the views.
+        seed: With an epoch and an index it fixes every draw, whatever the number of workers.
+        workers: Threads that decode.
     """
 
-    def __init__(self, pictures: Sequence[LabelledPicture], contract: Contract, seed: int) -> None:
-        self.pictures = pictures
-        self.contract = contract
-        self.seed = seed
+    pictures: Sequence[LabelledPicture]
+    contract: Contract
+    seed: int
+    workers: int
 
-    def __getitem__(self, key: tuple[int, int | None]) -> tuple[Tensor, Tensor, Tensor]:
-        """Views and label of one picture.
+    def batches(
+        self, indices: Sequence[int], batch_size: int, epoch: int | None
+    ) -> Generator[tuple[Tensor, Tensor, Tensor]]:
+        """Views and labels in the order of `indices`; closing the generator early ends its threads.
+
+        Args:
+            indices: Of pictures.
+            batch_size: N of every batch but the last, which may be smaller.
+            epoch: As `views` takes it.
+
+        Yields:
+            Global views and fragments, uint8 (N, 224, 224, 3), and labels, float32 (N,).
+
+        Raises:
+            BadImageError: A picture cannot be read.
+        """
+        read = functools.partial(self.views, epoch=epoch)
+        with (
+            ThreadPoolExecutor(self.workers, "glia-read") as readers,
+            closing(ordered_map(readers, read, indices, ahead=batch_size + self.workers)) as views,
+        ):
+            for start in range(0, len(indices), batch_size):
+                batch = indices[start : start + batch_size]
+                global_views, fragments = zip(*islice(views, len(batch)), strict=True)
+                yield (
+                    torch.from_numpy(np.stack(global_views)),
+                    torch.from_numpy(np.stack(fragments)),
+                    torch.tensor([self.pictures[i].score for i in batch], dtype=torch.float32),
+                )
+
+    def views(self, index: int, epoch: int | None) -> Views:
+        """Views of one picture.
+
+        Args:
+            index: Of the picture.
+            epoch: While training: both views are made of one picture, flipped horizontally and vertically with
+                probability 1/2 each, and the fragments lie anywhere in their cells. None for the deterministic views
+                of scoring.
 
         Raises:
             BadImageError: The picture cannot be read.
         """
-        index, epoch = key
-        picture = self.pictures[index]
-        image = read_image(picture.path)
-        rng = None
-        if epoch is not None:
-            rng = np.random.default_rng([self.seed, epoch, index])
-            # The picture is flipped, not the views: a mosaic flipped as a whole is one no flipped picture gives,
-            # since cells start at the top left.
-            flip_rows, flip_columns = rng.random(2) < 0.5
-            image = image[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
-        views = make_views(image, self.contract, rng)
-        label = torch.tensor(picture.score, dtype=torch.float32)
-        return torch.tensor(views.global_view), torch.tensor(views.fragments), label
+        image = read_image(self.pictures[index].path)
+        if epoch is None:
+            return make_views(image, self.contract)
+        rng = np.random.default_rng([self.seed, epoch, index])
+        # The picture is flipped, not the views: a mosaic flipped as a whole is one no flipped picture gives, since
+        # cells start at the top left.
+        flip_rows, flip_columns = rng.random(2) < 0.5
+        return make_views(image[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1], self.contract, rng)

@@ -10,7 +10,8 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -20,12 +21,12 @@ import numpy.typing as npt
 import timm
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 import glia_rt
-from glia_rt.errors import BadImageError, GliaError, OutputExistsError, UsageError
+from glia_rt.backends import cpu_count
+from glia_rt.errors import GliaError, OutputExistsError, UsageError
 from glia_train.checkpoint import check_adapter_only, make_checkpoint, untrained
-from glia_train.data import Split, ViewDataset, read_labels, split_pictures
+from glia_train.data import Split, ViewLoader, read_labels, split_pictures
 from glia_train.loss import LOSSES, MIN_VARIANCE, LossName
 from glia_train.metrics import Metrics, compare
 from glia_train.model import GLIANet, ModelConfig
@@ -44,7 +45,6 @@ METRICS: Final = "metrics.csv"
 CALIBRATION_SAMPLE: Final = 256
 #: z-scores of two pictures are -1 and 1 whatever their scores: no gradient.
 MIN_BATCH: Final = 3
-MAX_WORKERS: Final = 8
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class TrainOptions:
         loss: "mse-rho" or "plcc", see `glia_train.loss`.
         seed: Of the split, the first weights, the order, the augmentation and the dropout. On a CPU, with one number
             of threads, it fixes every weight; not so on a GPU, nor with a time limit.
-        workers: Processes that decode; None for one a core, up to 8, with a GPU, and for none without.
+        workers: Threads that decode; None for one a core.
         adapter_only: Leave the frozen backbone out of the checkpoint.
         score_range: Least and greatest score the labels' scale has; None for those of the training part.
         time_limit_s: Seconds that the epochs may take. Where they would take longer, the cosine falls with the time
@@ -79,7 +79,7 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot train."""
-        for name, least in (("epochs", 1), ("batch_size", MIN_BATCH), ("seed", 0), ("workers", 0)):
+        for name, least in (("epochs", 1), ("batch_size", MIN_BATCH), ("seed", 0), ("workers", 1)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise UsageError(f"{name} must be at least {least}, not {value}")
         if not (math.isfinite(self.lr) and self.lr > 0):
@@ -103,23 +103,19 @@ class Machine:
     Attributes:
         device: The first GPU, or the CPU.
         precision: Of the model's matrix products while training and measuring; the head is float32 always.
-        workers: Processes that decode; 0 for the one that trains.
     """
 
     device: torch.device
     precision: Literal["bf16", "fp32"]
-    workers: int
 
     @classmethod
-    def here(cls, workers: int | None = None) -> Machine:
+    def here(cls) -> Machine:
         """The best this machine has: a GPU before the CPU, bf16 where the hardware computes in it."""
         if torch.cuda.is_available():
-            bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-            device, usual = torch.device("cuda"), min(MAX_WORKERS, os.cpu_count() or 1)
+            device, bf16 = "cuda", torch.cuda.is_bf16_supported(including_emulation=False)
         else:
-            bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-            device, usual = torch.device("cpu"), 0
-        return cls(device, "bf16" if bf16 else "fp32", usual if workers is None else workers)
+            device, bf16 = "cpu", torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return cls(torch.device(device), "bf16" if bf16 else "fp32")
 
     @property
     def name(self) -> str:
@@ -129,9 +125,7 @@ class Machine:
     def raw_score(self, model: GLIANet, global_view: Tensor, fragments: Tensor) -> Tensor:
         """Scores before calibration, float32 (N,), on the device."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            feature = model.features(
-                global_view.to(self.device, non_blocking=True), fragments.to(self.device, non_blocking=True)
-            )
+            feature = model.features(global_view.to(self.device), fragments.to(self.device))
         return model.raw_score(feature)
 
 
@@ -197,7 +191,7 @@ def train(
             f"{fitting} or, for more steps an epoch, less"
         )
     score_range = _score_range(split, options.score_range)
-    machine = Machine.here(options.workers)
+    machine, workers = Machine.here(), options.workers or cpu_count()
     model, contract = untrained(config, backbone_weights, options.seed)
     contract = dataclasses.replace(contract, score_range=score_range)
     model.to(machine.device)
@@ -209,7 +203,7 @@ def train(
         "config": config.to_dict(),
         "options": dataclasses.asdict(options),
         "score_range": list(score_range),
-        "machine": {"device": machine.name, "precision": machine.precision, "workers": machine.workers},
+        "machine": {"device": machine.name, "precision": machine.precision, "workers": workers},
         "versions": _versions(),
     }
     _start_folder(out)
@@ -228,7 +222,7 @@ def train(
     pictures = split.train + split.test
     training, testing = range(len(split.train)), range(len(split.train), len(pictures))
     sample = np.random.default_rng(options.seed).permutation(len(training))[:CALIBRATION_SAMPLE].tolist()
-    learner = _Learner(model, ViewDataset(pictures, contract, options.seed), options, machine)
+    learner = _Learner(model, ViewLoader(pictures, contract, options.seed, workers), options, machine)
 
     def save(epoch: int, calibration: Sequence[int], held_out: npt.NDArray[np.float64]) -> Metrics:
         """Calibrate on these training pictures, measure the held-out raw scores, write the checkpoint."""
@@ -310,26 +304,15 @@ class _Schedule:
 
 
 class _Learner:
-    """A model under training, and the pictures it sees, which are named by their indices in `views`."""
+    """A model under training, and the pictures it sees, which are named by their indices in `loader`."""
 
-    def __init__(self, model: GLIANet, views: ViewDataset, options: TrainOptions, machine: Machine) -> None:
+    def __init__(self, model: GLIANet, loader: ViewLoader, options: TrainOptions, machine: Machine) -> None:
         self._model = model
+        self._loader = loader
         self._options = options
         self._machine = machine
-        self._labels = [picture.score for picture in views.pictures]
         self._optimiser = torch.optim.AdamW(
             model.trainable_parameters(), lr=options.lr, weight_decay=options.weight_decay
-        )
-        # One loader for the whole run, so that workers start once: on some systems each takes seconds, and where they
-        # are forked a Ctrl-C that comes meanwhile is lost.
-        self._batches: list[list[tuple[int, int | None]]] = []
-        self._loader: DataLoader[tuple[Tensor, Tensor, Tensor]] = DataLoader(
-            views,
-            batch_sampler=self._batches,
-            num_workers=machine.workers,
-            persistent_workers=machine.workers > 0,
-            pin_memory=machine.device.type == "cuda",
-            generator=torch.Generator(),  # else it would draw from the one that dropout draws from
         )
 
     def train_epoch(self, indices: Sequence[int], epoch: int, schedule: _Schedule) -> float:
@@ -340,20 +323,21 @@ class _Learner:
         self._model.train()
         losses: list[float] = []
         start = time.monotonic()
-        for global_view, fragments, label in self._load(whole, epoch):
-            for group in self._optimiser.param_groups:
-                group["lr"] = schedule.learning_rate
-            raw = self._machine.raw_score(self._model, global_view, fragments)
-            loss = LOSSES[options.loss](raw, label.to(self._machine.device))
-            losses.append(loss.item())
-            if not math.isfinite(losses[-1]):
-                raise GliaError(f"the loss is {losses[-1]} in epoch {epoch}: give an --lr under {options.lr:g}")
-            self._optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            self._optimiser.step()
-            schedule.step(rate=len(losses) * options.batch_size / (time.monotonic() - start))
-            if schedule.done >= 1:
-                break
+        with closing(self._loader.batches(whole, options.batch_size, epoch)) as batches:
+            for global_view, fragments, label in batches:
+                for group in self._optimiser.param_groups:
+                    group["lr"] = schedule.learning_rate
+                raw = self._machine.raw_score(self._model, global_view, fragments)
+                loss = LOSSES[options.loss](raw, label.to(self._machine.device))
+                losses.append(loss.item())
+                if not math.isfinite(losses[-1]):
+                    raise GliaError(f"the loss is {losses[-1]} in epoch {epoch}: give an --lr under {options.lr:g}")
+                self._optimiser.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                self._optimiser.step()
+                schedule.step(rate=len(losses) * options.batch_size / (time.monotonic() - start))
+                if schedule.done >= 1:
+                    break
         return sum(losses) / len(losses)
 
     @torch.inference_mode()
@@ -362,7 +346,7 @@ class _Learner:
         self._model.eval()
         scores = [
             self._machine.raw_score(self._model, global_view, fragments).cpu()
-            for global_view, fragments, _ in self._load(indices, epoch=None)
+            for global_view, fragments, _ in self._loader.batches(indices, self._options.batch_size, epoch=None)
         ]
         return torch.cat(scores).double().numpy()
 
@@ -377,19 +361,9 @@ class _Learner:
             raise GliaError(
                 "the model gives all training pictures one score, or none: give a lower --lr, and look at the pictures"
             )
-        scale, offset = np.polyfit(raw, [self._labels[i] for i in indices], deg=1)
+        scale, offset = np.polyfit(raw, [self._loader.pictures[i].score for i in indices], deg=1)
         self._model.calibration.copy_(torch.tensor([scale, offset]))
         return float(scale), float(offset)
-
-    def _load(self, indices: Sequence[int], epoch: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Global views, fragments and labels, batch by batch."""
-        keys, size = [(i, epoch) for i in indices], self._options.batch_size
-        self._batches[:] = [keys[i : i + size] for i in range(0, len(keys), size)]
-        try:
-            yield from self._loader
-        except BadImageError as error:
-            # From a worker the message is a whole traceback, which ends in "module.BadImageError: message".
-            raise BadImageError(str(error).strip().splitlines()[-1].split("BadImageError: ")[-1]) from error
 
 
 def _score_range(split: Split, declared: tuple[float, float] | None) -> tuple[float, float]:
