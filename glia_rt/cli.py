@@ -226,7 +226,7 @@ def doctor() -> None:
 @click.option("--loss", type=click.Choice(["mse-rho", "plcc"]), default="mse-rho", show_default=True,
               help="LoDa's code, or 1 less the correlation.")  # fmt: skip
 @click.option("--seed", type=int, default=3407, show_default=True, help="Of the split, the weights, the order.")
-@click.option("--workers", type=click.IntRange(min=0), help="Decoding threads; default: one a core.")
+@click.option("--workers", type=click.IntRange(min=1), help="Decoding threads; default: one a core.")
 @click.option("--score-range", type=(float, float), help="The labels' scale; default: least and greatest label.")
 @click.option("--adapter-only", is_flag=True, help="Leave the frozen backbone out of the checkpoint.")
 @overwrite_option
