@@ -7,14 +7,11 @@ BIN := .venv/bin
 demo: .venv/demo.stamp
 	$(BIN)/glia-rt demo --out demo-output --overwrite
 
-# A process for each package: training forks its workers, which processes full of other libraries' threads should not.
-SUITES := glia_rt glia_train glia_export end_to_end
-
 test: .venv/dev.stamp
-	set -e; for suite in $(SUITES); do $(BIN)/python -m pytest tests/$$suite; done
+	$(BIN)/python -m pytest
 
 quick: .venv/dev.stamp
-	set -e; for suite in $(SUITES); do $(BIN)/python -m pytest -m "not slow" tests/$$suite; done
+	$(BIN)/python -m pytest -m "not slow"
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

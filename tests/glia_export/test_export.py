@@ -273,6 +273,7 @@ def test_the_printed_command_works(adapter_only: AdapterOnly) -> None:
     assert len(ran.stdout.splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_a_block_beyond_half_stays_in_float32(kept: Path) -> None:
     manifest = Bundle.open(kept).manifest
     assert manifest["fp16"]["kept_in_float32"] == ["block 2"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from glia_rt.backends import BACKENDS, BackendOptions, open_backend
+from glia_rt.backends import BackendOptions, open_backend
 from glia_rt.bundle import GRAPHS, MANIFEST, SCHEMA, Bundle, new_bundle, write_manifest
 from glia_rt.errors import BundleError, OutputExistsError, UsageError
 
@@ -131,8 +131,9 @@ def test_every_file_passes_its_hash(tiny_bundle: Path) -> None:
         assert bundle.checked_file(name) == tiny_bundle / name
 
 
-@pytest.mark.parametrize("input", ["views", "image"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("backend", "input"), [("openvino", "views"), ("onnxruntime", "views"), ("onnxruntime", "image")]
+)
 def test_one_bit_is_found_before_a_graph_is_loaded(bundle: Path, backend: str, input: Any) -> None:
     flip(bundle / GRAPHS[input, "fp32"])
     opened = Bundle.open(bundle)
