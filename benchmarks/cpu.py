@@ -253,7 +253,7 @@ def markdown(result: dict[str, Any]) -> str:
             ratio = eight["ratio_to_eager_fp32"]
             yield f"| {name} | {one['images_per_s']:.1f} | {eight['images_per_s']:.1f} | {ratio:.2f} |"
         yield ""
-        yield "| `glia-rt score` | pictures/s | engine alone | decoding and views alone | share of both in turn |"
+        yield "| `Scorer.score_files` | pictures/s | engine alone | decoding and views alone | share of both in turn |"
         yield "|---|---|---|---|---|"
         for size, row in result["end_to_end"].items():
             rates = " | ".join(f"{row[f'{k}_per_s']:.1f}" for k in ("end_to_end", "engine", "decode"))

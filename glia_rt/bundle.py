@@ -7,6 +7,7 @@ the manifest itself. Opening a bundle checks sizes; a file is hashed when it is 
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -129,8 +130,11 @@ def file_sha256(path: Path) -> str:
 def new_bundle(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
     """A folder to fill; it becomes `path` by rename when the block ends well, and is removed otherwise.
 
+    What a killed process left of the same bundle is removed first.
+
     Raises:
-        UsageError: The name does not end in .glia, its parent folder does not exist, or what is there is no bundle.
+        UsageError: The name does not end in .glia, its parent folder does not exist or cannot be written, or what is
+            there is no bundle.
         OutputExistsError: The bundle exists and overwrite is False.
     """
     path = Path(path)
@@ -140,19 +144,37 @@ def new_bundle(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iter
         raise UsageError(f"{path.parent} is not a folder: make it first")
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path} exists; give --overwrite to replace it, or another -o")
-    if path.exists() and not (path / MANIFEST).is_file():
+    if path.is_symlink() or (path.exists() and not (path / MANIFEST).is_file()):
         raise UsageError(f"{path} is no bundle, so it is not replaced: move it away, or give another -o")
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    # A process of this number may have been killed here before; in a container numbers recur.
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    for remains in path.parent.glob(f".{glob.escape(path.name)}.*-*"):
+        # This process's own number, too: an earlier one may have had it, as in a container.
+        if not _is_running(process := remains.name.rpartition("-")[2]) or process == str(os.getpid()):
+            shutil.rmtree(remains, ignore_errors=True)
+    partial, old = (path.with_name(f".{path.name}.{what}-{os.getpid()}") for what in ("partial", "old"))
+    try:
+        partial.mkdir()
+    except OSError as error:
+        raise UsageError(f"{path.parent} cannot be written: {error.strerror}; give another -o") from error
     try:
         yield partial
         if path.exists():
-            shutil.rmtree(path)
+            path.rename(old)
         partial.rename(path)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for folder in (partial, old):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_running(process: str) -> bool:
+    if os.name == "nt":
+        return True  # there, signal 0 is Ctrl-C
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def write_manifest(folder: Path, record: Mapping[str, Any]) -> None:

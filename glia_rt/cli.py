@@ -7,7 +7,11 @@ Exit status: 0 done; 1 unexpected; 2 usage, or the output exists; 3 done, but so
 from __future__ import annotations
 
 import os
+import shlex
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +21,8 @@ import click
 
 from glia_rt import __version__
 from glia_rt.backends import AUTO, BACKENDS, cpu_count
-from glia_rt.errors import GliaError, MissingPackageError, UsageError
-from glia_rt.images import DEFAULT_MAX_PIXELS
+from glia_rt.errors import BundleError, GliaError, MissingPackageError, ParityError, UsageError
+from glia_rt.images import DEFAULT_MAX_PIXELS, configure_pillow
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,6 +43,8 @@ overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the o
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         # Not cli.main, which keeps interrupts and closed pipes to itself.
         with cli.make_context("glia-rt", list(sys.argv[1:] if args is None else args)) as context:
@@ -61,10 +67,16 @@ def main(args: Sequence[str] | None = None) -> int:
     return status if isinstance(status, int) else 0
 
 
+def _terminate(number: int, _frame: object) -> None:
+    """End as by an exception, so that every output is left as it should be."""
+    raise SystemExit(128 + number)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="glia-rt")
 def cli() -> None:
     """Image quality scores by GLIANet: train, export, verify, score."""
+    configure_pillow()
 
 
 @cli.command()
@@ -96,7 +108,6 @@ def score(
     One row a picture, in order: path, score, status, error, width, height. A picture that cannot be read is a row
     too; the exit status is then 3.
     """
-    from glia_rt.images import configure_pillow
     from glia_rt.results import Result
     from glia_rt.scorer import Scorer
     from glia_rt.sinks import json_line, open_sink
@@ -115,7 +126,8 @@ def score(
 
         def emit(write: Callable[[Result], None]) -> None:
             nonlocal bad
-            with _progress(total, "scoring") as advance:
+            # Rows on a terminal are progress enough, and a bar would run into them.
+            with _progress(total, "scoring", hidden=not output and sys.stdout.isatty()) as advance:
                 for result in results:
                     write(result)
                     bad += result.status != "ok"
@@ -123,8 +135,13 @@ def score(
 
         if output:
             metadata = scorer.resolved | {"workers": workers or cpu_count(), "glia_rt": __version__}
-            with open_sink(output, overwrite=overwrite, metadata=metadata) as sink:
-                emit(sink.write)
+            sink = open_sink(output, overwrite=overwrite, metadata=metadata)
+            try:
+                with sink:
+                    emit(sink.write)
+            except KeyboardInterrupt:
+                kept = f": what was scored is in {sink.partial_path}" if sink.partial_path else ""
+                raise KeyboardInterrupt(f"interrupted{kept}") from None
             _say(f"{total} rows in {output}")
         elif as_json:
             emit(lambda result: click.echo(json_line(result)))
@@ -151,19 +168,28 @@ def export(
         from glia_export import export as exporting
     from glia_rt.sources import find_images
 
-    done = exporting.export(
-        checkpoint,
-        output,
-        images=find_images(images),
-        backbone_weights=backbone_weights,
-        overwrite=overwrite,
-        report=lambda stage: _say(f"{stage} ..."),
-    )
+    pictures = list(find_images(images))
+    if images and not pictures:
+        raise UsageError(f"--images: no pictures in {', '.join(images)}")
+    try:
+        done = exporting.export(
+            checkpoint,
+            output,
+            images=pictures,
+            backbone_weights=backbone_weights,
+            overwrite=overwrite,
+            report=lambda stage: _say(f"{stage} ..."),
+        )
+    except ParityError as error:
+        if error.rows:
+            print_parity(_console(stderr=True), error.rows)
+        raise
     console = _console()
     console.print(_table(["stage", "seconds"], [[name, f"{s:.1f}"] for name, s in done.seconds.items()]))
     console.print(_table(["file", "MB"], [[name, f"{size / 1e6:.1f}"] for name, size in done.sizes.items()]))
     print_parity(console, done.parity)
-    click.echo(f"wrote {done.path}; next:\n  glia-rt score {done.path} PICTURE_OR_FOLDER")
+    path = shlex.quote(str(done.path))
+    click.echo(f"wrote {done.path}; next:\n  glia-rt verify {path}\n  glia-rt score {path} PICTURE_OR_FOLDER")
 
 
 @cli.command()
@@ -188,6 +214,8 @@ def info(path: str) -> None:
     """Say what a bundle or a checkpoint is."""
     import json
 
+    if not Path(path).exists():
+        raise BundleError(f"{path}: no such bundle or checkpoint")
     if Path(path).is_dir():
         from glia_rt.bundle import Bundle
 
@@ -254,7 +282,10 @@ def train(
         overwrite=overwrite,
         console=_console(stderr=True),
     )
-    click.echo(f"wrote {result.checkpoint}; next:\n  glia-rt export {result.checkpoint}")
+    command = ["glia-rt", "export", str(result.checkpoint)]
+    if options["adapter_only"]:
+        command += ["--backbone-weights", backbone_weights]
+    click.echo(f"wrote {result.checkpoint}; next:\n  {shlex.join(command)}")
 
 
 @cli.command()
@@ -270,12 +301,10 @@ def demo(out: str, minutes: float, overwrite: bool) -> None:
 
 def print_parity(console: Console, rows: Sequence[Parity]) -> None:
     """The parity table."""
-    units = {"score": "of the score range", "feature": "relative L2 of the cls feature"}
     cells = [
-        [row.what, f"{row.worst:.1e}", f"{row.limit:.0e}", units.get(row.measure, row.measure), row.picture,
-         "ok" if row.passed else "FAILED"]
+        [row.what, f"{row.worst:.1e}", f"{row.limit:.0e}", row.unit, row.picture, "ok" if row.passed else "FAILED"]
         for row in rows
-    ]  # fmt: skip
+    ]
     console.print(_table(["compared with PyTorch FP32", "worst", "limit", "measure", "worst picture", ""], cells))
 
 
@@ -302,7 +331,10 @@ def _say_backend(scorer: Any) -> None:
 def _console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(stderr=stderr, soft_wrap=False)
+    console = Console(stderr=stderr)
+    if not console.is_terminal:
+        console.width = 200  # nobody to fold lines for
+    return console
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
@@ -315,8 +347,8 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
 
 
 @contextmanager
-def _progress(total: int, what: str) -> Iterator[Callable[[], None]]:
-    """A bar on stderr with rate and time left; nothing where stderr is no terminal."""
+def _progress(total: int, what: str, *, hidden: bool) -> Iterator[Callable[[], None]]:
+    """A bar on stderr with rate and time left; nothing where it is hidden, or stderr is no terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -327,12 +359,14 @@ def _progress(total: int, what: str) -> Iterator[Callable[[], None]]:
         TimeRemainingColumn(),
     )
     console = _console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, disable=hidden or not console.is_terminal) as bar:
         task = bar.add_task(what, total=total, rate="")
+        began, done = time.monotonic(), 0
 
         def advance() -> None:
-            speed = bar.tasks[0].speed
-            bar.update(task, advance=1, rate=f"{speed:.1f}/s" if speed else "")
+            nonlocal done
+            done += 1  # the mean rate: results come a batch at a time
+            bar.update(task, advance=1, rate=f"{done / (time.monotonic() - began):.1f}/s")
 
         yield advance
 

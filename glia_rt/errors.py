@@ -6,7 +6,11 @@ on stderr and exits with `exit_status`.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from glia_rt.verify import Parity
 
 
 class GliaError(Exception):
@@ -32,9 +36,17 @@ class BadImageError(GliaError):
 
 
 class ParityError(GliaError):
-    """Scores differ from the reference by more than the limit."""
+    """Scores differ from the reference by more than the limit.
+
+    Attributes:
+        rows: The comparisons that were made, passed ones too.
+    """
 
     exit_status = 4
+
+    def __init__(self, message: str, rows: Sequence[Parity] = ()) -> None:
+        super().__init__(message)
+        self.rows = tuple(rows)
 
 
 class BundleError(GliaError):

@@ -25,6 +25,8 @@ from glia_rt.results import Result
 from glia_rt.sampler import Pixels, make_views
 
 DEFAULT_BATCH_SIZE: Final = 8
+#: Of longer pictures the image graph's whole-number arithmetic would overflow.
+MAX_IMAGE_SIDE: Final = 65_535
 
 
 class Scorer:
@@ -89,7 +91,7 @@ class Scorer:
         if batch_size < 1:
             raise UsageError(f"batch size must be at least 1, not {batch_size}")
         bundle = Bundle.open(path)
-        opened, passed_over = open_backend(backend, bundle, BackendOptions(input, precision))
+        opened, passed_over = open_backend(backend, bundle, BackendOptions(input, precision, batch_size))
         return cls(bundle, opened, input=input, batch_size=batch_size, max_pixels=max_pixels, passed_over=passed_over)
 
     @property
@@ -132,7 +134,10 @@ class Scorer:
 
         Raises:
             BadImageError: One cannot be turned into pixels. Nothing is scored then.
+            UsageError: `images` is one picture, not several.
         """
+        if isinstance(images, (str, bytes, os.PathLike)):
+            raise UsageError("score_batch takes a list of pictures; score takes one")
         samples = [self._inputs(read_image(image, max_pixels=self._max_pixels)) for image in images]
         scores = [self.backend.run(stack(batch)) for batch in self._equal_shapes(samples)]
         return check_finite(np.concatenate(scores)) if scores else np.zeros(0, np.float32)
@@ -179,13 +184,18 @@ class Scorer:
         name = display_name(path)
         try:
             pixels = read_image(path, max_pixels=self._max_pixels)
+            inputs = self._inputs(pixels)
         except BadImageError as error:
             return Result(name, None, "bad_image", str(error).removeprefix(f"{name}: "), None, None)
         height, width, _ = pixels.shape
-        return Sample(name, width, height, self._inputs(pixels))
+        return Sample(name, width, height, inputs)
 
     def _inputs(self, pixels: Pixels) -> Inputs:
         if self.input == "image":
+            if (longest := max(pixels.shape)) > MAX_IMAGE_SIDE:
+                raise BadImageError(
+                    f"a side of {longest} pixels, the graph's sampler takes {MAX_IMAGE_SIDE}; score it from views"
+                )
             return {IMAGE: pixels}
         views = make_views(pixels, self.contract)
         return {GLOBAL_VIEW: views.global_view, FRAGMENTS: views.fragments}

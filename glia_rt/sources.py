@@ -37,8 +37,10 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
         all of `os`.
 
     Raises:
-        UsageError: A folder cannot be listed; raised when its turn comes.
+        UsageError: A folder cannot be listed; raised when its turn comes. `paths` is one path, not several.
     """
+    if isinstance(paths, (str, bytes, os.PathLike)):
+        raise UsageError(f"paths are a list: give [{paths!r}]")
     for path in paths:
         if os.path.isdir(path):
             yield from _walk(os.fspath(path))

@@ -34,7 +34,10 @@ SEED: Final = 3407
 #: What export, verification, scoring and the report take on 2 cores, with room to spare.
 RESERVED_SECONDS: Final = 120.0
 LEAST_MINUTES: Final = 3.0
+LEAST_TRAINING_SECONDS: Final = 20.0
 
+#: Marks a folder as a demo's, which --overwrite may replace.
+MARK: Final = ".glia-demo"
 CHECKPOINT: Final = "checkpoint.pt"
 BUNDLE: Final = "demo.glia"
 SCORES: Final = "scores.csv"
@@ -46,7 +49,7 @@ def run(out: Path, *, minutes: float, overwrite: bool, console: Console) -> Path
 
     Args:
         out: Gets the data set (data/), the run (run/), checkpoint.pt, demo.glia, scores.csv and report.html.
-        minutes: How long all of it may take; training gets what the rest leaves.
+        minutes: How long all of it may take; training gets what the rest leaves, and 20 seconds at least.
         overwrite: Replace what an earlier demo left in `out`.
         console: Where progress and results go.
 
@@ -54,8 +57,8 @@ def run(out: Path, *, minutes: float, overwrite: bool, console: Console) -> Path
         The report's path.
 
     Raises:
-        UsageError: Too few minutes.
-        OutputExistsError: `out` holds something, and overwrite is False.
+        UsageError: Too few minutes, or `out` holds what no demo wrote.
+        OutputExistsError: `out` holds an earlier demo, and overwrite is False.
         ParityError: The exported graphs, or what runs here, do not give PyTorch's scores.
     """
     if not (math.isfinite(minutes) and minutes >= LEAST_MINUTES):
@@ -74,18 +77,18 @@ def run(out: Path, *, minutes: float, overwrite: bool, console: Console) -> Path
             ModelConfig(backbone=BACKBONE, tune_backbone=True),
             TrainOptions(
                 epochs=100,
-                batch_size=32,
+                batch_size=16,
                 lr=5e-4,
                 seed=SEED,
                 score_range=(0.0, 1.0),
-                time_limit_s=60 * minutes - spent - RESERVED_SECONDS,
+                time_limit_s=max(LEAST_TRAINING_SECONDS, 60 * minutes - spent - RESERVED_SECONDS),
             ),
             "random",
             console=console,
         )
         shutil.copyfile(trained.checkpoint, out / CHECKPOINT)
     with _stage("export", seconds, console):
-        exported = export(out / CHECKPOINT, out / BUNDLE)
+        exported = export(out / CHECKPOINT, out / BUNDLE, report=lambda stage: console.print(f"  {stage}"))
     with Scorer.open(exported.path) as scorer:
         with _stage("verify", seconds, console):
             verified = selftest(scorer)
@@ -140,16 +143,25 @@ def run(out: Path, *, minutes: float, overwrite: bool, console: Console) -> Path
 
 
 def _make_room(out: Path, overwrite: bool) -> None:
-    """Clear what an earlier demo wrote, and nothing else."""
+    """Clear what an earlier demo wrote; refuse a folder that holds anything else."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; --out names a folder")
-    ours = [out / name for name in ("data", "run", CHECKPOINT, BUNDLE, SCORES, f"{SCORES}.meta.json", REPORT)]
-    found = [path for path in ours if path.exists()]
-    if found and not overwrite:
-        raise OutputExistsError(f"{found[0]} exists: give --overwrite to replace an earlier demo, or another --out")
-    for path in found:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    out.mkdir(parents=True, exist_ok=True)
+    if out.exists() and any(out.iterdir()):
+        if not (out / MARK).is_file():
+            raise UsageError(f"{out} holds files that no demo wrote: give another --out")
+        if not overwrite:
+            raise OutputExistsError(f"{out} holds an earlier demo: give --overwrite to replace it, or another --out")
+    for name in ("data", "run", CHECKPOINT, BUNDLE, SCORES, f"{SCORES}.meta.json", REPORT):
+        path = out / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / MARK).touch()
+    except OSError as error:
+        raise UsageError(f"{out} cannot be written: {error.strerror}; give another --out") from error
 
 
 def _score(scorer: Scorer, trained: TrainResult, path: Path) -> list[Result]:

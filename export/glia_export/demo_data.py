@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -100,7 +99,6 @@ def make_dataset(
     *,
     seed: int,
     pictures: int = MAX_PICTURES,
-    advance: Callable[[], None] = lambda: None,
 ) -> list[DemoPicture]:
     """Write the pictures, as 8-bit PNG of 256x256 pixels, and labels.csv (path,score,reference) for training.
 
@@ -111,7 +109,6 @@ def make_dataset(
         folder: Made if it is not there; must not hold a labels.csv. Pictures go to its folder `pictures`.
         seed: At least 0; the same seed and number give the same files.
         pictures: 1 to MAX_PICTURES.
-        advance: Called after each picture.
 
     Returns:
         What was written, in the order of labels.csv.
@@ -146,13 +143,10 @@ def make_dataset(
         Image.fromarray(pixels).save(path, compress_level=1)
         return DemoPicture(path, ssim(crop, pixels), PHOTOGRAPHS[at].name, name, level)
 
-    made = []
     try:
         (folder / "pictures").mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for picture in pool.map(make, range(pictures)):
-                made.append(picture)
-                advance()
+            made = list(pool.map(make, range(pictures)))
         (folder / LABELS).write_text(_to_csv(made, folder), encoding="utf-8")
     except OSError as error:
         raise GliaError(f"{folder}: cannot be written: {error.strerror or error}; name another folder") from error

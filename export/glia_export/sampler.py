@@ -19,6 +19,7 @@ class Sampler(nn.Module):
     """uint8 pictures of one size -> both views, those of `glia_rt.sampler` to the bit.
 
     Of sides over 3,584 pixels, whose weights are many, float32 may round a sum: one grey level, on hardly any value.
+    No side may be over 65,535 pixels: the weights' int64 would overflow.
     """
 
     def __init__(self, contract: Contract) -> None:

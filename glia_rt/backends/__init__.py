@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glia_rt.bundle import Bundle, Input
-from glia_rt.errors import BackendError, UsageError
+from glia_rt.errors import BackendError, MissingPackageError, UsageError
 
 #: Every backend, fastest first; `auto` takes the first that works here.
 BACKENDS: Final = {
@@ -30,10 +30,12 @@ class BackendOptions:
     Attributes:
         input: "views" or "image": which graph to run.
         precision: "fp32", "fp16" or "bf16"; None for the backend's default on this machine.
+        batch_size: Pictures in most calls of `run`: what to be ready for.
     """
 
     input: Input = "views"
     precision: str | None = None
+    batch_size: int = 8
 
 
 class Backend(Protocol):
@@ -113,6 +115,17 @@ def unavailable(name: str) -> str | None:
 def default_precision(name: str) -> str:
     """What a backend computes in on this machine unless told otherwise, for pictures sampled on the host."""
     return str(_module(name).default_precision())
+
+
+def why_not_importable(package: str, extra: str) -> str | None:
+    """Why a backend's package cannot be imported, and what to do about it; None if it can."""
+    try:
+        importlib.import_module(package)
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == package:
+            return str(MissingPackageError(package, extra))
+        return f"{package} is installed but cannot be imported ({' '.join(str(error).split())}): install it again"
+    return None
 
 
 def cpu_count() -> int:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
+import threading
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from glia_rt.backends import BackendOptions, cpu_count
+from glia_rt.backends import BackendOptions, cpu_count, why_not_importable
 from glia_rt.bundle import GRAPHS, Bundle
 from glia_rt.contract import SCORE
-from glia_rt.errors import BackendError, MissingPackageError
+from glia_rt.errors import BackendError
 
 #: Two distributions that hold the same package and install over each other.
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
@@ -29,16 +29,18 @@ class OnnxRuntimeBackend:
 
     def __init__(self, session: Any) -> None:
         self._session = session
+        self._running = threading.Lock()  # two runs at once would share the cores and hold two sets of activations
 
     def run(self, inputs: Mapping[str, npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
         """Score a batch; see `Backend.run`."""
-        if self._session is None:
-            raise BackendError("backend onnxruntime: closed")
-        try:
-            scores: npt.NDArray[np.float32] = self._session.run([SCORE], dict(inputs))[0]
-        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-            raise BackendError(f"backend onnxruntime: {_first_line(error)}") from error
-        return scores
+        with self._running:
+            if self._session is None:
+                raise BackendError("backend onnxruntime: closed")
+            try:
+                scores: npt.NDArray[np.float32] = self._session.run([SCORE], dict(inputs))[0]
+            except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+                raise BackendError(f"backend onnxruntime: {_first_line(error)}") from error
+            return scores
 
     def close(self) -> None:
         """Free the session."""
@@ -49,10 +51,8 @@ def open(bundle: Bundle, options: BackendOptions) -> OnnxRuntimeBackend:
     """Load a bundle's FP32 graph; raises as `open_backend` does."""
     if options.precision not in (None, "fp32"):
         raise BackendError(f"backend onnxruntime computes in fp32 on a CPU, not {options.precision}")
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise MissingPackageError("onnxruntime", "cpu") from error
+    import onnxruntime as ort
+
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = cpu_count()
     settings.log_severity_level = 3
@@ -68,9 +68,7 @@ def open(bundle: Bundle, options: BackendOptions) -> OnnxRuntimeBackend:
 
 def unavailable() -> str | None:
     """Why this backend cannot be used here; None if it can."""
-    if importlib.util.find_spec("onnxruntime") is None:
-        return str(MissingPackageError("onnxruntime", "cpu"))
-    return None
+    return why_not_importable("onnxruntime", "cpu")
 
 
 def default_precision() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import queue
 import threading
@@ -13,16 +12,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from glia_rt.backends import BackendOptions, cpu_count
+from glia_rt.backends import BackendOptions, cpu_count, why_not_importable
 from glia_rt.bundle import GRAPHS, Bundle
 from glia_rt.contract import SCORE
-from glia_rt.errors import BackendError, MissingPackageError
+from glia_rt.errors import BackendError
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
 class OpenVinoBackend:
-    """A graph compiled twice, when first needed: for batches, one stream a core; for one picture, all cores at once."""
+    """A graph compiled for batches, one stream a core, or for one picture, all cores at once; or for both, in use."""
 
     name = "openvino"
     device = "cpu"
@@ -38,7 +37,7 @@ class OpenVinoBackend:
 
     def run(self, inputs: Mapping[str, npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
         """Score a batch; see `Backend.run`."""
-        idle = self._idle_requests(1 if len(next(iter(inputs.values()))) == 1 else self.parallel)
+        idle = self._idle_requests(len(next(iter(inputs.values()))))
         request = idle.get()
         try:
             request.infer(dict(inputs), share_inputs=True)
@@ -53,8 +52,17 @@ class OpenVinoBackend:
         self._closed = True
         self._requests = {}
 
-    def _idle_requests(self, streams: int) -> queue.SimpleQueue[Any]:
+    def prepare(self, batch_size: int) -> None:
+        """Compile the graph for batches of this size.
+
+        Raises:
+            BackendError: OpenVINO cannot.
+        """
+        self._idle_requests(batch_size)
+
+    def _idle_requests(self, batch_size: int) -> queue.SimpleQueue[Any]:
         """Inference requests that no thread uses, one a stream; compiles the graph the first time."""
+        streams = 1 if batch_size == 1 else self.parallel
         with self._opening:
             if self._closed:
                 raise BackendError("backend openvino: closed")
@@ -79,11 +87,9 @@ class OpenVinoBackend:
 
 
 def open(bundle: Bundle, options: BackendOptions) -> OpenVinoBackend:
-    """Check a bundle's FP32 graph and fix the settings it is compiled with; raises as `open_backend` does."""
-    try:
-        import openvino as ov
-    except ImportError as error:
-        raise MissingPackageError("openvino", "cpu") from error
+    """Check a bundle's FP32 graph and compile it; raises as `open_backend` does."""
+    import openvino as ov
+
     if options.input == "image":
         raise BackendError(
             "backend openvino: it computes whole numbers in 32 bits, the sampler needs 64; take input views"
@@ -99,14 +105,14 @@ def open(bundle: Bundle, options: BackendOptions) -> OpenVinoBackend:
     settings = {"INFERENCE_PRECISION_HINT": _HINTS[precision]}
     if (cache := _cache_folder(ov.__version__, bundle.sha256(name))) is not None:
         settings["CACHE_DIR"] = str(cache)
-    return OpenVinoBackend(path, precision, settings)
+    backend = OpenVinoBackend(path, precision, settings)
+    backend.prepare(options.batch_size)
+    return backend
 
 
 def unavailable() -> str | None:
     """Why this backend cannot be used here; None if it can."""
-    if importlib.util.find_spec("openvino") is None:
-        return str(MissingPackageError("openvino", "cpu"))
-    return None
+    return why_not_importable("openvino", "cpu")
 
 
 def default_precision() -> str:

@@ -100,12 +100,6 @@ def test_nothing_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(make_dataset(tmp_path, seed=0, pictures=10)) == 10
 
 
-def test_progress_is_told_of_each_picture(tmp_path: Path) -> None:
-    steps: list[None] = []
-    make_dataset(tmp_path, seed=0, pictures=12, advance=lambda: steps.append(None))
-    assert len(steps) == 12
-
-
 @pytest.mark.parametrize(
     ("height", "width", "crops"), [(300, 451, 2), (400, 600, 4), (500, 741, 6), (512, 512, 4), (872, 1000, 4)]
 )

@@ -3,6 +3,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -240,6 +242,36 @@ def test_what_a_killed_export_left_is_no_hindrance(tmp_path: Path) -> None:
     with new_bundle(tmp_path / "a.glia", overwrite=True) as folder:
         fill(folder, "new")
     assert {p.name for p in (tmp_path / "a.glia").iterdir()} == {"file", MANIFEST}
+
+
+def test_what_dead_processes_left_is_removed_and_what_others_write_is_not(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        remains = {n: tmp_path / f".a.glia.partial-{n}" for n in (dead.pid, other.pid)}
+        for folder in remains.values():
+            folder.mkdir()
+        with new_bundle(tmp_path / "a.glia") as folder:
+            fill(folder, "new")
+        assert not remains[dead.pid].exists()
+        assert remains[other.pid].exists()
+        other.communicate(b"\n")
+
+
+@pytest.mark.parametrize("target", ["other.glia", "nothing.glia"])
+def test_a_link_is_not_replaced(tmp_path: Path, target: str) -> None:
+    with new_bundle(tmp_path / "other.glia") as folder:
+        fill(folder, "old")
+    link = tmp_path / "a.glia"
+    link.symlink_to(tmp_path / target)
+    with pytest.raises(UsageError, match="is no bundle, so it is not replaced"), new_bundle(link, overwrite=True):
+        pass
+    assert link.is_symlink()
+
+
+def test_a_folder_that_cannot_be_written() -> None:
+    with pytest.raises(UsageError, match="/proc cannot be written"), new_bundle("/proc/a.glia"):
+        pass
 
 
 @pytest.mark.parametrize("name", ["model", "model.onnx", "model.glia.bak"])

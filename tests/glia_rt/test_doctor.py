@@ -65,6 +65,20 @@ def test_what_is_missing_is_said_with_its_cure(examine_without: Callable[..., di
     assert "torch" not in packages
 
 
+def test_a_package_that_does_not_import_is_said_to_be_broken(
+    without_packages: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    environment = without_packages("openvino")
+    (tmp_path / "site" / "openvino").mkdir()
+    (tmp_path / "site" / "openvino" / "__init__.py").write_text("raise ImportError('libtbb.so.12: cannot open')")
+    command = [sys.executable, "-S", "-c", EXAMINE]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=True)
+    openvino, onnxruntime = json.loads(done.stdout)["backends"]
+    reason = "openvino is installed but cannot be imported (libtbb.so.12: cannot open): install it again"
+    assert openvino == ["openvino", "no", "", reason]
+    assert onnxruntime[1] == "yes"
+
+
 def test_two_packages_that_overwrite_each_other_are_a_warning(examine_without: Callable[..., dict[str, Any]]) -> None:
     found = examine_without(besides="onnxruntime-gpu")
     assert dict(found["packages"])["onnxruntime-gpu"] == "9.9"

@@ -133,6 +133,24 @@ def test_what_is_no_picture(scorer: Scorer, source: Any) -> None:
         scorer.score(source)
 
 
+@pytest.mark.parametrize("paths", ["a.jpg", b"a.jpg", Path("a.jpg")])
+def test_one_path_is_not_a_list_of_paths(scorer: Scorer, paths: Any) -> None:
+    with pytest.raises(UsageError, match="paths are a list"):
+        next(scorer.score_files(paths))
+    with pytest.raises(UsageError, match="takes a list of pictures"):
+        scorer.score_batch(paths)
+
+
+def test_a_side_longer_than_the_graph_samples(tiny_bundle: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (65_536, 1)).save(tmp_path / "long.png")
+    with Scorer.open(tiny_bundle, "onnxruntime", input="image") as scorer:
+        [result] = scorer.score_files([tmp_path / "long.png"])
+        assert result.status == "bad_image"
+        assert result.error == "a side of 65536 pixels, the graph's sampler takes 65535; score it from views"
+        with pytest.raises(BadImageError, match="a side of 65536 pixels"):
+            scorer.score(tmp_path / "long.png")
+
+
 def test_the_limit_of_pixels(tiny_bundle: Path, files: list[Path]) -> None:
     with Scorer.open(tiny_bundle, max_pixels=1000) as scorer:
         with pytest.raises(BadImageError, match="over the limit of 1000 pixels"):

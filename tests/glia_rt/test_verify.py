@@ -90,7 +90,7 @@ def test_require_names_the_comparison_that_is_furthest_over_its_limit() -> None:
         require(rows)
     assert str(caught.value) == ("far over: off by 0.001 of the score range, the limit is 1e-05; worst picture: c.png")
     assert caught.value.exit_status == 4
-    with pytest.raises(ParityError, match=r"off by 0\.5 relative error of the cls feature, the limit is 0\.25"):
+    with pytest.raises(ParityError, match=r"off by 0\.5 relative L2 error of the cls feature, the limit is 0\.25"):
         require(rows[:2])
 
 
@@ -102,7 +102,7 @@ def test_require_refuses_what_is_not_finite(worst: float) -> None:
 
 def test_limits() -> None:
     assert SCORE_LIMITS == {"fp32": 1e-5, "image-fp32": 1e-3, "fp16": 5e-3, "bf16": 1e-2}
-    assert FEATURE_LIMITS.keys() == SCORE_LIMITS.keys()
+    assert FEATURE_LIMITS.keys() == SCORE_LIMITS.keys() - {"bf16"}  # no graph is checked in bf16
 
 
 # The selftest

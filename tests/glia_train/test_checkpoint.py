@@ -181,6 +181,8 @@ def test_a_torch_file_of_something_else(tmp_path: Path, weights: dict[str, Tenso
         (lambda r: r["contract"].update(schema=2), "schema 2"),
         (lambda r: r["contract"].pop("grid"), "missing field grid"),
         (lambda r: r.update(contract=None), "damaged"),
+        (lambda r: r.update(weights={"head.weight": 1}), "weights are no tensors"),
+        (lambda r: r.update(weights=None), "weights are no tensors"),
     ],
 )
 def test_records_of_another_version(
@@ -188,6 +190,13 @@ def test_records_of_another_version(
 ) -> None:
     with pytest.raises(BundleError, match=message):
         Checkpoint.load(resave(saved, tmp_path / "edited.pt", edit))
+
+
+def test_pixels_are_normalised_as_the_contract_says(saved: Path, tmp_path: Path) -> None:
+    edit = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    model = Checkpoint.load(resave(saved, tmp_path / "edited.pt", lambda r: r["contract"].update(edit))).build_model()
+    pixels = model.normalise(torch.full((1, 2, 2, 3), 255, dtype=torch.uint8))[0, :, 0, 0]
+    torch.testing.assert_close(pixels, torch.tensor([(1 - 0.1) / 0.4, (1 - 0.2) / 0.5, (1 - 0.3) / 0.6]))
 
 
 @pytest.mark.parametrize(

@@ -336,10 +336,12 @@ def test_a_bad_picture_is_named(tmp_path: Path) -> None:
         Image.new("RGB", (32, 32), (30 * i, 0, 0)).save(tmp_path / f"{i}.png")
     bad = tmp_path / "3.png"
     bad.write_bytes(b"")
+    (tmp_path / "5.png").write_text("hello")
     (tmp_path / "labels.csv").write_text("path,score\n" + "".join(f"{i}.png,{i}\n" for i in range(8)))
     with pytest.raises(BadImageError) as caught:
         train(tmp_path / "labels.csv", tmp_path / "run", CONFIG, TrainOptions(epochs=1, batch_size=6), "random")
-    assert str(caught.value) == f"{bad}: empty file"
+    assert str(caught.value).startswith(f"{bad}: empty file, and 1 more pictures cannot be read")
+    assert not (tmp_path / "run").exists(), "training had begun"
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,9 @@ class Checkpoint:
             record["contract"] = Contract.from_dict(record["contract"])
         except (AttributeError, TypeError, ValueError) as error:  # values of the wrong kind; UsageError is one
             raise BundleError(f"{path}: {error}; the checkpoint is damaged, or of a newer glia-rt") from error
+        weights = record["weights"]
+        if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+            raise BundleError(f"{path}: its weights are no tensors; the checkpoint is damaged")
         return cls(**record)
 
     def build_model(self, backbone_weights: str | None = None) -> GLIANet:
@@ -158,6 +161,9 @@ class Checkpoint:
             )
             raise BundleError(f"the checkpoint's weights do not fit its config, first at {odd[0]}: it is damaged")
         model.load_state_dict(dict(self.weights), strict=not self.adapter_only)
+        # As at training: another version of timm may have another mind about a backbone's pixels.
+        model.mean.copy_(torch.tensor(self.contract.mean))
+        model.std.copy_(torch.tensor(self.contract.std))
         return model.eval()
 
 

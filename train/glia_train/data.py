@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from glia_rt.contract import Contract
-from glia_rt.errors import UsageError
+from glia_rt.errors import BadImageError, UsageError
 from glia_rt.images import read_image
 from glia_rt.pipeline import ordered_map
 from glia_rt.sampler import Views, make_views
@@ -174,6 +174,27 @@ def split_pictures(pictures: Iterable[LabelledPicture], seed: int) -> Split:
             f"every training picture has the score {train[0].score:g}: give another --seed, or more pictures"
         )
     return Split(train, test, by)
+
+
+def check_pictures(pictures: Iterable[LabelledPicture], workers: int) -> None:
+    """Decode every picture once, in threads: better now than hours into a run.
+
+    Raises:
+        BadImageError: Some cannot be read; the message counts them and names the first.
+    """
+
+    def complaint(picture: LabelledPicture) -> str | None:
+        try:
+            read_image(picture.path)
+        except BadImageError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(workers, "glia-read") as readers:
+        bad = [reason for reason in ordered_map(readers, complaint, pictures, ahead=2 * workers) if reason]
+    if bad:
+        more = f", and {len(bad) - 1} more pictures cannot be read" if len(bad) > 1 else ""
+        raise BadImageError(f"{bad[0]}{more}; mend what the labels name, or take it out of them")
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ import glia_rt
 from glia_rt.backends import cpu_count
 from glia_rt.errors import GliaError, OutputExistsError, UsageError
 from glia_train.checkpoint import check_adapter_only, make_checkpoint, untrained
-from glia_train.data import Split, ViewLoader, read_labels, split_pictures
+from glia_train.data import Split, ViewLoader, check_pictures, read_labels, split_pictures
 from glia_train.loss import LOSSES, MIN_VARIANCE, LossName
 from glia_train.metrics import Metrics, compare
 from glia_train.model import GLIANet, ModelConfig
@@ -174,7 +174,7 @@ def train(
         OutputExistsError: `out` holds a checkpoint, and `overwrite` is not given.
         UsageError: The labels, or options that do not go together.
         BundleError: The backbone's weights do not fit.
-        BadImageError: A picture cannot be read.
+        BadImageError: Pictures cannot be read; found before training begins.
         GliaError: The loss is not finite, or the model scores all pictures alike.
         KeyboardInterrupt: Ctrl-C; the message says which epoch the checkpoint in `out` is of.
     """
@@ -192,6 +192,7 @@ def train(
         )
     score_range = _score_range(split, options.score_range)
     machine, workers = Machine.here(), options.workers or cpu_count()
+    check_pictures(split.train + split.test, workers)
     model, contract = untrained(config, backbone_weights, options.seed)
     contract = dataclasses.replace(contract, score_range=score_range)
     model.to(machine.device)
