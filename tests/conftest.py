@@ -2,7 +2,8 @@
 
 - `cache_home`: the user's cache folder, moved to an empty one, so that no test reads or writes the home.
 - `selftest_pictures`: the six photographs that export measures parity on; public domain, of six sizes, some under 224.
-- `tiny_model`: a GLIANet on ViT-Ti with random weights, calibrated: over the six photographs its scores span 1 to 5.
+- `telling_model`: makes a GLIANet with random weights, calibrated: over the six photographs its scores span 1 to 5.
+- `tiny_model`: such a model on ViT-Ti.
 - `tiny_checkpoint`: that model's checkpoint.pt.
 - `tiny_bundle`: what `glia-rt export` makes of it. Shared: copy it before changing anything in it.
 - `edited_bundle`: a copy of it after a change, with a manifest that fits: whole, but another model.
@@ -12,7 +13,7 @@
 - `without_packages`: os.environ for an environment like this one that lacks packages; for `python -S`.
 
 Random weights tell photographs apart less well than trained ones, and a model whose scores hardly differ has no parity
-to measure: half the range would be rounding. So the head of `tiny_model` reads its features along the direction in
+to measure: half the range would be rounding. So the head of a telling model reads its features along the direction in
 which the photographs differ most, as a trained head would.
 """
 
@@ -21,6 +22,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -45,6 +47,13 @@ GliaRt = Callable[..., "subprocess.CompletedProcess[str]"]
 #: edited_bundle(edit) calls edit(folder, manifest), which changes either in place, and returns the new bundle.
 EditedBundle = Callable[[Callable[[Path, "dict[str, Any]"], None]], Path]
 WithoutPackages = Callable[..., dict[str, str]]
+TellingModel = Callable[[str], "tuple[GLIANet, Contract]"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _listening_to_ctrl_c() -> None:
+    """A shell that runs the tests in the background has them, and all they start, ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -63,7 +72,7 @@ def selftest_pictures() -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def _tiny() -> tuple[GLIANet, Contract]:
+def telling_model() -> TellingModel:
     import dataclasses
 
     import torch
@@ -72,17 +81,25 @@ def _tiny() -> tuple[GLIANet, Contract]:
     from glia_train.checkpoint import untrained
     from glia_train.model import ModelConfig
 
-    model, contract = untrained(ModelConfig(backbone=BACKBONE))
-    photographs = read_pictures([], contract)
-    features = run_model(model, photographs).features  # (6, D)
-    _, _, directions = np.linalg.svd(features - features.mean(axis=0), full_matrices=False)
-    with torch.no_grad():
-        model.head.weight[0] = torch.from_numpy(directions[0])
-        raw = run_model(model, photographs).scores
-        low, high = SCORE_RANGE
-        scale = (high - low) / float(np.ptp(raw))
-        model.calibration.copy_(torch.tensor([scale, low - scale * float(raw.min())]))
-    return model, dataclasses.replace(contract, score_range=SCORE_RANGE)
+    def make(backbone: str) -> tuple[GLIANet, Contract]:
+        model, contract = untrained(ModelConfig(backbone=backbone))
+        photographs = read_pictures([], contract)
+        features = run_model(model, photographs).features  # (6, D)
+        _, _, directions = np.linalg.svd(features - features.mean(axis=0), full_matrices=False)
+        with torch.no_grad():
+            model.head.weight[0] = torch.from_numpy(directions[0])
+            raw = run_model(model, photographs).scores
+            low, high = SCORE_RANGE
+            scale = (high - low) / float(np.ptp(raw))
+            model.calibration.copy_(torch.tensor([scale, low - scale * float(raw.min())]))
+        return model, dataclasses.replace(contract, score_range=SCORE_RANGE)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def _tiny(telling_model: TellingModel) -> tuple[GLIANet, Contract]:
+    return telling_model(BACKBONE)
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 #: From random weights the hybrid's convolutional stem learns far faster than patches do.
-BACKBONE: Final = "vit_tiny_r_s16_p8_224"
+MODEL: Final = ModelConfig(backbone="vit_tiny_r_s16_p8_224", tune_backbone=True)
 PICTURES: Final = 1000
 SEED: Final = 3407
 #: What export, verification, scoring and the report take on 2 cores, with room to spare.
@@ -74,7 +74,7 @@ def run(out: Path, *, minutes: float, overwrite: bool, console: Console) -> Path
         trained = train(
             out / "data" / LABELS,
             out / "run",
-            ModelConfig(backbone=BACKBONE, tune_backbone=True),
+            MODEL,
             TrainOptions(
                 epochs=100,
                 batch_size=16,
@@ -101,14 +101,14 @@ def run(out: Path, *, minutes: float, overwrite: bool, console: Console) -> Path
         held_out = [_scored(by_path[Path(result.path)], result) for result in results]
         metrics = compare([s.score for s in held_out], [s.picture.score for s in held_out])
         report = DemoReport(
-            backbone=BACKBONE,
+            backbone=MODEL.backbone,
             trained=[by_path[picture.path] for picture in trained.split.train],
             held_out=held_out,
             metrics=metrics,
             parity=[*exported.parity, *verified],
             seconds=seconds,
             setup={
-                "Model": f"GLIANet on {BACKBONE}, backbone trained too, from random weights",
+                "Model": f"GLIANet on {MODEL.backbone}, backbone trained too, from random weights",
                 "Training": f"{trained.epochs} epochs, {len(trained.split.train)} pictures",
                 "Scored with": backend,
                 "Machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",

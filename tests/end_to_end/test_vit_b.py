@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 
 from glia_export.export import Exported, export, read_pictures, run_model
 from glia_rt import Scorer
 from glia_rt.backends import BACKENDS
-from glia_train.checkpoint import make_checkpoint, untrained
-from glia_train.model import DEFAULT_BACKBONE, ModelConfig
+from glia_rt.contract import Contract
+from glia_train.checkpoint import make_checkpoint
+from glia_train.model import DEFAULT_BACKBONE, GLIANet
 
 pytestmark = pytest.mark.slow
 
@@ -34,16 +33,12 @@ class VitB:
 
 
 @pytest.fixture(scope="module")
-def vit_b(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VitB]:
+def vit_b(
+    telling_model: Callable[[str], tuple[GLIANet, Contract]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[VitB]:
     folder = tmp_path_factory.mktemp("vit_b")
-    model, contract = untrained(ModelConfig(backbone=DEFAULT_BACKBONE))
-    photographs = read_pictures([], contract)
-    features = run_model(model, photographs).features
-    _, _, directions = np.linalg.svd(features - features.mean(axis=0), full_matrices=False)
-    with torch.no_grad():
-        model.head.weight[0] = torch.from_numpy(directions[0])  # as a trained head: see tests/conftest.py
-    scores = run_model(model, photographs).scores
-    contract = dataclasses.replace(contract, score_range=(float(scores.min()), float(scores.max())))
+    model, contract = telling_model(DEFAULT_BACKBONE)
+    scores = run_model(model, read_pictures([], contract)).scores
     checkpoint = folder / "vit_b.pt"
     make_checkpoint(model, contract, "random").save(checkpoint)
     del model

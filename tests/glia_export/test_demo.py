@@ -13,6 +13,7 @@ from glia_rt.bundle import Bundle
 from glia_rt.cli import main
 from glia_rt.results import COLUMNS
 from glia_train.checkpoint import Checkpoint
+from glia_train.model import ModelConfig
 
 FILES = {"data", "run", "checkpoint.pt", "demo.glia", "scores.csv", "scores.csv.meta.json", "report.html", ".glia-demo"}
 
@@ -25,7 +26,9 @@ def table(path: Path) -> list[dict[str, str]]:
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "out"
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "MODEL", ModelConfig(backbone="test_vit", heads=2, tune_backbone=True))
         patch.setattr(demo, "PICTURES", 130)
+        patch.setattr(demo, "LEAST_TRAINING_SECONDS", 5.0)
         patch.setattr(demo, "RESERVED_SECONDS", 180.0)  # all of three minutes: the least training there is
         assert main(["demo", "--out", str(folder), "--minutes", "3"]) == 0
     return folder

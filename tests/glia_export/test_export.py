@@ -261,14 +261,17 @@ def test_the_command_ends_with_sizes_times_parity_and_the_next_command(adapter_o
         assert stage in ran.stdout
     assert "compared with PyTorch FP32" in ran.stdout
     assert sum(line.rstrip().endswith(" ok") for line in ran.stdout.splitlines()) == 13
-    [wrote, command] = ran.stdout.splitlines()[-2:]
-    assert wrote == f"wrote {adapter_only.bundle}; next:"
-    assert command == f"  glia-rt score {adapter_only.bundle} PICTURE_OR_FOLDER"
+    assert ran.stdout.splitlines()[-3:] == [
+        f"wrote {adapter_only.bundle}; next:",
+        f"  glia-rt verify {adapter_only.bundle}",
+        f"  glia-rt score {adapter_only.bundle} PICTURE_OR_FOLDER",
+    ]
 
 
-def test_the_printed_command_works(adapter_only: AdapterOnly) -> None:
-    command = adapter_only.ran.stdout.splitlines()[-1].replace("PICTURE_OR_FOLDER", str(adapter_only.pictures))
-    ran = glia_rt(*command.split()[1:], "--json")
+def test_the_printed_commands_work(adapter_only: AdapterOnly) -> None:
+    verify, score = adapter_only.ran.stdout.splitlines()[-2:]
+    assert glia_rt(*verify.split()[1:]).status == 0
+    ran = glia_rt(*score.replace("PICTURE_OR_FOLDER", str(adapter_only.pictures)).split()[1:], "--json")
     assert ran.status == 0
     assert len(ran.stdout.splitlines()) == 2
 

@@ -212,9 +212,7 @@ def test_a_precision_that_the_backend_lacks(tiny_bundle: Path, good: Path, capsy
 
 
 def start(*args: str | Path, **options: Any) -> subprocess.Popen[str]:
-    # A shell that runs the tests in the background has them, and so this, ignore Ctrl-C.
-    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    return subprocess.Popen([sys.executable, "-c", listen + PROGRAM, *map(str, args)], text=True, **options)
+    return subprocess.Popen([sys.executable, "-c", PROGRAM, *map(str, args)], text=True, **options)
 
 
 @pytest.fixture
