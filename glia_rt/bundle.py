@@ -146,11 +146,13 @@ def new_bundle(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iter
         raise OutputExistsError(f"{path} exists; give --overwrite to replace it, or another -o")
     if path.is_symlink() or (path.exists() and not (path / MANIFEST).is_file()):
         raise UsageError(f"{path} is no bundle, so it is not replaced: move it away, or give another -o")
-    for remains in path.parent.glob(f".{glob.escape(path.name)}.*-*"):
+    for remains in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
         # This process's own number, too: an earlier one may have had it, as in a container.
-        if not _is_running(process := remains.name.rpartition("-")[2]) or process == str(os.getpid()):
+        process = remains.name.rpartition("-")[2]
+        if process.isdecimal() and (int(process) == os.getpid() or not _is_running(int(process))):
             shutil.rmtree(remains, ignore_errors=True)
-    partial, old = (path.with_name(f".{path.name}.{what}-{os.getpid()}") for what in ("partial", "old"))
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    old = partial.with_name(f"{partial.name}-replaced")
     try:
         partial.mkdir()
     except OSError as error:
@@ -161,16 +163,18 @@ def new_bundle(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iter
             path.rename(old)
         partial.rename(path)
     finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
         for folder in (partial, old):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_running(process: str) -> bool:
+def _is_running(process: int) -> bool:
     if os.name == "nt":
         return True  # there, signal 0 is Ctrl-C
     try:
-        os.kill(int(process), 0)
-    except (ProcessLookupError, ValueError):
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         pass

@@ -258,6 +258,24 @@ def test_what_dead_processes_left_is_removed_and_what_others_write_is_not(tmp_pa
         other.communicate(b"\n")
 
 
+@pytest.mark.parametrize("name", [".a.glia.backup-1", ".a.glia.partial-mine", ".b.glia.partial-4000000000"])
+def test_what_no_export_of_this_bundle_left_is_not_removed(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with new_bundle(tmp_path / "a.glia") as folder:
+        fill(folder, "new")
+    assert (tmp_path / name).is_dir()
+
+
+def test_the_old_one_comes_back_where_the_new_one_cannot_take_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "a.glia"
+    with new_bundle(path) as folder:
+        fill(folder, "old")
+    with pytest.raises(FileNotFoundError), new_bundle(path, overwrite=True) as folder:
+        folder.rmdir()
+    assert (path / "file").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("target", ["other.glia", "nothing.glia"])
 def test_a_link_is_not_replaced(tmp_path: Path, target: str) -> None:
     with new_bundle(tmp_path / "other.glia") as folder:
