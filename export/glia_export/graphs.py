@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from glia_export.sampler import Sampler
 from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW, IMAGE, SCORE, Contract
-from glia_train.model import GLIANet
+from glia_train.model import CrossAttention, GliaBlock, GLIANet, split_heads
 
 #: Second output while a graph is being checked: the cls feature that the head reads. Left out of the bundle's files.
 FEATURE: Final = "cls_feature"
@@ -72,10 +72,42 @@ class _TwoPassGroupNorm(nn.Module):
         return cast(Tensor, norm.act(norm.drop(y.to(x.dtype))))
 
 
-def export_form(model: GLIANet) -> GLIANet:
-    """A copy of the model to trace: the hybrids' stems rewritten, other models as they are.
+class _PackedGliaBlock(nn.Module):
+    """A GLIA block with one projection a stream in the place of two.
 
-    Weight-standardised convolutions become ordinary ones, exactly; group normalisation takes its two passes.
+    z is the query of the fusion and the context of the refinement, F_sd the other way round: so [q | k, v] of each
+    stream is one product, and TensorRT cuts it into heads with one kernel (docs/tensorrt.md has the comparison).
+    """
+
+    def __init__(self, block: GliaBlock, fusion: CrossAttention, refinement: CrossAttention) -> None:
+        super().__init__()
+        self.block = block
+        self.fusion = fusion
+        self.refinement = refinement
+        self.local = _packed(fusion.query, refinement.key_value)  # r -> 3r
+        self.latent_global = _packed(refinement.query, fusion.key_value)  # r -> 3r
+
+    def forward(self, local: Tensor, latent_global: Tensor) -> tuple[Tensor, Tensor]:
+        z = self.block.down(local)  # (N, T, r)
+        q_fusion, k_refinement, v_refinement = split_heads(self.local(z), 3, self.fusion.heads)
+        q_refinement, k_fusion, v_fusion = split_heads(self.latent_global(latent_global), 3, self.fusion.heads)
+        fusion = self.fusion.attend(q_fusion, k_fusion, v_fusion)
+        refinement = self.refinement.attend(q_refinement, k_refinement, v_refinement)
+        return self.block.mix(local, latent_global, z, fusion, refinement)
+
+
+def _packed(*layers: nn.Linear) -> nn.Linear:
+    packed = nn.Linear(layers[0].in_features, sum(layer.out_features for layer in layers))
+    weights = {key: torch.cat([layer.state_dict()[key] for layer in layers]) for key in ("weight", "bias")}
+    packed.load_state_dict(weights)
+    return packed
+
+
+def export_form(model: GLIANet) -> GLIANet:
+    """A copy of the model to trace, which computes the same.
+
+    GLIA blocks take packed projections. In the hybrids' stems weight-standardised convolutions become ordinary ones,
+    and group normalisation takes its two passes.
     """
     model = copy.deepcopy(model)
     for name, module in list(model.named_modules()):
@@ -84,6 +116,9 @@ def export_form(model: GLIANet) -> GLIANet:
             setattr(model.get_submodule(parent), child, _fold(module))
         elif isinstance(module, GroupNormAct):
             setattr(model.get_submodule(parent), child, _TwoPassGroupNorm(module))
+        elif isinstance(module, GliaBlock) and module.refinement is not None:
+            packed = _PackedGliaBlock(module, module.fusion, module.refinement)
+            setattr(model.get_submodule(parent), child, packed)
     return model.eval()
 
 

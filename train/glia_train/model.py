@@ -82,6 +82,12 @@ def two_layer(d_in: int, d_hidden: int, d_out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(d_in, d_hidden), nn.GELU(), nn.Linear(d_hidden, d_out))
 
 
+def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+    """Cut what one projection made of several: (N, T, parts * r) -> `parts` times (N, heads, T, r/heads)."""
+    n, t, _ = x.shape
+    return x.view(n, t, parts, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+
 class CrossAttention(nn.Module):
     """Multi-head cross-attention, MHCA in Eq. 3 and 4."""
 
@@ -94,14 +100,14 @@ class CrossAttention(nn.Module):
 
     def forward(self, query: Tensor, context: Tensor) -> Tensor:
         """Attend from `query` (N, Tq, r) to `context` (N, Tk, r); returns (N, Tq, r)."""
-        n, tq, r = query.shape
-        head = r // self.heads
-        q = self.query(query).view(n, tq, self.heads, head).transpose(1, 2)  # (N, heads, Tq, r/heads)
-        key, value = self.key_value(context).chunk(2, dim=-1)
-        k = key.view(n, -1, self.heads, head).transpose(1, 2)  # (N, heads, Tk, r/heads)
-        v = value.view(n, -1, self.heads, head).transpose(1, 2)
+        [q] = split_heads(self.query(query), 1, self.heads)
+        k, v = split_heads(self.key_value(context), 2, self.heads)
+        return self.attend(q, k, v)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The same from projected heads, (N, heads, Tq, r/heads) and (N, heads, Tk, r/heads) twice."""
         x = F.scaled_dot_product_attention(q, k, v)
-        return cast(Tensor, self.out(x.transpose(1, 2).reshape(n, tq, r)))
+        return cast(Tensor, self.out(x.transpose(1, 2).flatten(2)))
 
 
 class GliaBlock(nn.Module):
@@ -123,12 +129,20 @@ class GliaBlock(nn.Module):
     def forward(self, local: Tensor, latent_global: Tensor) -> tuple[Tensor, Tensor]:
         """Mix the streams: `local` F_d (N, T, D) and `latent_global` F_sd (N, T, r), both returned anew."""
         z = self.down(local)  # (N, T, r)
+        fusion = self.fusion(z, latent_global)
+        refinement = None if self.refinement is None else self.refinement(latent_global, z)
+        return self.mix(local, latent_global, z, fusion, refinement)
+
+    def mix(
+        self, local: Tensor, latent_global: Tensor, z: Tensor, fusion: Tensor, refinement: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """What follows the two attentions, whose outputs `fusion` and `refinement` are (N, T, r)."""
         # Eq. 3, Local-Global Fusion: F_d' = up(z + lambda_d * MHCA(z, F_sd))
-        fused = self.up(z + self.lambda_d * self.fusion(z, latent_global))  # (N, T, D)
+        fused = self.up(z + self.lambda_d * fusion)  # (N, T, D)
         mixed = fused if self.scale is None else local + self.scale * fused
-        if self.refinement is not None:
+        if refinement is not None and self.lambda_s is not None:
             # Eq. 4, Global-Local Refined: F_sd' = F_sd + lambda_s * MHCA(F_sd, z), z as it was before the fusion
-            latent_global = latent_global + self.lambda_s * self.refinement(latent_global, z)  # (N, T, r)
+            latent_global = latent_global + self.lambda_s * refinement  # (N, T, r)
         return mixed, latent_global
 
 
