@@ -103,15 +103,15 @@ def _read_enlarged(
     image: Pixels, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64], tall: int, wide: int
 ) -> Pixels:
     """Pixels (rows, columns) of the picture enlarged bilinearly to tall x wide, as Pillow would compute them."""
-    top, bottom, row_weight = _neighbours(rows, image.shape[0], tall)
-    left, right, column_weight = _neighbours(columns, image.shape[1], wide)
+    top, bottom, row_weight = neighbours(rows, image.shape[0], tall)
+    left, right, column_weight = neighbours(columns, image.shape[1], wide)
     # Pillow works horizontally first and rounds to 8 bits after each pass.
     upper = _blend(image[top, left], image[top, right], column_weight)
     lower = _blend(image[bottom, left], image[bottom, right], column_weight)
     return _blend(upper, lower, row_weight).astype(np.uint8)
 
 
-def _neighbours(
+def neighbours(
     positions: npt.NDArray[np.int64], side: int, enlarged: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The two source pixels around each position of the enlarged side, and the second one's weight times 2**22."""

@@ -1,0 +1,1 @@
+"""Bundle -> TensorRT engines and Triton model repositories."""

@@ -1,0 +1,204 @@
+"""NAME.glia -> NAME.glia/engines/: one builder for both TensorRTs, which comes in as a module."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, cast
+
+from glia_engines import kernels
+from glia_rt import cuda, tensorrt_api
+from glia_rt.bundle import GRAPHS, Bundle, Input
+from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW, IMAGE, Contract
+from glia_rt.engine import TARGETS, EngineRecord, Profile, Target, engine_path, record_path, system
+from glia_rt.errors import BackendError, BundleError, MissingPackageError, OutputExistsError, UsageError
+from glia_rt.tensorrt_api import IBuilderConfigRtx, TensorRTBuilder, TensorRTBuilderRtx
+
+#: Least, most usual and greatest batch.
+DEFAULT_BATCH: Final = (1, 32, 64)
+
+Size = tuple[int, int]  # height, width
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build made: the engine, and its record, which lies beside it."""
+
+    path: Path
+    record: EngineRecord
+
+
+def build(
+    bundle_path: str | os.PathLike[str],
+    target: str,
+    *,
+    batch: tuple[int, int, int] = DEFAULT_BATCH,
+    input: Input = "views",
+    sizes: tuple[Size, Size, Size] | None = None,
+    precision: str = "fp16",
+    capabilities: Sequence[str] = (),
+    overwrite: bool = False,
+    report: Callable[[str], None] = lambda _: None,
+) -> Built:
+    """Build one engine of a bundle.
+
+    Args:
+        bundle_path: The bundle; its folder must be writable.
+        target: "tensorrt-rtx", which needs no GPU here, or "tensorrt", which builds for the GPU it finds.
+        batch: Least, most usual and greatest batch; the engine is fastest at the second.
+        input: Which graph: both views, or a picture with the sampler inside.
+        sizes: For input "image": least, most usual and greatest (height, width).
+        precision: "fp16" or "fp32": which of the bundle's files, since the graph decides the types.
+        capabilities: For "tensorrt-rtx": compute capabilities, "8.9" say; by default those it takes to be portable,
+            8.0 to 12.
+        overwrite: Replace the engine if it exists.
+        report: Told of each stage as it begins.
+
+    Raises:
+        UsageError: An option that this target or graph cannot have.
+        OutputExistsError: The engine exists and overwrite is False.
+        BundleError: The bundle is damaged, or TensorRT cannot read its graph.
+        BackendError: The library or, for "tensorrt", the GPU is missing, or the build failed.
+    """
+    if target not in TARGETS:
+        raise UsageError(f"no target {target!r}; there are {', '.join(TARGETS)}")
+    if (input, precision) not in GRAPHS:
+        raise UsageError(f"no graph of input {input!r} in precision {precision!r}; take views or image, fp16 or fp32")
+    library = TARGETS[target]
+    if capabilities and not library.portable:
+        raise UsageError(f"--capability is for tensorrt-rtx: {target} builds for the GPU it finds")
+    bundle = Bundle.open(bundle_path)
+    profile = make_profile(bundle.contract, batch, input, sizes)
+    path = engine_path(bundle, target, input, precision)
+    if path.exists() and not overwrite:
+        raise OutputExistsError(f"{path} exists; give --overwrite to replace it")
+    trt = _load(library)
+    graph = bundle.checked_file(GRAPHS[input, precision])
+    report(f"build {path.name} with {library.package} {trt.__version__}")
+    began = time.monotonic()
+    engine = _engine(trt, library, graph, profile, capabilities)
+    seconds = time.monotonic() - began
+    record = EngineRecord(
+        target=target,
+        library_version=trt.__version__,
+        capabilities=tuple(capabilities) if library.portable else (cuda.Gpu.open(0).capability,),
+        system=system(),
+        input=input,
+        precision=precision,
+        profile=profile,
+        onnx=graph.name,
+        onnx_sha256=bundle.sha256(graph.name),
+        bundle_identity=bundle.identity,
+        engine_sha256=hashlib.sha256(engine).hexdigest(),
+        engine_size=len(engine),
+        layers=kernels.summary(kernels.read_kernels(engine)),
+        build_seconds=round(seconds, 1),
+    )
+    _write(path, engine, record)
+    return Built(path, record)
+
+
+def make_profile(
+    contract: Contract, batch: tuple[int, int, int], input: Input, sizes: tuple[Size, Size, Size] | None
+) -> Profile:
+    """Least, most usual and greatest shape of each of a graph's inputs.
+
+    Raises:
+        UsageError: Numbers that do not rise, or sizes missing or out of place.
+    """
+    if not 1 <= batch[0] <= batch[1] <= batch[2]:
+        raise UsageError(f"--batch {':'.join(map(str, batch))}: give MIN:OPT:MAX, rising from 1 or more, as 1:32:64")
+    if input == "views":
+        if sizes is not None:
+            raise UsageError("--size is for --input image: views have one size")
+        view = (contract.view_size, contract.view_size, 3)
+        shapes = cast(tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]], tuple((n, *view) for n in batch))
+        return {GLOBAL_VIEW: shapes, FRAGMENTS: shapes}
+    if sizes is None:
+        raise UsageError(
+            "--input image needs --size MINHxMINW:OPTHxOPTW:MAXHxMAXW, as 224x224:768x1024:3000x4000; memory is set "
+            "aside for the greatest"
+        )
+    for side in (0, 1):
+        if not 1 <= sizes[0][side] <= sizes[1][side] <= sizes[2][side]:
+            raise UsageError("--size: heights and widths must rise from least to greatest")
+    least, usual, greatest = ((n, *size, 3) for n, size in zip(batch, sizes, strict=True))
+    return {IMAGE: (least, usual, greatest)}
+
+
+def _load(library: Target) -> TensorRTBuilder:
+    if not library.portable and (reason := cuda.why_no_gpu()):
+        raise BackendError(f"target {library.name} builds on the GPU it is for: {reason}")
+    try:
+        return cast(TensorRTBuilder, tensorrt_api.load(library))
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(library.package, library.extra) from error
+    except ImportError as error:
+        raise BackendError(f"{library.package} is installed but cannot be imported ({error})") from error
+
+
+def _engine(trt: TensorRTBuilder, library: Target, graph: Path, profile: Profile, capabilities: Sequence[str]) -> bytes:
+    logger, errors = tensorrt_api.collecting_logger(trt)
+    builder: tensorrt_api.Builder = trt.Builder(logger)
+    # By name: the bit differs between versions, and where all networks are strongly typed it does nothing.
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser: tensorrt_api.OnnxParser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(graph)):
+        reasons = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
+        raise BundleError(f"{library.package} {trt.__version__} cannot read {graph}: {' '.join(reasons.split())}")
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default, and FP32 is to mean FP32
+    if capabilities:
+        _set_capabilities(cast(TensorRTBuilderRtx, trt), cast(IBuilderConfigRtx, config), capabilities)
+    config.add_optimization_profile(_optimization_profile(builder, profile))
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        raise BackendError(f"{library.package} {trt.__version__} built no engine from {graph}: {'; '.join(errors)}")
+    return bytes(engine)
+
+
+def _optimization_profile(builder: tensorrt_api.Builder, profile: Profile) -> tensorrt_api.IOptimizationProfile:
+    shapes = builder.create_optimization_profile()
+    for name, (least, usual, greatest) in profile.items():
+        shapes.set_shape(name, least, usual, greatest)
+    return shapes
+
+
+def _set_capabilities(trt: TensorRTBuilderRtx, config: IBuilderConfigRtx, capabilities: Sequence[str]) -> None:
+    known = capability_names(trt)
+    if unknown := [capability for capability in capabilities if capability not in known]:
+        raise UsageError(
+            f"tensorrt_rtx {trt.__version__} builds for compute capability {', '.join(known)}, not {', '.join(unknown)}"
+        )
+    config.num_compute_capabilities = len(capabilities)
+    for i, capability in enumerate(capabilities):
+        if not config.set_compute_capability(known[capability], i):
+            raise BackendError(f"tensorrt_rtx {trt.__version__} does not take compute capability {capability}")
+
+
+def capability_names(trt: TensorRTBuilderRtx) -> Mapping[str, object]:
+    """The library's own list of compute capabilities, by name: SM89 is "8.9", SM120 is "12.0"."""
+    members = trt.ComputeCapability.__members__
+    return {f"{name[2:-1]}.{name[-1]}": value for name, value in members.items() if name.startswith("SM")}
+
+
+def _write(path: Path, engine: bytes, record: EngineRecord) -> None:
+    """Both files by rename, the record last: an engine without its record is refused, a record is never wrong."""
+    try:
+        path.parent.mkdir(exist_ok=True)
+        record_path(path).unlink(missing_ok=True)
+        for place, content in ((path, engine), (record_path(path), record.to_json().encode())):
+            partial = place.with_name(f".{place.name}.partial-{os.getpid()}")
+            try:
+                partial.write_bytes(content)
+                partial.replace(place)
+            finally:
+                partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{path.parent} cannot be written ({error.strerror}); copy the bundle to a folder that can, and build there"
+        ) from error

@@ -1,0 +1,134 @@
+"""A bundle as a model of NVIDIA Triton Inference Server: its `tensorrt` plan, or its ONNX file for ONNX Runtime.
+
+Triton forms the batches, and does not pad them: a score may differ in its last digits with the batch it travelled in.
+Layout and fields are those of `model_repository.md` and `model_configuration.md` in triton-inference-server/server.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from glia_rt.bundle import GRAPHS, Bundle, Input
+from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW, IMAGE, SCORE
+from glia_rt.errors import BundleError, OutputExistsError, UsageError
+
+CONFIG: Final = "config.pbtxt"
+#: For whoever has a TensorRT for RTX engine and asks for a Triton model.
+NO_RTX: Final = (
+    "Triton cannot serve TensorRT for RTX engines: its tensorrt backend loads those of `tensorrt`; "
+    "build with --target tensorrt, or without an engine, for Triton's ONNX Runtime backend"
+)
+
+# How long a request waits for company: long enough for a burst to share a batch, and under half of what one picture
+# takes (AITemplate publishes 1.02 ms for a ViT-B/16 pass in FP16 on an A100; a score is 2.1 of them). No preferred
+# batch sizes: Triton advises against them where there is one optimization profile.
+_MAX_QUEUE_DELAY_US: Final = 1000
+
+_PLAN: Final = 'platform: "tensorrt_plan"'
+# FP32 is promised where the graph says it, and ONNX Runtime's CUDA provider computes it in TF32 unless told not to.
+_ONNX: Final = """\
+backend: "onnxruntime"
+optimization { execution_accelerators { gpu_execution_accelerator [
+  { name: "cuda" parameters { key: "use_tf32" value: "0" } }
+] } }"""
+
+
+def write_repository(
+    folder: str | os.PathLike[str],
+    bundle: Bundle,
+    *,
+    input: Input = "views",
+    precision: str = "fp16",
+    engine: Path | None = None,
+    max_batch: int = 64,
+    overwrite: bool = False,
+) -> Path:
+    """Write a bundle into a Triton model repository, as `folder/NAME/config.pbtxt` and `folder/NAME/1/model.*`.
+
+    NAME is the bundle's, with `_` for all but ASCII letters, digits, `_` and `-`. Clients of the model send uint8
+    (N, H, W, 3), as the graph takes them, and get `score` as float32 (N, 1).
+
+    Args:
+        folder: The model repository; made if only its last part is missing.
+        bundle: What to serve.
+        input: "views" (global_view and fragments) or "image"; an engine's own, where one is given.
+        precision: "fp16" or "fp32": which ONNX file, where there is no engine. "fp16" wants a Triton with ONNX Runtime
+            1.27 or later: 1.24 has no CUDA kernel for its Attention nodes and leaves them to the CPU.
+        engine: A `tensorrt` plan of this bundle, checked by the caller; None takes the bundle's ONNX file.
+        max_batch: Largest batch, pictures; no more than the engine's profile has.
+        overwrite: Replace the model if it is there.
+
+    Returns:
+        The model's folder, `folder/NAME`.
+
+    Raises:
+        UsageError: No such precision, a batch under 1, a folder that cannot be made, or one that is no Triton model
+            in the model's place.
+        OutputExistsError: The model exists and overwrite is False.
+        BundleError: The ONNX file is not the one that was exported, or there is no engine file.
+    """
+    folder = Path(folder)
+    # Not resolved: a link to a bundle has a name of its own. A dot would be read as NAME.BACKEND.
+    target = folder / re.sub(r"[^A-Za-z0-9_-]", "_", bundle.path.absolute().stem)
+    if (input, precision) not in GRAPHS:
+        raise UsageError(f"a bundle has no {input} graph in {precision}: take fp16 or fp32")
+    if max_batch < 1:
+        raise UsageError(f"max_batch is {max_batch}; Triton batches from 1 up")
+    if not folder.parent.is_dir():
+        raise UsageError(f"{folder.parent} is not a folder: make it first")
+    if target.exists() and not overwrite:
+        raise OutputExistsError(f"{target} exists; give --overwrite to replace it, or another --triton")
+    if target.is_symlink() or (target.exists() and not (target / CONFIG).is_file()):
+        raise UsageError(f"{target} is no Triton model, so it is not replaced: move it away, or give another --triton")
+    if engine is None:
+        source, filename, runtime = bundle.checked_file(GRAPHS[input, precision]), "model.onnx", _ONNX
+    elif engine.is_file():
+        source, filename, runtime = engine, "model.plan", _PLAN
+    else:
+        raise BundleError(f"{engine} does not exist; `glia-rt build {bundle.path} --target tensorrt` builds it")
+    try:
+        folder.mkdir(exist_ok=True)
+        # In the repository, so that the renames stay on one disk. Triton looks into hidden folders too, and finds no
+        # configuration and no version at the top of this one.
+        partial = tempfile.TemporaryDirectory(dir=folder, prefix=f".{target.name}.partial-")
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written: {error.strerror}; give another --triton") from error
+    with partial:
+        new, old = Path(partial.name, "new"), Path(partial.name, "old")
+        (new / "1").mkdir(parents=True)
+        shutil.copyfile(source, new / "1" / filename)
+        (new / CONFIG).write_text(_config(target.name, runtime, bundle, input, max_batch))
+        if target.exists():
+            target.rename(old)
+        new.rename(target)
+    return target
+
+
+def _config(name: str, runtime: str, bundle: Bundle, input: Input, max_batch: int) -> str:
+    """The model's configuration, in protobuf's text format."""
+    view = [bundle.contract.view_size] * 2 + [3]
+    shapes = {GLOBAL_VIEW: view, FRAGMENTS: view} if input == "views" else {IMAGE: [-1, -1, 3]}
+    inputs = ",\n".join(f'  {{ name: "{key}" data_type: TYPE_UINT8 dims: {dims} }}' for key, dims in shapes.items())
+    sizes = "" if input == "views" else "\n# Only requests of one shape share a batch: send pictures of one size."
+    return f"""\
+# Identity of the bundle, the sha256 of its manifest.json: {bundle.identity}
+name: "{name}"
+{runtime}
+max_batch_size: {max_batch}{sizes}
+input [
+{inputs}
+]
+# The graph's output is (N,), and Triton wants at least one dimension beside the batch: clients get (N, 1).
+output [
+  {{ name: "{SCORE}" data_type: TYPE_FP32 dims: [1] reshape {{ shape: [] }} }}
+]
+dynamic_batching {{ max_queue_delay_microseconds: {_MAX_QUEUE_DELAY_US} }}
+instance_group [
+  {{ kind: KIND_GPU }}
+]
+"""

@@ -1,0 +1,174 @@
+"""The part of TensorRT's Python API that is called here, as types.
+
+`tensorrt_rtx` and `tensorrt` come without type hints, and on a machine without them mypy has nothing to look at. What
+stands here is all that the runner and the builder use, so a test that walks these classes knows that the libraries
+have every name. Methods whose calls differ between the two have a class of their own, ending in Rtx.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
+
+from glia_rt.engine import Target
+
+
+class TensorRT(Protocol):
+    """The module, as far as running goes."""
+
+    __version__: str
+    ILogger: Any
+    Runtime: Any
+
+
+class Runtime(Protocol):
+    """Loads engines."""
+
+    def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None: ...
+
+
+class ICudaEngine(Protocol):
+    """A loaded engine, which several contexts may share."""
+
+    def create_execution_context(self) -> IExecutionContext | None: ...
+
+
+class IExecutionContext(Protocol):
+    """What runs an engine, on one stream at a time."""
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool: ...
+
+    def set_tensor_address(self, name: str, memory: int) -> bool: ...
+
+    def execute_async_v3(self, stream_handle: int) -> bool: ...
+
+
+class TensorRTRtx(TensorRT, Protocol):
+    """tensorrt_rtx, as far as running goes."""
+
+    CudaGraphStrategy: Any
+    EngineInvalidityDiagnostics: Any
+    EngineValidity: Any
+
+
+class RuntimeRtx(Runtime, Protocol):
+    """Loads engines, and knows beforehand whether they will run."""
+
+    def get_engine_validity(self, buffer: bytes) -> tuple[Any, int]: ...
+
+
+class ICudaEngineRtx(Protocol):
+    """A loaded engine."""
+
+    def create_runtime_config(self) -> IRuntimeConfigRtx: ...
+
+    def create_execution_context(self, runtime_config: IRuntimeConfigRtx) -> IExecutionContext | None: ...
+
+
+class IRuntimeConfigRtx(Protocol):
+    """How an engine runs."""
+
+    cuda_graph_strategy: Any
+
+    def create_runtime_cache(self) -> IRuntimeCacheRtx: ...
+
+    def set_runtime_cache(self, cache: IRuntimeCacheRtx) -> bool: ...
+
+
+class IRuntimeCacheRtx(Protocol):
+    """Kernels compiled for the GPU that was found."""
+
+    def serialize(self) -> Any: ...
+
+    def deserialize(self, blob: bytes) -> bool: ...
+
+
+class TensorRTBuilder(Protocol):
+    """The module, as far as building goes."""
+
+    __version__: str
+    Builder: Any
+    BuilderFlag: Any
+    ILogger: Any
+    NetworkDefinitionCreationFlag: Any
+    OnnxParser: Any
+
+
+class TensorRTBuilderRtx(TensorRTBuilder, Protocol):
+    """tensorrt_rtx, as far as building goes."""
+
+    ComputeCapability: Any
+
+
+class Builder(Protocol):
+    """Builds engines."""
+
+    def create_network(self, flags: int) -> INetworkDefinition: ...
+
+    def create_builder_config(self) -> IBuilderConfig: ...
+
+    def create_optimization_profile(self) -> IOptimizationProfile: ...
+
+    def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> Any: ...
+
+
+class INetworkDefinition(Protocol):
+    """A graph."""
+
+    num_inputs: int
+
+    def get_input(self, index: int) -> Any: ...
+
+
+class OnnxParser(Protocol):
+    """Reads ONNX."""
+
+    num_errors: int
+
+    def parse_from_file(self, path: str) -> bool: ...
+
+    def get_error(self, index: int) -> Any: ...
+
+
+class IOptimizationProfile(Protocol):
+    """The shapes an engine takes."""
+
+    def set_shape(self, input: str, min: Sequence[int], opt: Sequence[int], max: Sequence[int]) -> None: ...
+
+
+class IBuilderConfig(Protocol):
+    """How an engine is built."""
+
+    def clear_flag(self, flag: Any) -> None: ...
+
+    def add_optimization_profile(self, profile: IOptimizationProfile) -> int: ...
+
+
+class IBuilderConfigRtx(IBuilderConfig, Protocol):
+    """How an engine is built for many GPUs."""
+
+    num_compute_capabilities: int
+
+    def set_compute_capability(self, compute_capability: Any, index: int) -> bool: ...
+
+
+def load(target: Target) -> Any:
+    """The target's module; raises ImportError."""
+    return importlib.import_module(target.package)
+
+
+def collecting_logger(trt: TensorRT | TensorRTBuilder) -> tuple[Any, list[str]]:
+    """A logger that keeps errors, and the list it keeps them in."""
+    messages: list[str] = []
+    severity = trt.ILogger.Severity
+
+    class Logger(cast(type, trt.ILogger)):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, level: Any, message: str) -> None:
+            if level in (severity.INTERNAL_ERROR, severity.ERROR):
+                messages.append(" ".join(message.split()))
+
+    return Logger(), messages
