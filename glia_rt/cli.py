@@ -6,6 +6,7 @@ Exit status: 0 done; 1 unexpected; 2 usage, or the output exists; 3 done, but so
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 import signal
@@ -21,12 +22,14 @@ import click
 
 from glia_rt import __version__
 from glia_rt.backends import AUTO, BACKENDS, cpu_count
+from glia_rt.engine import TARGETS
 from glia_rt.errors import BundleError, GliaError, MissingPackageError, ParityError, UsageError
 from glia_rt.images import DEFAULT_MAX_PIXELS, configure_pillow
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from glia_rt.engine import EngineRecord
     from glia_rt.verify import Parity
 
 SOME_BAD = 3
@@ -36,8 +39,11 @@ backend_option = click.option(
     "--backend", type=click.Choice([AUTO, *BACKENDS]), default=AUTO, show_default=True, help="The engine."
 )
 precision_option = click.option(
-    "--precision", type=click.Choice(["fp32", "bf16"]), help="What the engine computes in; default: its fastest here."
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    help="What to compute in; default: the fastest.",
 )
+device_option = click.option("--device", type=click.IntRange(min=0), help="Which GPU; default: the first.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 
 
@@ -75,7 +81,7 @@ def _terminate(number: int, _frame: object) -> None:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="glia-rt")
 def cli() -> None:
-    """Image quality scores by GLIANet: train, export, verify, score."""
+    """Image quality scores by GLIANet: train, export, build, verify, score."""
     configure_pillow()
 
 
@@ -86,7 +92,8 @@ def cli() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Without -o: JSON lines instead of a table.")
 @backend_option
 @precision_option
-@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Pictures a run.")
+@device_option
+@click.option("--batch-size", type=click.IntRange(min=1), help="Pictures a run; default: 8 on a CPU, 32 on a GPU.")
 @click.option("--workers", type=click.IntRange(min=1), help="Decoding threads; default: one a core.")
 @click.option("--max-pixels", type=click.IntRange(min=1), default=DEFAULT_MAX_PIXELS, show_default=True,
               help="Largest picture that is decoded, width times height.")  # fmt: skip
@@ -98,7 +105,8 @@ def score(
     as_json: bool,
     backend: str,
     precision: str | None,
-    batch_size: int,
+    device: int | None,
+    batch_size: int | None,
     workers: int | None,
     max_pixels: int,
     overwrite: bool,
@@ -116,7 +124,9 @@ def score(
     if output and as_json:
         raise UsageError("--json is for the terminal; for a file name it .jsonl")
     configure_pillow(max_pixels)
-    with Scorer.open(bundle, backend, precision=precision, batch_size=batch_size, max_pixels=max_pixels) as scorer:
+    with Scorer.open(
+        bundle, backend, precision=precision, batch_size=batch_size, device=device, max_pixels=max_pixels
+    ) as scorer:
         _say_backend(scorer)
         results = scorer.score_files(paths, workers=workers)
         total = sum(1 for _ in find_images(paths))
@@ -194,14 +204,78 @@ def export(
 
 @cli.command()
 @click.argument("bundle", type=click.Path())
+@click.option("--target", type=click.Choice(list(TARGETS)), help="tensorrt-rtx builds anywhere, tensorrt on its GPU.")
+@click.option("--batch", default="1:32:64", show_default=True, metavar="MIN:OPT:MAX",
+              help="Batches it takes, fastest at OPT.")  # fmt: skip
+@click.option("--input", type=click.Choice(["views", "image"]), default="views", show_default=True,
+              help="Which graph: both views, or a picture with the sampler inside.")  # fmt: skip
+@click.option("--size", metavar="MIN:OPT:MAX", help="Picture sizes for --input image, each HxW.")
+@click.option("--precision", type=click.Choice(["fp16", "fp32"]), default="fp16", show_default=True,
+              help="Which of the bundle's files.")  # fmt: skip
+@click.option("--capability", metavar="LIST",
+              help="GPUs for tensorrt-rtx, as 7.5,8.9; default: 8.0 and later.")  # fmt: skip
+@click.option("--triton", type=click.Path(), help="Also write a Triton model repository; without --target, of ONNX.")
+@overwrite_option
+def build(
+    bundle: str,
+    target: str | None,
+    batch: str,
+    input: Any,
+    size: str | None,
+    precision: str,
+    capability: str | None,
+    triton: str | None,
+    overwrite: bool,
+) -> None:
+    """Build a TensorRT engine of a bundle, or a model for Triton, or both."""
+    from glia_rt.bundle import Bundle
+
+    with _needs("rtx"):
+        from glia_engines import build as building
+        from glia_engines.triton import NO_RTX, write_repository
+    if target is None and triton is None:
+        raise UsageError(
+            f"give --target {' or '.join(TARGETS)} for an engine, or --triton DIR for Triton's ONNX Runtime"
+        )
+    if triton is not None and target is not None and TARGETS[target].portable:
+        raise UsageError(NO_RTX)
+    batches = parse_batch(batch)
+    engine = None
+    if target is not None:
+        done = building.build(
+            bundle,
+            target,
+            batch=batches,
+            input=input,
+            sizes=parse_sizes(size) if size else None,
+            precision=precision,
+            capabilities=capability.split(",") if capability else (),
+            overwrite=overwrite,
+            report=lambda stage: _say(f"{stage} ..."),
+        )
+        engine = done.path
+        print_engine(_console(), done.record)
+        where = f"--backend {target}" + (f" --precision {precision}" if precision != "fp16" else "")
+        click.echo(f"wrote {done.path}; next, on the GPU:\n  glia-rt verify {shlex.quote(bundle)} {where}")
+    if triton is not None:
+        opened = Bundle.open(bundle)
+        model = write_repository(
+            triton, opened, input=input, precision=precision, engine=engine, max_batch=batches[2], overwrite=overwrite
+        )
+        click.echo(f"wrote {model}; next:\n  tritonserver --model-repository {shlex.quote(triton)}")
+
+
+@cli.command()
+@click.argument("bundle", type=click.Path())
 @backend_option
 @precision_option
-def verify(bundle: str, backend: str, precision: str | None) -> None:
+@device_option
+def verify(bundle: str, backend: str, precision: str | None, device: int | None) -> None:
     """Run a bundle's selftest here: are views and scores those of the export?"""
     from glia_rt.scorer import Scorer
     from glia_rt.verify import require, selftest
 
-    with Scorer.open(bundle, backend, precision=precision) as scorer:
+    with Scorer.open(bundle, backend, precision=precision, device=device) as scorer:
         _say_backend(scorer)
         rows = selftest(scorer)
     print_parity(_console(), rows)
@@ -218,9 +292,11 @@ def info(path: str) -> None:
         raise BundleError(f"{path}: no such bundle or checkpoint")
     if Path(path).is_dir():
         from glia_rt.bundle import Bundle
+        from glia_rt.engine import engines
 
         bundle = Bundle.open(path)
         record: dict[str, Any] = {"bundle": str(path), "identity": bundle.identity, **bundle.manifest}
+        record["engines"] = [dataclasses.asdict(engine) for engine in engines(bundle)]
     else:
         with _needs("train"):
             from glia_train.checkpoint import Checkpoint
@@ -235,6 +311,10 @@ def doctor() -> None:
 
     findings = examine()
     console = _console()
+    if isinstance(findings.gpus, str):
+        console.print(f"GPU: {findings.gpus}", highlight=False)
+    else:
+        console.print(_table(["GPU", "name", "capability", "CUDA of the driver"], findings.gpus))
     console.print(_table(["backend", "works", "precision", "why not, or what to know"], findings.backends))
     console.print(_table(["package", "version"], findings.packages))
     for warning in findings.warnings:
@@ -308,6 +388,39 @@ def print_parity(console: Console, rows: Sequence[Parity]) -> None:
     console.print(_table(["compared with PyTorch FP32", "worst", "limit", "measure", "worst picture", ""], cells))
 
 
+def parse_batch(text: str) -> tuple[int, int, int]:
+    """MIN:OPT:MAX -> three numbers."""
+    parts = text.split(":")
+    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+        raise UsageError(f"--batch {text} is not MIN:OPT:MAX, as 1:32:64")
+    least, usual, greatest = map(int, parts)
+    return least, usual, greatest
+
+
+def parse_sizes(text: str) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """MINHxMINW:OPTHxOPTW:MAXHxMAXW -> three pairs of height and width."""
+    sides = [part.split("x") for part in text.split(":")]
+    if len(sides) != 3 or not all(len(pair) == 2 and all(side.isdecimal() for side in pair) for pair in sides):
+        raise UsageError(f"--size {text} is not MINHxMINW:OPTHxOPTW:MAXHxMAXW, as 224x224:768x1024:3000x4000")
+    least, usual, greatest = ((int(height), int(width)) for height, width in sides)
+    return least, usual, greatest
+
+
+def print_engine(console: Console, record: EngineRecord) -> None:
+    """What an engine is, and what TensorRT made of the graph."""
+    layers = record.layers
+    rows = [
+        ["engine", f"{record.engine_size / 1e6:.1f} MB in {record.build_seconds:.1f} s"],
+        ["library", f"{record.target} {record.library_version}"],
+        ["GPUs", ", ".join(record.capabilities) or "8.0 and later, those of GeForce and RTX"],
+        *([name, " to ".join("x".join(map(str, shape)) for shape in (low, high))]
+          for name, (low, _, high) in record.profile.items()),
+        ["kernels", f"{layers['matrix_products']} matrix products, {layers['attention_kernels']} fused attentions, "
+         f"{layers['other_kernels'] - layers['attention_kernels']} others"],
+    ]  # fmt: skip
+    console.print(_table(["", ""], rows))
+
+
 def _row(result: Any) -> str:
     if result.status != "ok":
         return f"{'-':>10}  {'-':>11}  {result.path}: {result.error}"
@@ -322,8 +435,12 @@ def _say(message: str) -> None:
 def _say_backend(scorer: Any) -> None:
     backend = scorer.backend
     _say(f"backend {backend.name}, {backend.precision}, {backend.device}")
-    for reason in scorer.passed_over:
-        _say(f"  not {reason}")
+    names_by_reason: dict[str, list[str]] = {}
+    for passed_over in scorer.passed_over:
+        name, _, reason = passed_over.partition(": ")
+        names_by_reason.setdefault(reason, []).append(name)
+    for reason, names in names_by_reason.items():
+        _say(f"  not {', '.join(names)}: {reason}")
     if scorer.contract.score_range is None:
         _say("  this model was never trained: its scores mean nothing and have no unit")
 

@@ -7,8 +7,13 @@ from dataclasses import dataclass
 
 from glia_rt.backends import BACKENDS, default_precision, unavailable
 from glia_rt.backends.onnxruntime import DISTRIBUTIONS, installed_twice
+from glia_rt.cuda import list_gpus
+from glia_rt.errors import BackendError
 
-PACKAGES = ("glia-rt", "numpy", "pillow", *DISTRIBUTIONS, "openvino", "torch", "timm", "onnx")
+PACKAGES = (
+    "glia-rt", "numpy", "pillow", *DISTRIBUTIONS, "openvino", "tensorrt", "tensorrt_rtx", "cuda-core",
+    "torch", "timm", "onnx",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -16,18 +21,25 @@ class Findings:
     """What `examine` found.
 
     Attributes:
+        gpus: Rows of index, name, compute capability and the driver's CUDA; or why there are none.
         backends: Rows of name, "yes" or "no", default precision, remark.
         packages: Rows of name and version, of those that are installed.
         warnings: What is wrong with the installation.
     """
 
+    gpus: list[list[str]] | str
     backends: list[list[str]]
     packages: list[list[str]]
     warnings: list[str]
 
 
 def examine() -> Findings:
-    """Look at every backend and package."""
+    """Look at every GPU, backend and package."""
+    gpus: list[list[str]] | str
+    try:
+        gpus = [[str(gpu.index), gpu.name, gpu.capability, gpu.cuda] for gpu in list_gpus()]
+    except BackendError as error:
+        gpus = str(error)
     backends = []
     for name in BACKENDS:
         reason = unavailable(name)
@@ -44,4 +56,4 @@ def examine() -> Findings:
             "onnxruntime and onnxruntime-gpu are both installed and overwrote each other: "
             "pip uninstall onnxruntime onnxruntime-gpu, then install one of them"
         )
-    return Findings(backends, packages, warnings)
+    return Findings(gpus, backends, packages, warnings)

@@ -7,6 +7,7 @@ JSON. `glia_engines` writes both; the runtime reads the record and hashes the en
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import platform
@@ -15,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from glia_rt.bundle import GRAPHS, Bundle, Input, file_sha256
-from glia_rt.errors import BundleError
+from glia_rt.bundle import GRAPHS, Bundle, Input
+from glia_rt.errors import BackendError, EngineError
 
 SCHEMA: Final = 1
 FOLDER: Final = "engines"
@@ -103,15 +104,15 @@ class EngineRecord:
         """Read a record.
 
         Raises:
-            BundleError: It is not there, not a record, or of a newer schema.
+            EngineError: It is not there, not a record, or of a newer schema.
         """
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise BundleError(f"{path}, which describes the engine, cannot be read ({error}); {REBUILD}") from error
+            raise EngineError(f"{path}, which describes the engine, cannot be read ({error}); {REBUILD}") from error
         known = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(record, dict) or record.get("schema") != SCHEMA or set(record) != known:
-            raise BundleError(f"{path} is not an engine's record of schema {SCHEMA}; {REBUILD}")
+            raise EngineError(f"{path} is not an engine's record of schema {SCHEMA}; {REBUILD}")
         record["capabilities"] = tuple(record["capabilities"])
         record["profile"] = {
             name: tuple(tuple(shape) for shape in shapes) for name, shapes in record["profile"].items()
@@ -144,8 +145,8 @@ def build_command(bundle: Bundle, target: str, input: Input, precision: str) -> 
 
 def checked_engine(
     bundle: Bundle, target: str, input: Input, precision: str, *, library_version: str, capability: str
-) -> tuple[Path, EngineRecord]:
-    """Find a bundle's engine and make sure that it is whole, of this bundle, and for this machine.
+) -> tuple[bytes, EngineRecord]:
+    """Read a bundle's engine and make sure that it is whole, of this bundle, and for this machine.
 
     Args:
         bundle: What it belongs to.
@@ -156,36 +157,56 @@ def checked_engine(
         capability: Compute capability of the GPU here, "8.9" say.
 
     Raises:
-        BundleError: There is none, it was changed since it was built, it is another bundle's, or it was built for
+        EngineError: There is none, it was changed since it was built, it is another bundle's, or it was built for
             another TensorRT, GPU or operating system. The message says what to do.
     """
     path = engine_path(bundle, target, input, precision)
     if not path.is_file():
-        raise BundleError(f"{path} is not there: {build_command(bundle, target, input, precision)}")
+        raise EngineError(f"{path} is not there: {build_command(bundle, target, input, precision)}")
     record = EngineRecord.read(record_path(path))
     if (record.target, record.input, record.precision) != (target, input, precision):
-        raise BundleError(f"{record_path(path)} describes another engine; {REBUILD}")
-    if (size := path.stat().st_size) != record.engine_size:
-        raise BundleError(f"{path} has {size} bytes, its record says {record.engine_size}; copy it again, or {REBUILD}")
-    if file_sha256(path) != record.engine_sha256:
-        raise BundleError(f"{path} is not the file that was built (sha256 differs); copy it again, or {REBUILD}")
+        raise EngineError(f"{record_path(path)} describes another engine; {REBUILD}")
+    content = path.read_bytes()
+    if len(content) != record.engine_size:
+        raise EngineError(
+            f"{path} has {len(content)} bytes, its record says {record.engine_size}; copy it again, or {REBUILD}"
+        )
+    if hashlib.sha256(content).hexdigest() != record.engine_sha256:
+        raise EngineError(f"{path} is not the file that was built (sha256 differs); copy it again, or {REBUILD}")
     if record.bundle_identity != bundle.identity or record.onnx_sha256 != bundle.sha256(GRAPHS[input, precision]):
-        raise BundleError(f"{path} was built from another export of {bundle.path.name}; {REBUILD}")
+        raise EngineError(f"{path} was built from another export of {bundle.path.name}; {REBUILD}")
     if record.library_version != library_version:
-        raise BundleError(
+        raise EngineError(
             f"{path} was built by {target} {record.library_version}, here is {library_version}, and engines do not "
             f"travel between versions; {REBUILD}"
         )
     # What a portable engine runs on is for the library to say: Runtime.get_engine_validity.
     if not TARGETS[target].portable:
         if capability not in record.capabilities:
-            raise BundleError(
+            raise EngineError(
                 f"{path} was built on a GPU of compute capability {', '.join(record.capabilities)}, this one has "
                 f"{capability}; {REBUILD} on this machine"
             )
         if record.system != system():
-            raise BundleError(f"{path} was built on {record.system}, this is {system()}; {REBUILD} on this machine")
-    return path, record
+            raise EngineError(f"{path} was built on {record.system}, this is {system()}; {REBUILD} on this machine")
+    return content, record
+
+
+def require_in_profile(record: EngineRecord, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse inputs whose shapes the engine was not built for.
+
+    Raises:
+        BackendError: With the sizes it takes.
+    """
+    for name, shape in shapes.items():
+        least, _, greatest = record.profile[name]
+        if not all(low <= side <= high for low, side, high in zip(least, shape, greatest, strict=True)):
+            batches, *sides = (f"{low} to {high}" for low, high in zip(least, greatest, strict=True))
+            raise BackendError(
+                f"backend {record.target}: a batch of {shape[0]} of {shape[1]}x{shape[2]} is not what the engine was "
+                f"built for: {batches} of height {sides[0]} and width {sides[1]}; build it with another --batch or "
+                "--size, or score from views, which takes pictures of all sizes"
+            )
 
 
 def system() -> str:

@@ -55,6 +55,10 @@ class BundleError(GliaError):
     exit_status = 5
 
 
+class EngineError(BundleError):
+    """A TensorRT engine is missing, damaged, or not for this bundle, library or GPU."""
+
+
 class BackendError(GliaError):
     """An inference engine cannot be used here, or failed."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +24,18 @@ from glia_rt.pipeline import Inputs, Sample, check_finite, score_stream, stack
 from glia_rt.results import Result
 from glia_rt.sampler import Pixels, make_views
 
-DEFAULT_BATCH_SIZE: Final = 8
+if TYPE_CHECKING:
+    from glia_rt.backends.gpu import GpuBackend
+
 #: Of longer pictures the image graph's whole-number arithmetic would overflow.
 MAX_IMAGE_SIDE: Final = 65_535
+
+
+def is_foreign(image: Any) -> bool:
+    """Whether this is an array of another library, which may lie in a GPU's memory."""
+    if isinstance(image, np.ndarray):
+        return False
+    return hasattr(image, "__cuda_array_interface__") or hasattr(image, "__dlpack__")
 
 
 class Scorer:
@@ -67,18 +76,21 @@ class Scorer:
         input: Input = "views",
         *,
         precision: str | None = None,
-        batch_size: int = DEFAULT_BATCH_SIZE,
+        batch_size: int | None = None,
+        device: int | None = None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> Scorer:
         """Open a bundle.
 
         Args:
             path: The bundle, NAME.glia.
-            backend: "openvino", "onnxruntime", or "auto" for the fastest that works here.
+            backend: A key of `backends.BACKENDS`, or "auto" for the fastest that works here.
             input: "views": the host samples, pictures of any size share a batch. "image": the graph samples, one
                 picture size a batch.
-            precision: "fp32" or "bf16"; None for the backend's default on this machine.
-            batch_size: Pictures a run of the engine, at most for arrays, exactly for files.
+            precision: "fp32", "fp16" or "bf16"; None for the backend's default on this machine.
+            batch_size: Pictures a run of the engine, at most for arrays, exactly for files; None for the backend's
+                default: 8 on a CPU, 32 on a GPU, or what the engine was built for.
+            device: Which GPU, by index; None for the first. With "auto", no CPU is taken then.
             max_pixels: Largest picture that is decoded, width times height.
 
         Raises:
@@ -88,11 +100,13 @@ class Scorer:
         """
         if input not in ("views", "image"):
             raise UsageError(f'input must be "views" or "image", not {input!r}')
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise UsageError(f"batch size must be at least 1, not {batch_size}")
         bundle = Bundle.open(path)
-        opened, passed_over = open_backend(backend, bundle, BackendOptions(input, precision, batch_size))
-        return cls(bundle, opened, input=input, batch_size=batch_size, max_pixels=max_pixels, passed_over=passed_over)
+        opened, passed_over = open_backend(backend, bundle, BackendOptions(input, precision, batch_size, device))
+        return cls(
+            bundle, opened, input=input, batch_size=opened.batch_size, max_pixels=max_pixels, passed_over=passed_over
+        )
 
     @property
     def resolved(self) -> dict[str, Any]:
@@ -112,7 +126,9 @@ class Scorer:
         """Score one picture.
 
         Args:
-            image: A path, the bytes of an encoded file, a PIL image, or pixels: uint8 (H, W, 3), RGB.
+            image: A path, the bytes of an encoded file, a PIL image, or pixels: uint8 (H, W, 3), RGB. On a GPU backend
+                also pixels in the GPU's memory, from anything with DLPack or `__cuda_array_interface__`: torch, CuPy,
+                PyCUDA; the GPU then makes the views.
 
         Returns:
             The score, in label units, within rounding of `contract.score_range` for pictures like the training set's.
@@ -134,13 +150,43 @@ class Scorer:
 
         Raises:
             BadImageError: One cannot be turned into pixels. Nothing is scored then.
-            UsageError: `images` is one picture, not several.
+            UsageError: `images` is one picture, not several; or some are in a GPU's memory and the others are not, or
+                the backend does not run there.
         """
         if isinstance(images, (str, bytes, os.PathLike)):
             raise UsageError("score_batch takes a list of pictures; score takes one")
+        if any(is_foreign(image) for image in images):
+            return check_finite(self._score_on_gpu(images))
         samples = [self._inputs(read_image(image, max_pixels=self._max_pixels)) for image in images]
         scores = [self.backend.run(stack(batch)) for batch in self._equal_shapes(samples)]
         return check_finite(np.concatenate(scores)) if scores else np.zeros(0, np.float32)
+
+    def score_views(self, global_view: Any, fragments: Any) -> npt.NDArray[np.float32]:
+        """Score pictures whose views were made elsewhere.
+
+        Args:
+            global_view: uint8 (N, 224, 224, 3), RGB; of numpy, or on a GPU backend in the GPU's memory, from anything
+                with DLPack or `__cuda_array_interface__`: it is read where it lies.
+            fragments: Likewise.
+
+        Returns:
+            float32 (N,), in order. N is one batch: no more than the engine takes.
+
+        Raises:
+            UsageError: The scorer was opened with input="image", or these are not such arrays.
+        """
+        if self.input != "views":
+            raise UsageError('score_views needs a scorer opened with input="views"')
+        views = {GLOBAL_VIEW: global_view, FRAGMENTS: fragments}
+        size = self.contract.view_size
+        for name, array in views.items():
+            if tuple(array.shape[1:]) != (size, size, 3) or array.shape != global_view.shape:
+                raise UsageError(f"{name} is {tuple(array.shape)}; both views must be (N, {size}, {size}, 3), N alike")
+            if is_foreign(array):
+                self._require_gpu()
+            elif array.dtype != np.uint8:
+                raise UsageError(f"{name} is {array.dtype}; views are uint8")
+        return check_finite(self.backend.run(views))
 
     def score_files(self, paths: Iterable[str | os.PathLike[str]], *, workers: int | None = None) -> Generator[Result]:
         """Score files and folders lazily, in order, decoding in threads while the engine runs.
@@ -199,6 +245,22 @@ class Scorer:
             return {IMAGE: pixels}
         views = make_views(pixels, self.contract)
         return {GLOBAL_VIEW: views.global_view, FRAGMENTS: views.fragments}
+
+    def _score_on_gpu(self, images: Sequence[Any]) -> npt.NDArray[np.float32]:
+        backend = self._require_gpu()
+        if not all(is_foreign(image) for image in images):
+            raise UsageError("some pictures are in a GPU's memory and others are not: score them apart")
+        parts = (images[i : i + self.batch_size] for i in range(0, len(images), self.batch_size))
+        return np.concatenate([backend.run_images(part) for part in parts])
+
+    def _require_gpu(self) -> GpuBackend:
+        from glia_rt.backends.gpu import GpuBackend
+
+        if not isinstance(self.backend, GpuBackend):
+            raise UsageError(
+                f"backend {self.backend.name} does not run on a GPU: copy the pixels to the host, or take one that does"
+            )
+        return self.backend
 
     def _equal_shapes(self, samples: Sequence[Inputs]) -> Iterator[list[Inputs]]:
         batch: list[Inputs] = []

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import importlib
 import os
+import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Final, Protocol
+from pathlib import Path
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from glia_rt.bundle import Bundle, Input
-from glia_rt.errors import BackendError, MissingPackageError, UsageError
+from glia_rt.errors import BackendError, EngineError, MissingPackageError, UsageError
 
-#: Every backend, fastest first; `auto` takes the first that works here.
+#: Every backend, fastest first; `auto` takes the first that works here. Each is a module, or an object in one, with
+#: open(bundle, options), unavailable() and default_precision().
 BACKENDS: Final = {
+    "tensorrt": "glia_rt.backends.tensorrt:TENSORRT",
+    "tensorrt-rtx": "glia_rt.backends.tensorrt:RTX",
+    "onnxruntime-cuda": "glia_rt.backends.onnxruntime_cuda",
     "openvino": "glia_rt.backends.openvino",
     "onnxruntime": "glia_rt.backends.onnxruntime",
 }
 AUTO: Final = "auto"
+#: Pictures a run on a CPU: more are no faster.
+CPU_BATCH_SIZE: Final = 8
 
 
 @dataclass(frozen=True)
@@ -30,12 +37,14 @@ class BackendOptions:
     Attributes:
         input: "views" or "image": which graph to run.
         precision: "fp32", "fp16" or "bf16"; None for the backend's default on this machine.
-        batch_size: Pictures in most calls of `run`: what to be ready for.
+        batch_size: Pictures in most calls of `run`: what to be ready for; None for the backend's default.
+        device: Which GPU, by index; None for the first. A backend on the CPU takes None alone.
     """
 
     input: Input = "views"
     precision: str | None = None
-    batch_size: int = 8
+    batch_size: int | None = None
+    device: int | None = None
 
 
 class Backend(Protocol):
@@ -45,12 +54,14 @@ class Backend(Protocol):
         name: Its key in `BACKENDS`.
         precision: What it computes in.
         device: What it runs on, "cpu" say.
+        batch_size: Pictures in most calls of `run`.
         parallel: How many calls of `run` it works on at once; more than that wait.
     """
 
     name: str
     precision: str
     device: str
+    batch_size: int
     parallel: int
 
     def run(self, inputs: Mapping[str, npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
@@ -85,7 +96,7 @@ def open_backend(name: str, bundle: Bundle, options: BackendOptions) -> tuple[Ba
     Raises:
         BackendError: The named backend, or with "auto" every backend, cannot be used here.
         UsageError: No such backend.
-        BundleError: The bundle's file is not the one that was exported.
+        BundleError: The bundle's file is not the one that was exported; or EngineError, of a named backend's engine.
     """
     if name != AUTO:
         if name not in BACKENDS:
@@ -100,7 +111,7 @@ def open_backend(name: str, bundle: Bundle, options: BackendOptions) -> tuple[Ba
         if reason is None:
             try:
                 return _module(candidate).open(bundle, options), passed_over
-            except BackendError as error:
+            except (BackendError, EngineError) as error:
                 reason = str(error)
         passed_over.append(f"{candidate}: {reason}")
     raise BackendError("no backend works here. " + "; ".join(passed_over))
@@ -118,11 +129,11 @@ def default_precision(name: str) -> str:
 
 
 def why_not_importable(package: str, extra: str) -> str | None:
-    """Why a backend's package cannot be imported, and what to do about it; None if it can."""
+    """Why a backend's package, or a module of it, cannot be imported, and what to do about it; None if it can."""
     try:
         importlib.import_module(package)
     except ImportError as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == package:
+        if isinstance(error, ModuleNotFoundError) and error.name in (package, package.partition(".")[0]):
             return str(MissingPackageError(package, extra))
         return f"{package} is installed but cannot be imported ({' '.join(str(error).split())}): install it again"
     return None
@@ -133,5 +144,27 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _module(name: str) -> ModuleType:
-    return importlib.import_module(BACKENDS[name])
+def cache_folder(*names: str) -> Path | None:
+    """A folder in the user's cache for what was compiled here; made if it is not there.
+
+    Never in the bundle, which may be shared and read-only. None where the user has no folder that can be written, as in
+    many a container: it is then compiled each time.
+    """
+    from platformdirs import user_cache_path
+
+    folder = user_cache_path("glia-rt", appauthor=False).joinpath(*names)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def refuse_device(name: str, options: BackendOptions) -> None:
+    """For backends on the CPU: raise BackendError if a GPU was asked for."""
+    if options.device is not None:
+        raise BackendError(f"backend {name} runs on the CPU; --device is for GPUs")
+
+
+def _module(name: str) -> Any:
+    return pkgutil.resolve_name(BACKENDS[name])

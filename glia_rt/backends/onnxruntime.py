@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from glia_rt.backends import BackendOptions, cpu_count, why_not_importable
+from glia_rt.backends import CPU_BATCH_SIZE, BackendOptions, cpu_count, refuse_device, why_not_importable
 from glia_rt.bundle import GRAPHS, Bundle
 from glia_rt.contract import SCORE
 from glia_rt.errors import BackendError
@@ -27,7 +27,8 @@ class OnnxRuntimeBackend:
     device = "cpu"
     parallel = 1  # one run at a time, on all cores
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Any, batch_size: int) -> None:
+        self.batch_size = batch_size
         self._session = session
         self._running = threading.Lock()  # two runs at once would share the cores and hold two sets of activations
 
@@ -49,6 +50,7 @@ class OnnxRuntimeBackend:
 
 def open(bundle: Bundle, options: BackendOptions) -> OnnxRuntimeBackend:
     """Load a bundle's FP32 graph; raises as `open_backend` does."""
+    refuse_device("onnxruntime", options)
     if options.precision not in (None, "fp32"):
         raise BackendError(f"backend onnxruntime computes in fp32 on a CPU, not {options.precision}")
     import onnxruntime as ort
@@ -63,7 +65,7 @@ def open(bundle: Bundle, options: BackendOptions) -> OnnxRuntimeBackend:
         session = ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # as above
         raise BackendError(f"backend onnxruntime cannot load {path}: {_first_line(error)}") from error
-    return OnnxRuntimeBackend(session)
+    return OnnxRuntimeBackend(session, options.batch_size or CPU_BATCH_SIZE)
 
 
 def unavailable() -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from glia_rt.backends import BackendOptions, cpu_count, why_not_importable
+from glia_rt.backends import CPU_BATCH_SIZE, BackendOptions, cache_folder, cpu_count, refuse_device, why_not_importable
 from glia_rt.bundle import GRAPHS, Bundle
 from glia_rt.contract import SCORE
 from glia_rt.errors import BackendError
@@ -26,8 +25,9 @@ class OpenVinoBackend:
     name = "openvino"
     device = "cpu"
 
-    def __init__(self, path: Path, precision: str, settings: Mapping[str, str]) -> None:
+    def __init__(self, path: Path, precision: str, settings: Mapping[str, str], batch_size: int) -> None:
         self.precision = precision
+        self.batch_size = batch_size
         self.parallel = cpu_count()
         self._path = path
         self._settings = dict(settings)
@@ -90,6 +90,7 @@ def open(bundle: Bundle, options: BackendOptions) -> OpenVinoBackend:
     """Check a bundle's FP32 graph and compile it; raises as `open_backend` does."""
     import openvino as ov
 
+    refuse_device("openvino", options)
     if options.input == "image":
         raise BackendError(
             "backend openvino: it computes whole numbers in 32 bits, the sampler needs 64; take input views"
@@ -103,10 +104,12 @@ def open(bundle: Bundle, options: BackendOptions) -> OpenVinoBackend:
     name = GRAPHS[options.input, "fp32"]
     path = bundle.checked_file(name)
     settings = {"INFERENCE_PRECISION_HINT": _HINTS[precision]}
-    if (cache := _cache_folder(ov.__version__, bundle.sha256(name))) is not None:
+    # OpenVINO itself tells processors and settings apart within one folder.
+    cache = cache_folder("openvino", f"{ov.__version__.split('-')[0]}-{bundle.sha256(name)[:16]}")
+    if cache is not None:
         settings["CACHE_DIR"] = str(cache)
-    backend = OpenVinoBackend(path, precision, settings)
-    backend.prepare(options.batch_size)
+    backend = OpenVinoBackend(path, precision, settings, options.batch_size or CPU_BATCH_SIZE)
+    backend.prepare(backend.batch_size)
     return backend
 
 
@@ -120,22 +123,6 @@ def default_precision() -> str:
     import openvino as ov
 
     return "bf16" if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "fp32"
-
-
-def _cache_folder(version: str, sha256: str) -> Path | None:
-    """Where compiled models are kept; never in the bundle, which may be shared and read-only.
-
-    OpenVINO itself tells processors and settings apart within one folder. None where the user has no folder that can
-    be written, as in many a container: the graph is then compiled each time.
-    """
-    from platformdirs import user_cache_path
-
-    folder = user_cache_path("glia-rt", appauthor=False) / "openvino" / f"{version.split('-')[0]}-{sha256[:16]}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    return folder if os.access(folder, os.W_OK) else None
 
 
 def _reason(error: RuntimeError) -> str:
