@@ -228,11 +228,10 @@ def build(
     overwrite: bool,
 ) -> None:
     """Build a TensorRT engine of a bundle, or a model for Triton, or both."""
+    from glia_engines import build as building
+    from glia_engines.triton import NO_RTX, write_repository
     from glia_rt.bundle import Bundle
 
-    with _needs("rtx"):
-        from glia_engines import build as building
-        from glia_engines.triton import NO_RTX, write_repository
     if target is None and triton is None:
         raise UsageError(
             f"give --target {' or '.join(TARGETS)} for an engine, or --triton DIR for Triton's ONNX Runtime"

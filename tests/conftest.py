@@ -10,6 +10,8 @@
 - `shifted_bundle`: such a copy whose scores are all off by so much.
 - `pictures`: a folder of 32 small JPEGs of many sizes, named 00.jpg to 31.jpg; shared, too.
 - `glia_rt_command`: runs `glia-rt ARGS...` in a process of its own.
+- `tiny_engine`: a copy of tiny_bundle with its FP16 views engine of tensorrt_rtx. Shared, too.
+- `gpu_machine`: os.environ of a machine with NVIDIA GPUs, as far as the driver's own answers go.
 - `without_packages`: os.environ for an environment like this one that lacks packages; for `python -S`.
 
 Random weights tell photographs apart less well than trained ones, and a model whose scores hardly differ has no parity
@@ -47,6 +49,8 @@ GliaRt = Callable[..., "subprocess.CompletedProcess[str]"]
 #: edited_bundle(edit) calls edit(folder, manifest), which changes either in place, and returns the new bundle.
 EditedBundle = Callable[[Callable[[Path, "dict[str, Any]"], None]], Path]
 WithoutPackages = Callable[..., dict[str, str]]
+#: gpu_machine(("NVIDIA L4", 89), cuda=13000)
+GpuMachine = Callable[..., dict[str, str]]
 TellingModel = Callable[[str], "tuple[GLIANet, Contract]"]
 
 
@@ -172,12 +176,59 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def glia_rt_command() -> GliaRt:
-    def run(*args: str | Path) -> subprocess.CompletedProcess[str]:
+    def run(*args: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         program = "import sys; from glia_rt.cli import main; sys.exit(main())"
         command = [sys.executable, "-c", program, *map(str, args)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=PROCESS_LIMIT, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=PROCESS_LIMIT, check=False, env=env)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from glia_engines.build import build
+
+    folder = shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("engine") / "tiny.glia")
+    build(folder, "tensorrt-rtx")
+    return folder
+
+
+@pytest.fixture
+def gpu_machine(tmp_path: Path) -> GpuMachine:
+    """A driver of the test's own, compiled, which answers what is asked before anything runs."""
+
+    def environment(*gpus: tuple[str, int], cuda: int = 13000, init: int = 0) -> dict[str, str]:
+        compiler = shutil.which("g++")
+        assert compiler, "these tests compile C++: install g++"
+        names = ", ".join(f'"{name}"' for name, _ in gpus) or '""'
+        capabilities = ", ".join(str(capability) for _, capability in gpus) or "0"
+        (tmp_path / "driver.cc").write_text(f"""
+            #include <cstring>
+            static const char* names[] = {{{names}}};
+            static const int capabilities[] = {{{capabilities}}};
+            extern "C" {{
+            int cuInit(unsigned) {{ return {init}; }}
+            int cuDriverGetVersion(int* version) {{ *version = {cuda}; return 0; }}
+            int cuDeviceGetCount(int* count) {{ *count = {len(gpus)}; return 0; }}
+            int cuDeviceGet(int* device, int index) {{ *device = index; return 0; }}
+            int cuDeviceGetName(char* name, int, int device) {{ strcpy(name, names[device]); return 0; }}
+            int cuDeviceGetAttribute(int* value, int attribute, int device) {{
+                *value = attribute == 75 ? capabilities[device] / 10 : capabilities[device] % 10;
+                return 0;
+            }}
+            }}""")
+        command = [compiler, "-shared", "-fPIC", "-o", str(tmp_path / "libcuda.so.1"), str(tmp_path / "driver.cc")]
+        subprocess.run(command, check=True, timeout=PROCESS_LIMIT)
+        return os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}
+
+    return environment
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    from glia_rt.cuda import why_no_gpu
+
+    if item.get_closest_marker("gpu") and (reason := why_no_gpu()):
+        pytest.skip(reason)
 
 
 @pytest.fixture

@@ -16,15 +16,19 @@ import numpy.typing as npt
 from glia_rt.bundle import Bundle, Input
 from glia_rt.errors import BackendError, EngineError, MissingPackageError, UsageError
 
-#: Every backend, fastest first; `auto` takes the first that works here. Each is a module, or an object in one, with
-#: open(bundle, options), unavailable() and default_precision().
-BACKENDS: Final = {
+# Fastest first. Each is a module, or an object in one, with open(bundle, options), unavailable() and
+# default_precision().
+GPU_BACKENDS: Final = {
     "tensorrt": "glia_rt.backends.tensorrt:TENSORRT",
     "tensorrt-rtx": "glia_rt.backends.tensorrt:RTX",
     "onnxruntime-cuda": "glia_rt.backends.onnxruntime_cuda",
+}
+CPU_BACKENDS: Final = {
     "openvino": "glia_rt.backends.openvino",
     "onnxruntime": "glia_rt.backends.onnxruntime",
 }
+#: Every backend, fastest first; `auto` takes the first that works here.
+BACKENDS: Final = GPU_BACKENDS | CPU_BACKENDS
 AUTO: Final = "auto"
 #: Pictures a run on a CPU: more are no faster.
 CPU_BATCH_SIZE: Final = 8

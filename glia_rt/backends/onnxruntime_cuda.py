@@ -60,13 +60,22 @@ def create_session(path: Path, device: int) -> Any:
         session = ort.InferenceSession(path, settings, providers=[(PROVIDER, options)])
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         raise BackendError(f"backend {NAME} cannot load {path}: {_first_line(error)}") from error
-    if session.get_providers()[0] != PROVIDER:
-        raise BackendError(
-            f"backend {NAME}: ONNX Runtime {ort.__version__} fell back to {session.get_providers()[0]}: CUDA 13 or "
-            'cuDNN 9 cannot be loaded, or this is the CPU\'s package; pip install "glia-rt[gpu]"'
-        )
+    require_cuda(session)
     session.disable_fallback()
     return session
+
+
+def require_cuda(session: Any) -> None:
+    """Refuse a session that ONNX Runtime, with no more than a line in its log, made for the CPU.
+
+    Raises:
+        BackendError: It runs on the CPU.
+    """
+    if (provider := session.get_providers()[0]) != PROVIDER:
+        raise BackendError(
+            f"backend {NAME}: ONNX Runtime fell back to {provider}, because CUDA 13 or cuDNN 9 cannot be loaded: "
+            'pip install "glia-rt[gpu]"'
+        )
 
 
 def unavailable() -> str | None:

@@ -227,7 +227,9 @@ def require_valid(trt: TensorRTRtx, runtime: RuntimeRtx, content: bytes) -> None
     for name, (error, text) in INVALIDITY.items():
         if int(diagnostics) & known[name]:
             raise error(f"the engine does not run here: {text}")
-    raise BackendError("the engine does not run here, and TensorRT for RTX does not say why: see nvidia-smi")
+    # It says nothing where there is no driver.
+    error, text = INVALIDITY["CUDA_ERROR"]
+    raise error(f"the engine does not run here: {text}")
 
 
 def runtime_cache_file(record: EngineRecord, gpu: Gpu) -> Path | None:

@@ -13,7 +13,7 @@ import pytest
 
 from glia_export.export import Exported, export, read_pictures, run_model
 from glia_rt import Scorer
-from glia_rt.backends import BACKENDS
+from glia_rt.backends import CPU_BACKENDS
 from glia_rt.contract import Contract
 from glia_train.checkpoint import make_checkpoint
 from glia_train.model import DEFAULT_BACKBONE, GLIANet
@@ -64,7 +64,7 @@ def test_parity_holds(vit_b: VitB) -> None:
     assert all(row.passed for row in vit_b.exported.parity)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_scores_are_pytorchs(backend: str, vit_b: VitB, selftest_pictures: list[Path]) -> None:
     with Scorer.open(vit_b.exported.path, backend, precision="fp32") as scorer:
         found = scorer.score_batch(selftest_pictures)

@@ -16,7 +16,16 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from glia_rt.backends import AUTO, BACKENDS, Backend, BackendOptions, cpu_count, default_precision, open_backend
+from glia_rt.backends import (
+    AUTO,
+    CPU_BACKENDS,
+    GPU_BACKENDS,
+    Backend,
+    BackendOptions,
+    cpu_count,
+    default_precision,
+    open_backend,
+)
 from glia_rt.bundle import Bundle
 from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW, IMAGE
 from glia_rt.errors import BackendError, UsageError
@@ -33,7 +42,7 @@ PRECISIONS = {
     "onnxruntime": ["fp32"],
     "openvino": ["fp32", *({default_precision("openvino")} - {"fp32"})],
 }
-ENGINES = [(name, precision) for name in BACKENDS for precision in PRECISIONS[name]]
+ENGINES = [(name, precision) for name in CPU_BACKENDS for precision in PRECISIONS[name]]
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +190,7 @@ print(len(scores), len(set(scores)))
 """
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", CPU_BACKENDS)
 def test_many_threads_at_once_are_the_first_use_of_an_engine(name: str, tiny_bundle: Path, tmp_path: Path) -> None:
     """OpenVINO's binding deadlocks about every other time if two threads are the first to pass it an array.
 
@@ -206,7 +215,7 @@ def test_many_threads_at_once_are_the_first_use_of_an_engine(name: str, tiny_bun
 
 
 def test_a_closed_engine_says_so(bundle: Bundle, views: Inputs) -> None:
-    for name in BACKENDS:
+    for name in CPU_BACKENDS:
         backend, _ = open_backend(name, bundle, BackendOptions())
         backend.run(views)
         backend.close()
@@ -241,7 +250,7 @@ def test_failures_use_nothing_up(engine: Backend, views: Inputs) -> None:
 
 
 def test_no_such_backend(bundle: Bundle) -> None:
-    with pytest.raises(UsageError, match="no backend 'tensorflow'; there are auto, openvino, onnxruntime"):
+    with pytest.raises(UsageError, match=r"no backend 'tensorflow'; there are auto, tensorrt, .*openvino, onnxruntime"):
         open_backend("tensorflow", bundle, BackendOptions())
 
 
@@ -263,24 +272,36 @@ def test_a_precision_that_a_backend_lacks_is_refused(
 
 
 def test_auto_says_why_it_passed_over_a_backend_that_lacks_the_precision(bundle: Bundle) -> None:
-    with pytest.raises(BackendError, match=r"no backend works here\. openvino: .*not fp16; onnxruntime: .*not fp16"):
+    with pytest.raises(
+        BackendError, match=r"no backend works here\. .*; openvino: .*not fp16; onnxruntime: .*not fp16"
+    ):
         open_backend(AUTO, bundle, BackendOptions(precision="fp16"))
+
+
+@pytest.mark.parametrize("name", CPU_BACKENDS)
+def test_a_backend_on_the_cpu_has_no_device(bundle: Bundle, name: str) -> None:
+    with pytest.raises(BackendError, match=f"backend {name} runs on the CPU; --device is for GPUs"):
+        open_backend(name, bundle, BackendOptions(device=0))
 
 
 # Choice
 
 
+def names(passed_over: list[str]) -> list[str]:
+    return [reason.partition(":")[0] for reason in passed_over]
+
+
 def test_auto_takes_the_first(bundle: Bundle) -> None:
     backend, passed_over = open_backend(AUTO, bundle, BackendOptions())
     assert (backend.name, backend.precision, backend.device) == ("openvino", default_precision("openvino"), "cpu")
-    assert passed_over == []
+    assert names(passed_over) == list(GPU_BACKENDS)
     backend.close()
 
 
 def test_auto_passes_over_a_backend_that_cannot_sample(bundle: Bundle) -> None:
     backend, passed_over = open_backend(AUTO, bundle, BackendOptions("image"))
     assert backend.name == "onnxruntime"
-    assert [reason.split(":")[0] for reason in passed_over] == ["openvino"]
+    assert names(passed_over) == [*GPU_BACKENDS, "openvino"]
     backend.close()
 
 
@@ -322,13 +343,17 @@ ONNXRUNTIME = 'onnxruntime is not installed: pip install "glia-rt[cpu]"'
 
 
 def test_auto_says_what_it_passed_over(choose: Callable[..., list[Any]]) -> None:
-    assert choose("openvino") == ["onnxruntime", [f"openvino: {OPENVINO}"]]
+    name, passed_over = choose("openvino")
+    assert name == "onnxruntime"
+    assert names(passed_over) == [*GPU_BACKENDS, "openvino"]
+    assert passed_over[-1] == f"openvino: {OPENVINO}"
 
 
 def test_with_no_engine_the_error_names_the_extra(choose: Callable[..., list[Any]]) -> None:
     status, message = choose("openvino", "onnxruntime")
     assert status == 6
-    assert message == f"no backend works here. openvino: {OPENVINO}; onnxruntime: {ONNXRUNTIME}"
+    assert message.startswith("no backend works here. tensorrt: ")
+    assert message.endswith(f"; openvino: {OPENVINO}; onnxruntime: {ONNXRUNTIME}")
 
 
 def test_an_explicit_choice_never_falls_back(choose: Callable[..., list[Any]]) -> None:

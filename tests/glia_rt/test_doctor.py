@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import glia_rt
-from glia_rt.backends import BACKENDS, default_precision
+from glia_rt.backends import BACKENDS, CPU_BACKENDS, default_precision
 from glia_rt.doctor import examine
 
 EXAMINE = """
@@ -40,9 +40,11 @@ def examine_without(without_packages: Callable[..., dict[str, str]], tmp_path: P
     return run
 
 
-def test_every_backend_works_here() -> None:
+def test_every_backend_on_the_cpu_works_here() -> None:
     findings = examine()
-    assert findings.backends == [[name, "yes", default_precision(name), ""] for name in BACKENDS]
+    cpu = [row for row in findings.backends if row[0] in CPU_BACKENDS]
+    assert cpu == [[name, "yes", default_precision(name), ""] for name in CPU_BACKENDS]
+    assert [row[0] for row in findings.backends] == list(BACKENDS)
     assert findings.warnings == []
 
 
@@ -55,7 +57,7 @@ def test_packages_are_those_installed() -> None:
 
 def test_what_is_missing_is_said_with_its_cure(examine_without: Callable[..., dict[str, Any]]) -> None:
     found = examine_without("openvino", "torch")
-    assert found["backends"] == [
+    assert found["backends"][-2:] == [
         ["openvino", "no", "", 'openvino is not installed: pip install "glia-rt[cpu]"'],
         ["onnxruntime", "yes", "fp32", ""],
     ]

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from glia_rt import Scorer
-from glia_rt.backends import BACKENDS, default_precision
+from glia_rt.backends import CPU_BACKENDS, default_precision
 from glia_rt.errors import BundleError, ParityError
 from glia_rt.verify import (
     FEATURE_LIMITS,
@@ -108,7 +108,7 @@ def test_limits() -> None:
 # The selftest
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", CPU_BACKENDS)
 def test_the_selftest_passes_on_what_was_exported(tiny_bundle: Path, name: str) -> None:
     for precision in {"fp32", default_precision(name)}:
         with Scorer.open(tiny_bundle, name, precision=precision) as scorer:
@@ -131,7 +131,7 @@ def test_the_selftest_holds_a_graph_that_samples_to_the_limit_of_sampling(tiny_b
     require(rows)
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", CPU_BACKENDS)
 def test_the_selftest_fails_on_other_weights(shifted_bundle: Callable[[float], Path], name: str) -> None:
     bundle = shifted_bundle(1e-3)  # 2.5e-4 of the range
     with Scorer.open(bundle, name, precision="fp32") as scorer:

@@ -1,0 +1,174 @@
+"""The two TensorRTs without a GPU: the names that are called exist, and engines are refused for the right reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast, get_type_hints
+
+import onnxruntime
+import pytest
+import tensorrt_lean
+import tensorrt_rtx
+
+from glia_rt import Scorer, tensorrt_api
+from glia_rt.backends import BackendOptions
+from glia_rt.backends.gpu import padded_sizes
+from glia_rt.backends.onnxruntime_cuda import create_session, require_cuda
+from glia_rt.backends.tensorrt import INVALIDITY, RTX, require_valid, runtime_cache_file
+from glia_rt.bundle import Bundle
+from glia_rt.cuda import Gpu, why_no_gpu
+from glia_rt.engine import EngineRecord, engine_path, record_path
+from glia_rt.errors import BackendError, EngineError, UsageError
+from glia_rt.tensorrt_api import RuntimeRtx, TensorRTRtx
+
+RUN = {"Runtime", "ICudaEngine", "IExecutionContext"}
+RUN_RTX = {"RuntimeRtx", "ICudaEngineRtx", "IRuntimeConfigRtx", "IRuntimeCacheRtx"}
+BUILD = {"Builder", "INetworkDefinition", "OnnxParser", "IOptimizationProfile", "IBuilderConfig", "IBuilderConfigRtx"}
+MODULES = {"TensorRT", "TensorRTRtx", "TensorRTBuilder", "TensorRTBuilderRtx"}
+
+
+def members(name: str) -> set[str]:
+    """What a protocol of tensorrt_api asks for."""
+    protocol = getattr(tensorrt_api, name)
+    own = {member for member in vars(protocol) if not member.startswith("_")}
+    return own | set(get_type_hints(protocol, vars(tensorrt_api)))
+
+
+def test_every_protocol_is_walked() -> None:
+    protocols = {name for name, value in vars(tensorrt_api).items() if getattr(value, "_is_protocol", False)}
+    assert protocols - {"Protocol"} == RUN | RUN_RTX | BUILD | MODULES
+
+
+@pytest.mark.parametrize("name", sorted(RUN))
+@pytest.mark.parametrize("library", [tensorrt_rtx, tensorrt_lean], ids=lambda library: library.__name__)
+def test_the_runners_calls_exist(library: ModuleType, name: str) -> None:
+    assert members(name)
+    assert members(name) <= set(dir(getattr(library, name)))
+
+
+@pytest.mark.parametrize("name", sorted(RUN_RTX | BUILD))
+def test_the_other_calls_exist_in_tensorrt_rtx(name: str) -> None:
+    assert members(name)
+    assert members(name) <= set(dir(getattr(tensorrt_rtx, name.removesuffix("Rtx"))))
+
+
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [(name, tensorrt_rtx) for name in sorted(MODULES)] + [("TensorRT", tensorrt_lean)],
+)
+def test_the_modules_have_what_is_taken_from_them(name: str, library: ModuleType) -> None:
+    assert members(name)
+    assert members(name) <= set(dir(library))
+
+
+def test_the_values_that_are_named_exist() -> None:
+    assert {"WHOLE_GRAPH_CAPTURE", "DISABLED"} <= set(dir(tensorrt_rtx.CudaGraphStrategy))
+    assert {"INVALID"} <= set(dir(tensorrt_rtx.EngineValidity))
+    assert {"TF32"} <= set(dir(tensorrt_rtx.BuilderFlag))
+    assert {"STRONGLY_TYPED"} <= set(dir(tensorrt_rtx.NetworkDefinitionCreationFlag))
+    assert {"ERROR", "INTERNAL_ERROR"} <= set(dir(tensorrt_lean.ILogger.Severity))
+
+
+def test_every_reason_against_an_engine_has_its_text() -> None:
+    assert set(INVALIDITY) == {name for name in dir(tensorrt_rtx.EngineInvalidityDiagnostics) if name.isupper()}
+
+
+def refuse(content: bytes) -> None:
+    logger, _ = tensorrt_api.collecting_logger(cast(TensorRTRtx, tensorrt_rtx))
+    runtime = cast(RuntimeRtx, tensorrt_rtx.Runtime(logger))
+    require_valid(cast(TensorRTRtx, tensorrt_rtx), runtime, content)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello\n", b"#" * 100_000], ids=["empty", "short", "long"])
+def test_what_is_no_engine_is_refused_by_the_library_itself(content: bytes) -> None:
+    with pytest.raises(EngineError, match="it is no engine of TensorRT for RTX: build it again"):
+        refuse(content)
+
+
+@pytest.mark.skipif(why_no_gpu() is None, reason="there is a GPU")
+def test_without_a_driver_the_library_blames_the_driver(tiny_engine: Path) -> None:
+    """Which is why driver and GPU are looked for first."""
+    content = engine_path(Bundle.open(tiny_engine), "tensorrt-rtx", "views", "fp16").read_bytes()
+    with pytest.raises(BackendError, match="the driver or the CUDA runtime does not work: see nvidia-smi"):
+        refuse(content)
+
+
+@pytest.mark.skipif(why_no_gpu() is None, reason="there is a GPU")
+def test_it_cannot_be_opened_without_a_gpu(tiny_engine: Path) -> None:
+    with pytest.raises(BackendError, match="NVIDIA driver"):
+        RTX.open(Bundle.open(tiny_engine), BackendOptions())
+
+
+# What is compiled on the first start
+
+
+def test_compiled_kernels_are_kept_by_engine_gpu_and_driver(tiny_engine: Path, cache_home: Path) -> None:
+    record = EngineRecord.read(record_path(engine_path(Bundle.open(tiny_engine), "tensorrt-rtx", "views", "fp16")))
+    gpu = Gpu(0, "NVIDIA GeForce RTX 4090", "8.9", "13.0")
+    path = runtime_cache_file(record, gpu)
+    assert path is not None
+    assert path.is_relative_to(cache_home)
+    assert path.name == f"{record.engine_sha256[:16]}-NVIDIA-GeForce-RTX-4090-cuda13.0.cache"
+    assert runtime_cache_file(record, Gpu(0, "NVIDIA L4", "8.9", "13.0")) != path
+    assert runtime_cache_file(record, Gpu(0, gpu.name, "8.9", "13.1")) != path
+
+
+def test_no_cache_where_the_user_has_none(tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    record = EngineRecord.read(record_path(engine_path(Bundle.open(tiny_engine), "tensorrt-rtx", "views", "fp16")))
+    assert runtime_cache_file(record, Gpu(0, "NVIDIA L4", "8.9", "13.0")) is None
+
+
+# Sizes that batches are padded to
+
+
+@pytest.mark.parametrize(
+    ("least", "greatest", "batch_size", "sizes"),
+    [
+        (1, 64, 32, [1, 2, 4, 8, 16, 32, 64]),
+        (1, 64, 24, [1, 2, 4, 8, 16, 24, 32, 64]),
+        (1, 48, 48, [1, 2, 4, 8, 16, 32, 48]),
+        (3, 20, 10, [3, 4, 8, 10, 16, 20]),
+        (8, 8, 8, [8]),
+    ],
+)
+def test_padded_sizes(least: int, greatest: int, batch_size: int, sizes: list[int]) -> None:
+    assert padded_sizes(least, greatest, batch_size) == sizes
+
+
+def test_a_session_that_fell_back_to_the_cpu_is_refused(tiny_bundle: Path) -> None:
+    """onnxruntime-gpu without CUDA's libraries makes one, and logs a line."""
+    session = onnxruntime.InferenceSession(tiny_bundle / "scorer.onnx", providers=["CPUExecutionProvider"])
+    with pytest.raises(
+        BackendError, match="fell back to CPUExecutionProvider, because CUDA 13 or cuDNN 9"
+    ):
+        require_cuda(session)
+
+
+def test_a_file_that_is_no_graph(tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").write_text("hello")
+    with pytest.raises(BackendError, match=f"backend onnxruntime-cuda cannot load {tmp_path}"):
+        create_session(tmp_path / "a.onnx", 0)
+
+
+# Arrays in a GPU's memory, where there is none
+
+
+class OnAGpu:
+    """What CuPy, PyCUDA and torch say of an array of theirs."""
+
+    shape = (2, 224, 224, 3)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {"shape": self.shape, "typestr": "|u1", "data": (0xDEAD0000, True), "version": 3}
+
+
+def test_a_backend_on_the_cpu_refuses_arrays_on_a_gpu(tiny_bundle: Path) -> None:
+    with Scorer.open(tiny_bundle, "onnxruntime") as scorer:
+        with pytest.raises(UsageError, match="backend onnxruntime does not run on a GPU: copy the pixels to the host"):
+            scorer.score_views(OnAGpu(), OnAGpu())
+        with pytest.raises(UsageError, match="does not run on a GPU"):
+            scorer.score_batch([OnAGpu()])  # type: ignore[list-item]
