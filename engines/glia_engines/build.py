@@ -77,7 +77,7 @@ def build(
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path} exists; give --overwrite to replace it")
     trt = _load(library)
-    _make_folder(path.parent)  # before the work, not after it
+    _require_writable(path.parent)  # before the work, not after it
     graph = bundle.checked_file(GRAPHS[input, precision])
     report(f"build {path.name} with {library.package} {trt.__version__}")
     began = time.monotonic()
@@ -190,6 +190,7 @@ def capability_names(trt: TensorRTBuilderRtx) -> Mapping[str, object]:
 def _write(path: Path, engine: bytes, record: EngineRecord) -> None:
     """Both files by rename, the record last: an engine without its record is refused, a record is never wrong."""
     try:
+        path.parent.mkdir(exist_ok=True)
         record_path(path).unlink(missing_ok=True)
         for place, content in ((path, engine), (record_path(path), record.to_json().encode())):
             partial = place.with_name(f".{place.name}.partial-{os.getpid()}")
@@ -202,12 +203,10 @@ def _write(path: Path, engine: bytes, record: EngineRecord) -> None:
         raise _not_writable(path.parent, str(error.strerror)) from error
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise _not_writable(folder, str(error.strerror)) from error
-    if not os.access(folder, os.W_OK):
+def _require_writable(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise _not_writable(folder, "it is no folder")
+    if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
         raise _not_writable(folder, "no permission")
 
 

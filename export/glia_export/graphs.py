@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from glia_export.sampler import Sampler
 from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW, IMAGE, SCORE, Contract
-from glia_train.model import CrossAttention, GliaBlock, GLIANet, split_heads
+from glia_train.backbone import split_heads
+from glia_train.model import CrossAttention, GliaBlock, GLIANet
 
 #: Second output while a graph is being checked: the cls feature that the head reads. Left out of the bundle's files.
 FEATURE: Final = "cls_feature"

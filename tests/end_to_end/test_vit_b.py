@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from glia_engines.build import build
 from glia_export.export import Exported, export, read_pictures, run_model
 from glia_rt import Scorer
 from glia_rt.backends import CPU_BACKENDS
@@ -22,6 +23,10 @@ pytestmark = pytest.mark.slow
 
 #: Seconds an export may take on two cores, checks apart.
 EXPORT_LIMIT = 90.0
+#: Seconds that TensorRT for RTX may take to build an FP16 engine on two cores, and the engine's bytes.
+BUILD_LIMIT, ENGINE_LIMIT = 30.0, 230e6
+#: Kernels of that engine besides the matrix products: two fewer than ViT-Ti's, whose last block differs.
+OTHER_KERNELS = 194
 PARAMETERS = 85_800_000 + 8_048_065  # the backbone's, and what is trained
 
 
@@ -76,3 +81,21 @@ def test_what_auto_takes_is_close(vit_b: VitB, selftest_pictures: list[Path]) ->
         found = scorer.score_batch(selftest_pictures)
         limit = {"fp32": 1e-5, "bf16": 1e-2}[scorer.backend.precision]
     assert np.abs(found - vit_b.scores).max() / vit_b.span <= limit
+
+
+def test_the_fp16_engine_of_views(vit_b: VitB) -> None:
+    record = build(vit_b.exported.path, "tensorrt-rtx").record
+    assert record.build_seconds < BUILD_LIMIT
+    assert record.engine_size < ENGINE_LIMIT
+    assert record.layers["other_kernels"] == OTHER_KERNELS
+    names = record.layers["others_by_name"]
+    # The last block's single query is a matrix-vector product.
+    assert (names["_gemm_mha_v2"], names["_gemv_mha_v1"]) == (46, 1)
+
+
+def test_the_fp16_engine_of_pictures(vit_b: VitB) -> None:
+    sizes = ((224, 224), (768, 1024), (3000, 4000))
+    record = build(vit_b.exported.path, "tensorrt-rtx", input="image", sizes=sizes, batch=(1, 4, 8)).record
+    assert record.build_seconds < BUILD_LIMIT
+    assert record.engine_size < ENGINE_LIMIT
+    assert record.layers["attention_kernels"] == 47

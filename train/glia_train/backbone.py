@@ -117,22 +117,27 @@ def embed(vit: VisionTransformer, pixels: Tensor) -> Tensor:
     return cast(Tensor, vit.norm_pre(vit.patch_drop(x)))
 
 
+def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+    """Cut what one projection made of several: (N, T, parts * r) -> `parts` times (N, heads, T, r/heads)."""
+    n, t, _ = x.shape
+    return x.view(n, t, parts, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+
 def block_cls_row(block: Any, x: Tensor) -> Tensor:
     """The first row of `block(x)`, (N, 1, D) from (N, T, D), without computing the others.
 
     Keys and values need every token; the query, the output projection and the MLP need the cls token alone.
     """
     attn = block.attn
-    n, t, _ = x.shape
+    n, _, _ = x.shape
     normed = block.norm1(x)
     dim = attn.attn_dim
     weight, bias = attn.qkv.weight, attn.qkv.bias
     q = F.linear(normed[:, :1], weight[:dim], None if bias is None else bias[:dim])  # (N, 1, D)
     kv = F.linear(normed, weight[dim:], None if bias is None else bias[dim:])  # (N, T, 2D)
-    k, v = kv.chunk(2, dim=-1)
-    q = attn.q_norm(q.view(n, 1, attn.num_heads, attn.head_dim).transpose(1, 2))  # (N, heads, 1, D/heads)
-    k = attn.k_norm(k.view(n, t, attn.num_heads, attn.head_dim).transpose(1, 2))
-    v = v.view(n, t, attn.num_heads, attn.head_dim).transpose(1, 2)
+    [q] = split_heads(q, 1, attn.num_heads)  # (N, heads, 1, D/heads)
+    k, v = split_heads(kv, 2, attn.num_heads)  # (N, heads, T, D/heads)
+    q, k = attn.q_norm(q), attn.k_norm(k)
     # Written out: as one operator, a single query with an odd number of heads is refused by TensorRT.
     weights = ((q * attn.scale) @ k.transpose(-2, -1)).softmax(dim=-1)  # (N, heads, 1, T)
     a = attn.attn_drop(weights) @ v  # (N, heads, 1, D/heads)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glia_rt.errors import BundleError, UsageError
-from glia_train.backbone import block_cls_row, create_backbone, embed, pretrained_cfg
+from glia_train.backbone import block_cls_row, create_backbone, embed, pretrained_cfg, split_heads
 
 DEFAULT_BACKBONE = "vit_base_patch16_224.augreg2_in21k_ft_in1k"
 HEAD_WIDTH = 32
@@ -80,12 +80,6 @@ class ModelConfig:
 def two_layer(d_in: int, d_hidden: int, d_out: int) -> nn.Sequential:
     """Linear, GELU, Linear: the form of every projection between D and r."""
     return nn.Sequential(nn.Linear(d_in, d_hidden), nn.GELU(), nn.Linear(d_hidden, d_out))
-
-
-def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
-    """Cut what one projection made of several: (N, T, parts * r) -> `parts` times (N, heads, T, r/heads)."""
-    n, t, _ = x.shape
-    return x.view(n, t, parts, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 class CrossAttention(nn.Module):

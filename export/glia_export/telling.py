@@ -1,0 +1,45 @@
+"""An untrained model whose scores tell pictures apart: to measure parity and speed with where none is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Final
+
+import numpy as np
+import torch
+
+from glia_export.export import read_pictures, run_model
+from glia_rt.contract import Contract
+from glia_train.checkpoint import untrained
+from glia_train.model import GLIANet, ModelConfig
+
+SCORE_RANGE: Final = (1.0, 5.0)
+
+
+def telling_model(backbone: str) -> tuple[GLIANet, Contract]:
+    """Random weights, calibrated: the selftest's photographs score from 1 to 5.
+
+    Random weights tell photographs apart less well than trained ones, and a model whose scores hardly differ has no
+    parity to measure: half the range would be rounding. So the head reads the features along the direction in which
+    the photographs differ most, as a trained head would.
+
+    Args:
+        backbone: Name of a timm ViT.
+
+    Returns:
+        The model in eval mode, always the same, and its contract.
+
+    Raises:
+        UsageError: No backbone for GLIANet.
+    """
+    model, contract = untrained(ModelConfig(backbone=backbone))
+    photographs = read_pictures([], contract)
+    features = run_model(model, photographs).features  # (6, D)
+    _, _, directions = np.linalg.svd(features - features.mean(axis=0), full_matrices=False)
+    low, high = SCORE_RANGE
+    with torch.no_grad():
+        model.head.weight[0] = torch.from_numpy(directions[0])
+        raw = run_model(model, photographs).scores
+        scale = (high - low) / float(np.ptp(raw))
+        model.calibration.copy_(torch.tensor([scale, low - scale * float(raw.min())]))
+    return model, dataclasses.replace(contract, score_range=SCORE_RANGE)
