@@ -10,6 +10,7 @@ Batches are padded to a few sizes, because what an engine prepares (a context, a
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import queue
 from collections import OrderedDict
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 LANES: Final = 2
 #: Shapes a lane is ready for at once. Views have about eight, one a batch size; of pictures any size is one.
 _SHAPES: Final[Mapping[Input, int]] = {"views": 16, "image": 2}
+
+_DLPACK_CUDA: Final = (2, 13)  # kDLCUDA and kDLCUDAManaged
 
 Shapes = Mapping[str, tuple[int, ...]]
 Addresses = Mapping[str, int]
@@ -142,7 +145,8 @@ class GpuBackend:
                 lane.close()
         for _ in range(LANES):
             self._idle.put(None)  # whoever comes now learns that it is closed
-        self._engine.close()
+        if any(lanes):
+            self._engine.close()
 
     def _padded(self, count: int) -> int:
         for size in self._sizes:
@@ -252,11 +256,11 @@ class _Batch:
         sizes = {name: math.prod(shape) for name, shape in shapes.items()}
         self._host = {name: pinned.allocate(size) for name, size in sizes.items()}
         self._gpu = {name: device.allocate(size, stream=stream) for name, size in sizes.items()}
-        self._arrays = {name: np.from_dlpack(self._host[name]).view(np.uint8).reshape(shapes[name]) for name in shapes}
+        self._arrays = {name: _host_array(self._host[name], np.uint8).reshape(shapes[name]) for name in shapes}
         count = next(iter(shapes.values()))[0]
         self._score_host = pinned.allocate(4 * count)
         self._score_gpu = device.allocate(4 * count, stream=stream)
-        self._scores = np.from_dlpack(self._score_host).view(np.float32)
+        self._scores = _host_array(self._score_host, np.float32)
         for array in self._arrays.values():
             array[:] = 0
         addresses = {name: self.address(name) for name in shapes}
@@ -307,6 +311,9 @@ def _on_gpu(array: Any, stream: Stream, device: Device, *, ranks: tuple[int, ...
     """An array on the GPU as address and shape, after what its owner queued; not copied."""
     from cuda.core.utils import StridedMemoryView
 
+    elsewhere = UsageError(f"an array is not in the memory of GPU {device.device_id}: move it there")
+    if hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] not in _DLPACK_CUDA:
+        raise elsewhere  # before it is asked to wait for a stream, of which it knows nothing
     try:
         view = StridedMemoryView.from_any_interface(array, stream_ptr=int(stream.handle))
     except (BufferError, TypeError, AttributeError, RuntimeError) as error:
@@ -314,7 +321,7 @@ def _on_gpu(array: Any, stream: Stream, device: Device, *, ranks: tuple[int, ...
             f"a {type(array).__name__} is no array on the GPU, by DLPack or __cuda_array_interface__ ({error})"
         ) from error
     if not view.is_device_accessible or view.device_id != device.device_id:
-        raise UsageError(f"an array is not in the memory of GPU {device.device_id}: move it there")
+        raise elsewhere
     if view.dtype != np.uint8 or len(view.shape) not in ranks or view.shape[-1] != 3:
         raise UsageError(
             f"a picture on the GPU must be uint8 (H, W, 3), views (N, H, W, 3), not {view.dtype} {tuple(view.shape)}"
@@ -326,6 +333,12 @@ def _on_gpu(array: Any, stream: Stream, device: Device, *, ranks: tuple[int, ...
 
 def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+
+
+def _host_array(buffer: Buffer, dtype: Any) -> npt.NDArray[Any]:
+    """Memory on the host as a flat array; it must not outlive the buffer."""
+    memory = (ctypes.c_uint8 * buffer.size).from_address(int(buffer.handle))
+    return np.frombuffer(memory, dtype)
 
 
 def _wrap(array: npt.NDArray[Any]) -> Buffer:

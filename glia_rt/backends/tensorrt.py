@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -82,6 +83,18 @@ RTX: Final = Library(TARGETS["tensorrt-rtx"])
 TENSORRT: Final = Library(TARGETS["tensorrt"])
 
 
+@dataclass(frozen=True)
+class _Replay:
+    """A captured CUDA graph; it uses the context's memory, which must live as long."""
+
+    graph: Any
+    stream: Stream
+    context: Any
+
+    def __call__(self) -> None:
+        self.graph.launch(self.stream)
+
+
 class _PlanEngine:
     """An engine of `tensorrt`: a context for each shape and stream, captured into a CUDA graph where it runs often."""
 
@@ -91,6 +104,7 @@ class _PlanEngine:
         self.batches = (least[0], greatest[0])
         logger, self._errors = tensorrt_api.collecting_logger(trt)
         self._runtime: Runtime | None = trt.Runtime(logger)
+        self._loose_contexts: dict[int, Any] = {}
         self._engine = self._load(trt, content, gpu)
 
     def _load(self, trt: TensorRT, content: bytes, gpu: Gpu) -> ICudaEngine | None:
@@ -105,21 +119,24 @@ class _PlanEngine:
         self, shapes: gpus.Shapes, addresses: gpus.Addresses, score: int, stream: Stream, *, repeated: bool
     ) -> Callable[[], None]:
         """See `gpu.Engine`."""
-        enqueue = self._enqueue(self._context(repeated), shapes, addresses, score, stream)
         if not repeated:
-            return enqueue
+            return self._enqueue(self._loose(stream), shapes, addresses, score, stream)
+        context = self._context(repeated=True)
+        enqueue = self._enqueue(context, shapes, addresses, score, stream)
         # Once outside the graph: the first run after a change of shapes does work that must not be captured. A graph
         # is for one state of one context, so the context is not used again by anything else.
         enqueue()
         stream.sync()
         builder = stream.create_graph_builder().begin_building("thread_local")
         enqueue()
-        graph = builder.end_building().complete()
+        return _Replay(builder.end_building().complete(), stream, context)
 
-        def launch(context: object = enqueue) -> None:  # the graph uses the context's memory: both live as long
-            graph.launch(stream)
-
-        return launch
+    def _loose(self, stream: Stream) -> Any:
+        """The context of a stream for shapes and addresses that change from run to run."""
+        key = int(stream.handle)
+        if key not in self._loose_contexts:
+            self._loose_contexts[key] = self._context(repeated=False)
+        return self._loose_contexts[key]
 
     def _enqueue(
         self, context: Any, shapes: gpus.Shapes, addresses: gpus.Addresses, score: int, stream: Stream
@@ -147,6 +164,7 @@ class _PlanEngine:
 
     def close(self) -> None:
         """Free the engine, then the runtime that it came from."""
+        self._loose_contexts.clear()
         self._engine = None
         self._runtime = None
 
@@ -183,7 +201,8 @@ class _RtxEngine(_PlanEngine):
         self, shapes: gpus.Shapes, addresses: gpus.Addresses, score: int, stream: Stream, *, repeated: bool
     ) -> Callable[[], None]:
         """See `gpu.Engine`."""
-        return self._enqueue(self._context(repeated), shapes, addresses, score, stream)
+        context = self._context(repeated=True) if repeated else self._loose(stream)
+        return self._enqueue(context, shapes, addresses, score, stream)
 
     def _context(self, repeated: bool) -> Any:
         engine = cast(ICudaEngineRtx, self._engine)

@@ -141,9 +141,7 @@ def test_padded_sizes(least: int, greatest: int, batch_size: int, sizes: list[in
 def test_a_session_that_fell_back_to_the_cpu_is_refused(tiny_bundle: Path) -> None:
     """onnxruntime-gpu without CUDA's libraries makes one, and logs a line."""
     session = onnxruntime.InferenceSession(tiny_bundle / "scorer.onnx", providers=["CPUExecutionProvider"])
-    with pytest.raises(
-        BackendError, match="fell back to CPUExecutionProvider, because CUDA 13 or cuDNN 9"
-    ):
+    with pytest.raises(BackendError, match="fell back to CPUExecutionProvider, because CUDA 13 or cuDNN 9"):
         require_cuda(session)
 
 
