@@ -6,8 +6,9 @@ instruction a kernel with the ONNX layers it stands for:
     runtime_fusion={ name=__myl_FcAdd input_args={ "a" "b" } ... layers="[ONNX Layer: node_linear_8]" backbone=gemm }
     function={ name=_gemm_mha_v2 ... args={ "a" "b" } ... layers="[ONNX Layer: node_attention]" ... }
 
-and one line a tensor with its type. `runtime_fusion` are the matrix products with what follows them; `function` is all
-else: fused attention, normalisation, and the moves and casts that a good export has few of.
+and one line a tensor with its type. `runtime_fusion` are matrix products with what follows them, `fully_connected` and
+`corrltn` products and convolutions on their own; `function` is all else: fused attention, normalisation, and the moves
+and casts that a good export has few of.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Final
 
+# A product on its own has memory to work in; one without is the inside of a fusion, listed apart.
 _KERNEL: Final = re.compile(
-    rb'(?P<kind>function|runtime_fusion)=\{ name=(?P<name>\S+) (?P<body>[^\n]*?)layers="(?P<layers>[^"]*)"', re.DOTALL
+    rb"(?P<kind>function|runtime_fusion|(?:fully_connected|corrltn)(?=[^\n]* scratchspace=))"
+    rb'=\{ name=(?P<name>\S+) (?P<body>[^\n]*?)layers="(?P<layers>[^"]*)"',
+    re.DOTALL,
 )
 # Regions that hold nothing but literals have names of their own.
 _TENSOR: Final = re.compile(
     rb'tensor=\{ [^\n]*?name="(?P<name>[^"]+)" [^\n]*?region="(?:devmem\w*)?" [^\n]*type=(?P<type>\w+)'
 )
-_ARGUMENTS: Final = re.compile(rb"args=\{ ([^}]*)\}")
+_ARGUMENTS: Final = re.compile(rb"(?:args|input|output)=\{ ?([^}]*)\}")
 _LAYER: Final = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 
 
@@ -55,8 +59,8 @@ def read_kernels(engine: bytes) -> list[Kernel]:
     types = {found["name"]: found["type"].decode() for found in _TENSOR.finditer(engine)}
     return [
         Kernel(
-            name=found["name"].decode(),
-            product=found["kind"] == b"runtime_fusion",
+            name=found["name"].decode().strip('"'),
+            product=found["kind"] != b"function",
             layers=tuple(_LAYER.findall(found["layers"].decode())),
             types={
                 name.decode(): types[name]
