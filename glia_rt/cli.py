@@ -228,7 +228,6 @@ def build(
     overwrite: bool,
 ) -> None:
     """Build a TensorRT engine of a bundle, or a model for Triton, or both."""
-    from glia_engines import build as building
     from glia_engines.triton import NO_RTX, write_repository
     from glia_rt.bundle import Bundle
 
@@ -241,6 +240,8 @@ def build(
     batches = parse_batch(batch)
     engine = None
     if target is not None:
+        with _needs(TARGETS[target].extra):
+            from glia_engines import build as building
         done = building.build(
             bundle,
             target,

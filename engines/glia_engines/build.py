@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, cast
 
+import onnx
+
 from glia_engines import kernels
+from glia_engines.attention import write_out_attention
 from glia_rt import cuda, tensorrt_api
 from glia_rt.bundle import GRAPHS, Bundle, Input
 from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW, IMAGE, Contract
@@ -148,7 +151,7 @@ def _engine(trt: TensorRTBuilder, library: Target, graph: Path, profile: Profile
     # By name: the bit differs between versions, and where all networks are strongly typed it does nothing.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser: tensorrt_api.OnnxParser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(graph)):
+    if not parser.parse(write_out_attention(onnx.load(graph)).SerializeToString()):
         reasons = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
         raise BundleError(f"{library.package} {trt.__version__} cannot read {graph}: {' '.join(reasons.split())}")
     config = builder.create_builder_config()

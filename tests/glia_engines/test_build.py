@@ -36,7 +36,7 @@ CONTRACT = Contract(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 #: Fused attentions: 12 blocks of either stream, a fusion in every GLIA block and a refinement in all but the last.
 ATTENTIONS = 12 + 12 + 12 + 11
 #: Kernels besides the matrix products that the export was tuned to; docs/tensorrt.md has what else was tried.
-OTHER_KERNELS = 196
+OTHER_KERNELS = 150
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +68,8 @@ def test_every_attention_is_fused(kernels: list[Kernel], graph: onnx.GraphProto)
     fused = Counter(kernel.name for kernel in kernels if kernel.attention)
     assert sum(fused.values()) == ATTENTIONS
     assert set(fused) <= {"_gemm_mha_v2", "_gemv_mha_v1"}
-    layers = [layer for kernel in kernels if kernel.attention for layer in kernel.layers]
-    names = [node.name for node in graph.node if node.op_type == "Attention"]
-    assert set(names) <= set(layers)
+    layers = {layer for kernel in kernels if kernel.attention for layer in kernel.layers}
+    assert {f"{node.name}/scores" for node in graph.node if node.op_type == "Attention"} <= layers
 
 
 def test_the_kernels_besides_the_products_are_few(kernels: list[Kernel], graph: onnx.GraphProto) -> None:
@@ -268,32 +267,20 @@ def test_a_graph_that_the_library_cannot_read(edited_bundle: EditedBundle) -> No
 
 
 def test_a_graph_that_the_library_cannot_build(edited_bundle: EditedBundle) -> None:
-    """A single query with an odd number of heads, as one operator: parsed, and then refused by the builder."""
+    """Views of another size than the contract's: parsed, and then refused because the profile does not fit."""
 
     def edit(folder: Path, _manifest: dict[str, Any]) -> None:
-        half = onnx.TensorProto.FLOAT16
-        shape = ["N", 224, 224, 3]
-        value = onnx.helper.make_tensor_value_info
-        node = onnx.helper.make_node
-        graph = onnx.helper.make_graph(
-            [
-                node("Cast", ["global_view"], ["g"], to=half),
-                node("Transpose", ["g"], ["k"], perm=[0, 3, 1, 2]),
-                node("Slice", ["k", "zero", "one", "axis"], ["q"]),
-                node("Cast", ["fragments"], ["f"], to=half),
-                node("Transpose", ["f"], ["v"], perm=[0, 3, 1, 2]),
-                node("Attention", ["q", "k", "v"], ["a"]),
-                node("Cast", ["a"], ["b"], to=onnx.TensorProto.FLOAT),
-                node("ReduceSum", ["b", "axes"], ["score"], keepdims=0),
-            ],
-            "odd",
-            [value("global_view", onnx.TensorProto.UINT8, shape), value("fragments", onnx.TensorProto.UINT8, shape)],
-            [value("score", onnx.TensorProto.FLOAT, ["N"])],
-            [
-                onnx.helper.make_tensor(name, onnx.TensorProto.INT64, [len(numbers)], numbers)
-                for name, numbers in {"zero": [0], "one": [1], "axis": [2], "axes": [1, 2, 3]}.items()
-            ],
-        )
+        node, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+        nodes = [
+            node("Cast", ["global_view"], ["g"], to=onnx.TensorProto.FLOAT),
+            node("Cast", ["fragments"], ["f"], to=onnx.TensorProto.FLOAT),
+            node("Add", ["g", "f"], ["both"]),
+            node("ReduceSum", ["both", "axes"], ["score"], keepdims=0),
+        ]
+        views = [value(name, onnx.TensorProto.UINT8, ["N", 100, 100, 3]) for name in ("global_view", "fragments")]
+        score = value("score", onnx.TensorProto.FLOAT, ["N"])
+        axes = onnx.helper.make_tensor("axes", onnx.TensorProto.INT64, [3], [1, 2, 3])
+        graph = onnx.helper.make_graph(nodes, "small", views, [score], [axes])
         model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 23)])
         onnx.save(model, folder / "scorer.fp16.onnx")
 
