@@ -142,7 +142,7 @@ def compile_kernels(arch: str, contract: Contract) -> ObjectCode:
     except Exception as error:  # cuda-core's exceptions are not public
         raise BackendError(
             f"the CUDA sampler cannot be compiled for {arch}: {' '.join(str(error).split())}; "
-            "it needs compute capability 7.5 or later, and the NVRTC that cuda-core[cu13] installs"
+            'it needs compute capability 7.5 or later, and NVRTC: pip install "nvidia-cuda-nvrtc>=13,<14"'
         ) from error
 
 

@@ -2,7 +2,7 @@
 
 - `cache_home`: the user's cache folder, moved to an empty one, so that no test reads or writes the home.
 - `selftest_pictures`: the six photographs that export measures parity on; public domain, of six sizes, some under 224.
-- `telling_model`: makes a GLIANet with random weights, calibrated: over the six photographs its scores span 1 to 5.
+- `telling_model`: makes a GLIANet whose scores tell the six photographs apart, from 1 to 5; see glia_export.telling.
 - `tiny_model`: such a model on ViT-Ti.
 - `tiny_checkpoint`: that model's checkpoint.pt.
 - `tiny_bundle`: what `glia-rt export` makes of it. Shared: copy it before changing anything in it.
@@ -13,10 +13,6 @@
 - `tiny_engine`: a copy of tiny_bundle with its FP16 views engine of tensorrt_rtx. Shared, too.
 - `gpu_machine`: os.environ of a machine with NVIDIA GPUs, as far as the driver's own answers go.
 - `without_packages`: os.environ for an environment like this one that lacks packages; for `python -S`.
-
-Random weights tell photographs apart less well than trained ones, and a model whose scores hardly differ has no parity
-to measure: half the range would be rounding. So the head of a telling model reads its features along the direction in
-which the photographs differ most, as a trained head would.
 """
 
 from __future__ import annotations
@@ -41,7 +37,6 @@ if TYPE_CHECKING:
     from glia_train.model import GLIANet
 
 BACKBONE = "vit_tiny_patch16_224"
-SCORE_RANGE = (1.0, 5.0)
 #: How many seconds a process that a test starts may take before it is taken to hang.
 PROCESS_LIMIT = 120
 
@@ -77,28 +72,9 @@ def selftest_pictures() -> list[Path]:
 
 @pytest.fixture(scope="session")
 def telling_model() -> TellingModel:
-    import dataclasses
+    from glia_export import telling
 
-    import torch
-
-    from glia_export.export import read_pictures, run_model
-    from glia_train.checkpoint import untrained
-    from glia_train.model import ModelConfig
-
-    def make(backbone: str) -> tuple[GLIANet, Contract]:
-        model, contract = untrained(ModelConfig(backbone=backbone))
-        photographs = read_pictures([], contract)
-        features = run_model(model, photographs).features  # (6, D)
-        _, _, directions = np.linalg.svd(features - features.mean(axis=0), full_matrices=False)
-        with torch.no_grad():
-            model.head.weight[0] = torch.from_numpy(directions[0])
-            raw = run_model(model, photographs).scores
-            low, high = SCORE_RANGE
-            scale = (high - low) / float(np.ptp(raw))
-            model.calibration.copy_(torch.tensor([scale, low - scale * float(raw.min())]))
-        return model, dataclasses.replace(contract, score_range=SCORE_RANGE)
-
-    return make
+    return telling.telling_model
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -51,7 +53,7 @@ def create_session(path: Path, device: int) -> Any:
     """
     import onnxruntime as ort
 
-    if hasattr(ort, "preload_dlls"):
+    with contextlib.redirect_stdout(sys.stderr):  # where it says what it did not find
         ort.preload_dlls()  # CUDA and cuDNN from NVIDIA's packages
     settings = ort.SessionOptions()
     settings.log_severity_level = 4
