@@ -21,7 +21,12 @@ from glia_train.checkpoint import make_checkpoint, untrained
 from glia_train.model import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = {"glia_rt": "glia_rt", "glia_train": "train/glia_train", "glia_export": "export/glia_export"}
+PACKAGES = {
+    "glia_rt": "glia_rt",
+    "glia_train": "train/glia_train",
+    "glia_export": "export/glia_export",
+    "glia_engines": "engines/glia_engines",
+}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +55,7 @@ def test_the_wheel_holds_the_packages_whole(names: set[str]) -> None:
 def test_the_wheel_holds_data_and_licence(names: set[str]) -> None:
     photographs = {name for name in names if name.startswith("glia_export/selftest/") and name.endswith(".png")}
     assert len(photographs) == 6
-    assert {"glia_export/selftest/SOURCES.md", "glia_export/templates/report.html"} <= names
+    assert {"glia_export/selftest/SOURCES.md", "glia_export/templates/report.html", "glia_rt/cuda_sampler.cu"} <= names
     assert f"glia_rt-{__version__}.dist-info/licenses/LICENSE" in names
 
 
@@ -137,6 +142,7 @@ def test_the_bundle_passes_its_selftest_there(environment: Environment, bundle: 
         (("export", "x.pt"), "export"),
         (("train", "--data", "labels.csv", "--out", "run", "--backbone-weights", "random"), "train"),
         (("demo",), "demo"),
+        (("build", "x.glia", "--target", "tensorrt-rtx"), "rtx"),
     ],
 )
 def test_what_is_missing_is_named_with_the_command_that_installs_it(
