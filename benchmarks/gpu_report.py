@@ -40,7 +40,9 @@ def machine(device: torch.device) -> dict[str, str]:
         return {"GPU": "none", **found}
     gpu = torch.cuda.get_device_properties(device)
     ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    driver = subprocess.run(ask, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[0]
+    driver = "unknown"  # a container may lack the tool
+    with contextlib.suppress(FileNotFoundError):
+        driver = subprocess.run(ask, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[0]
     size = f"{gpu.total_memory / 2**30:.0f} GiB, capability {gpu.major}.{gpu.minor}"
     return {"GPU": gpu.name, "size": size, "driver": driver, "CUDA": str(torch.version.cuda), **found}
 

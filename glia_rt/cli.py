@@ -43,6 +43,10 @@ precision_option = click.option(
     type=click.Choice(["fp32", "bf16", "fp16"]),
     help="What to compute in; default: the fastest.",
 )
+input_option = click.option(
+    "--input", type=click.Choice(["views", "image"]), default="views", show_default=True,
+    help="Who samples: the host, or the graph, with pictures of one size a batch.",
+)  # fmt: skip
 device_option = click.option("--device", type=click.IntRange(min=0), help="Which GPU; default: the first.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 
@@ -92,6 +96,7 @@ def cli() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Without -o: JSON lines instead of a table.")
 @backend_option
 @precision_option
+@input_option
 @device_option
 @click.option("--batch-size", type=click.IntRange(min=1), help="Pictures a run; default: 8 on a CPU, 32 on a GPU.")
 @click.option("--workers", type=click.IntRange(min=1), help="Decoding threads; default: one a core.")
@@ -105,6 +110,7 @@ def score(
     as_json: bool,
     backend: str,
     precision: str | None,
+    input: Any,
     device: int | None,
     batch_size: int | None,
     workers: int | None,
@@ -125,7 +131,7 @@ def score(
         raise UsageError("--json is for the terminal; for a file name it .jsonl")
     configure_pillow(max_pixels)
     with Scorer.open(
-        bundle, backend, precision=precision, batch_size=batch_size, device=device, max_pixels=max_pixels
+        bundle, backend, input, precision=precision, batch_size=batch_size, device=device, max_pixels=max_pixels
     ) as scorer:
         _say_backend(scorer)
         results = scorer.score_files(paths, workers=workers)
@@ -238,6 +244,10 @@ def build(
     if triton is not None and target is not None and TARGETS[target].portable:
         raise UsageError(NO_RTX)
     batches = parse_batch(batch)
+    if target is None and (size or capability):
+        raise UsageError("--size and --capability are for an engine: give --target too")
+    if triton is not None and batches[0] > 1:
+        raise UsageError(f"--batch {batch}: Triton sends batches from 1 up, so MIN must be 1")
     engine = None
     if target is not None:
         with _needs(TARGETS[target].extra):
@@ -256,6 +266,7 @@ def build(
         engine = done.path
         print_engine(_console(), done.record)
         where = f"--backend {target}" + (f" --precision {precision}" if precision != "fp16" else "")
+        where += " --input image" if input == "image" else ""
         click.echo(f"wrote {done.path}; next, on the GPU:\n  glia-rt verify {shlex.quote(bundle)} {where}")
     if triton is not None:
         opened = Bundle.open(bundle)
@@ -269,13 +280,14 @@ def build(
 @click.argument("bundle", type=click.Path())
 @backend_option
 @precision_option
+@input_option
 @device_option
-def verify(bundle: str, backend: str, precision: str | None, device: int | None) -> None:
+def verify(bundle: str, backend: str, precision: str | None, input: Any, device: int | None) -> None:
     """Run a bundle's selftest here: are views and scores those of the export?"""
     from glia_rt.scorer import Scorer
     from glia_rt.verify import require, selftest
 
-    with Scorer.open(bundle, backend, precision=precision, device=device) as scorer:
+    with Scorer.open(bundle, backend, input, precision=precision, device=device) as scorer:
         _say_backend(scorer)
         rows = selftest(scorer)
     print_parity(_console(), rows)
@@ -408,16 +420,18 @@ def parse_sizes(text: str) -> tuple[tuple[int, int], tuple[int, int], tuple[int,
 
 def print_engine(console: Console, record: EngineRecord) -> None:
     """What an engine is, and what TensorRT made of the graph."""
-    layers = record.layers
+    layers, kernels = record.layers, "the engine does not say"
+    if layers:
+        others = layers["other_kernels"] - layers["attention_kernels"]
+        kernels = f"{layers['matrix_products']} matrix products, {layers['attention_kernels']} fused attentions, {others} others"
     rows = [
         ["engine", f"{record.engine_size / 1e6:.1f} MB in {record.build_seconds:.1f} s"],
         ["library", f"{record.target} {record.library_version}"],
         ["GPUs", ", ".join(record.capabilities) or "8.0 and later, those of GeForce and RTX"],
-        *([name, " to ".join("x".join(map(str, shape)) for shape in (low, high))]
-          for name, (low, _, high) in record.profile.items()),
-        ["kernels", f"{layers['matrix_products']} matrix products, {layers['attention_kernels']} fused attentions, "
-         f"{layers['other_kernels'] - layers['attention_kernels']} others"],
-    ]  # fmt: skip
+    ]
+    for name, (low, _, high) in record.profile.items():
+        rows.append([name, " to ".join("x".join(map(str, shape)) for shape in (low, high))])
+    rows.append(["kernels", kernels])
     console.print(_table(["", ""], rows))
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,14 +114,17 @@ class EngineRecord:
         known = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(record, dict) or record.get("schema") != SCHEMA or set(record) != known:
             raise EngineError(f"{path} is not an engine's record of schema {SCHEMA}; {REBUILD}")
-        record["capabilities"] = tuple(record["capabilities"])
-        record["profile"] = {
-            name: tuple(tuple(shape) for shape in shapes) for name, shapes in record["profile"].items()
-        }
+        try:
+            record["capabilities"] = tuple(record["capabilities"])
+            record["profile"] = {
+                name: tuple(tuple(shape) for shape in shapes) for name, shapes in record["profile"].items()
+            }
+        except (TypeError, AttributeError) as error:
+            raise EngineError(f"{path} is damaged ({error}); {REBUILD}") from error
         return cls(**record)
 
 
-REBUILD: Final = "build the engine again: glia-rt build --overwrite"
+REBUILD: Final = "build the engine again, with glia-rt build and --overwrite"
 
 
 def engine_path(bundle: Bundle, target: str, input: Input, precision: str) -> Path:
@@ -135,9 +139,9 @@ def record_path(engine: Path) -> Path:
 
 def build_command(bundle: Bundle, target: str, input: Input, precision: str) -> str:
     """The command that makes an engine, to be read by people."""
-    words = ["glia-rt build", str(bundle.path), "--target", target]
+    words = ["glia-rt build", shlex.quote(str(bundle.path)), "--target", target]
     if input == "image":
-        words += ["--input image --size 224x224:768x1024:3000x4000"]
+        words += ["--input image --batch 1:4:8 --size 224x224:768x1024:3000x4000"]
     if precision != "fp16":
         words += ["--precision", precision]
     return " ".join(words)

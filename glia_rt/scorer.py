@@ -258,7 +258,8 @@ class Scorer:
 
         if not isinstance(self.backend, GpuBackend):
             raise UsageError(
-                f"backend {self.backend.name} does not run on a GPU: copy the pixels to the host, or take one that does"
+                f"backend {self.backend.name} does not run on a GPU and takes numpy arrays: give it numpy.asarray "
+                "of a copy on the host"
             )
         return self.backend
 

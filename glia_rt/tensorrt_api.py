@@ -48,6 +48,7 @@ class TensorRTRtx(TensorRT, Protocol):
     """tensorrt_rtx, as far as running goes."""
 
     CudaGraphStrategy: Any
+    DynamicShapesKernelSpecializationStrategy: Any
     EngineInvalidityDiagnostics: Any
     EngineValidity: Any
 
@@ -70,6 +71,7 @@ class IRuntimeConfigRtx(Protocol):
     """How an engine runs."""
 
     cuda_graph_strategy: Any
+    dynamic_shapes_kernel_specialization_strategy: Any
 
     def create_runtime_cache(self) -> IRuntimeCacheRtx: ...
 

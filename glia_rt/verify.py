@@ -139,10 +139,12 @@ def selftest(scorer: Scorer) -> list[Parity]:
     if contract.score_span is not None:
         name, precision = scorer.backend.name, scorer.backend.precision
         if scorer.input == "image":
-            scores, limit = scorer.score_batch(paths), SCORE_LIMITS[f"image-{precision}"]
+            scores, limit = scorer.score_batch(paths), SCORE_LIMITS.get(f"image-{precision}", SCORE_LIMITS[precision])
         else:
             # From the export's views: how another Pillow rounds shows above, and is not the engine's error.
-            scores = scorer.backend.run(stack([views._asdict() for views in golden]))
+            views = [views._asdict() for views in golden]
+            batches = [views[i : i + scorer.batch_size] for i in range(0, len(views), scorer.batch_size)]
+            scores = np.concatenate([scorer.backend.run(stack(batch)) for batch in batches])
             limit = SCORE_LIMITS[precision]
         golden_scores = np.asarray([row[SCORE] for row in rows], np.float32)
         what = f"selftest scores, {name} {precision}"

@@ -74,7 +74,12 @@ def read_kernels(engine: bytes) -> list[Kernel]:
 
 
 def summary(kernels: list[Kernel]) -> dict[str, Any]:
-    """Counts for an engine's record: matrix products, attentions, and the others by name, most frequent first."""
+    """Counts for an engine's record: matrix products, attentions, and the others by name, most frequent first.
+
+    Nothing for an engine whose file holds no text.
+    """
+    if not kernels:
+        return {}
     others = [kernel for kernel in kernels if not kernel.product]
     return {
         "matrix_products": len(kernels) - len(others),

@@ -15,11 +15,12 @@ import math
 import queue
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from glia_rt.backends import why_not_importable
 from glia_rt.bundle import Input
 from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW, IMAGE, Contract
 from glia_rt.cuda import Gpu, why_no_gpu
@@ -27,7 +28,6 @@ from glia_rt.errors import BackendError, UsageError
 
 if TYPE_CHECKING:
     from cuda.core import Buffer, Device, Stream
-    from cuda.core.utils import StridedMemoryView
 
 LANES: Final = 2
 #: Shapes a lane is ready for at once. Views have about eight, one a batch size; of pictures any size is one.
@@ -86,7 +86,7 @@ class GpuBackend:
         self._sizes = padded_sizes(*engine.batches, batch_size)
         self._idle: queue.SimpleQueue[_Lane | None] = queue.SimpleQueue()
         self._sampler: Any = None
-        with self._failing():
+        with cuda_errors(self.name, self.batch_size):
             from cuda.core import Device
 
             self._device = Device(gpu.index)
@@ -140,13 +140,17 @@ class GpuBackend:
     def close(self) -> None:
         """Free the engine, once all runs have ended."""
         lanes = [self._idle.get() for _ in range(LANES)]
-        for lane in lanes:
-            if lane is not None:
-                lane.close()
-        for _ in range(LANES):
-            self._idle.put(None)  # whoever comes now learns that it is closed
-        if any(lanes):
-            self._engine.close()
+        try:
+            with cuda_errors(self.name, self.batch_size):
+                self._device.set_current()
+                for lane in lanes:
+                    if lane is not None:
+                        lane.close()
+                if any(lanes):
+                    self._engine.close()
+        finally:
+            for _ in range(LANES):
+                self._idle.put(None)  # whoever comes now learns that it is closed
 
     def _padded(self, count: int) -> int:
         for size in self._sizes:
@@ -163,24 +167,25 @@ class GpuBackend:
         try:
             if lane is None:
                 raise BackendError(f"backend {self.name}: closed")
-            with self._failing():
+            with cuda_errors(self.name, self.batch_size):
                 self._device.set_current()  # CUDA keeps it by thread
                 yield lane
         finally:
             self._idle.put(lane)
 
-    @contextlib.contextmanager
-    def _failing(self) -> Iterator[None]:
-        """Turn what CUDA raises into the project's own error."""
-        from cuda.core._utils.cuda_utils import CUDAError  # cuda-core has no public name for it
 
-        try:
-            yield
-        except (CUDAError, MemoryError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            if isinstance(error, MemoryError) or "OUT_OF_MEMORY" in reason:
-                raise out_of_memory(self.name, self.batch_size) from error
-            raise BackendError(f"backend {self.name}: {reason}") from error
+@contextlib.contextmanager
+def cuda_errors(name: str, batch_size: int) -> Iterator[None]:
+    """Turn what CUDA raises into the project's own error, of a backend of this name."""
+    from cuda.core._utils.cuda_utils import CUDAError  # cuda-core has no public name for it
+
+    try:
+        yield
+    except CUDAError as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if "OUT_OF_MEMORY" in reason:
+            raise out_of_memory(name, batch_size) from error
+        raise BackendError(f"backend {name}: {reason}") from error
 
 
 class _Lane:
@@ -199,7 +204,7 @@ class _Lane:
         for name, array in inputs.items():
             batch.write(name, array, self._stream)
         batch.launch()
-        return batch.scores(len(array), self._stream)
+        return batch.scores(len(next(iter(inputs.values()))), self._stream)
 
     def run_images(self, images: Sequence[Any], padded: int, view_size: int, sampler: Any) -> npt.NDArray[np.float32]:
         """Score pictures on the GPU, sampled into the batch's own memory."""
@@ -279,8 +284,8 @@ class _Batch:
         return self._scores[:count].copy()
 
     def close(self, stream: Stream) -> None:
-        del self.launch
         stream.sync()
+        del self.launch
         self._arrays.clear()
         del self._scores
         for buffer in (*self._gpu.values(), *self._host.values(), self._score_gpu, self._score_host):
@@ -302,33 +307,60 @@ def out_of_memory(name: str, batch_size: int) -> BackendError:
     )
 
 
-def unavailable(package: str, extra: str, why_not_importable: Callable[[str, str], str | None]) -> str | None:
+def unavailable(package: str, extra: str) -> str | None:
     """Why a GPU backend cannot be used: driver and GPU first, then its package, then cuda-core."""
     return why_no_gpu() or why_not_importable(package, extra) or why_not_importable("cuda.core", extra)
 
 
-def _on_gpu(array: Any, stream: Stream, device: Device, *, ranks: tuple[int, ...]) -> StridedMemoryView:
-    """An array on the GPU as address and shape, after what its owner queued; not copied."""
+class _GpuArray(NamedTuple):
+    """An array of another library: uint8, C-contiguous; held until what reads it is done."""
+
+    ptr: int
+    shape: tuple[int, ...]
+    owner: Any
+
+
+def _on_gpu(array: Any, stream: Stream, device: Device, *, ranks: tuple[int, ...]) -> _GpuArray:
+    """Where an array on the GPU lies; not copied. The stream is made to wait for what its owner has queued."""
+    if hasattr(array, "__dlpack__"):
+        found, dtype, strides = _from_dlpack(array, stream, device)
+    elif hasattr(array, "__cuda_array_interface__"):
+        found, dtype, strides = _from_cuda_array_interface(array, stream)
+    else:
+        raise UsageError(f"a {type(array).__name__} is no array on the GPU, by DLPack or __cuda_array_interface__")
+    if dtype != "uint8" or len(found.shape) not in ranks or found.shape[-1] != 3:
+        raise UsageError(f"a picture on the GPU must be uint8 (H, W, 3), views (N, H, W, 3), not {dtype} {found.shape}")
+    if strides is not None and tuple(strides) != _contiguous(found.shape):
+        raise UsageError("an array on the GPU must be C-contiguous: make it so first")
+    return found
+
+
+def _from_dlpack(array: Any, stream: Stream, device: Device) -> tuple[_GpuArray, str, Any]:
     from cuda.core.utils import StridedMemoryView
 
-    elsewhere = UsageError(f"an array is not in the memory of GPU {device.device_id}: move it there")
-    if hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] not in _DLPACK_CUDA:
-        raise elsewhere  # before it is asked to wait for a stream, of which it knows nothing
+    kind, index = array.__dlpack_device__()
+    if kind not in _DLPACK_CUDA or index != device.device_id:
+        raise UsageError(f"an array is not in the memory of GPU {device.device_id}: move it there")
     try:
-        view = StridedMemoryView.from_any_interface(array, stream_ptr=int(stream.handle))
-    except (BufferError, TypeError, AttributeError, RuntimeError) as error:
-        raise UsageError(
-            f"a {type(array).__name__} is no array on the GPU, by DLPack or __cuda_array_interface__ ({error})"
-        ) from error
-    if not view.is_device_accessible or view.device_id != device.device_id:
-        raise elsewhere
-    if view.dtype != np.uint8 or len(view.shape) not in ranks or view.shape[-1] != 3:
-        raise UsageError(
-            f"a picture on the GPU must be uint8 (H, W, 3), views (N, H, W, 3), not {view.dtype} {tuple(view.shape)}"
-        )
-    if view.strides is not None and tuple(view.strides) != _contiguous(view.shape):
-        raise UsageError("an array on the GPU must be C-contiguous: make it so first")
-    return view
+        view = StridedMemoryView.from_dlpack(array, stream_ptr=int(stream.handle))
+        dtype = str(view.dtype)
+    except (BufferError, TypeError, NotImplementedError, RuntimeError) as error:
+        raise UsageError(f"a {type(array).__name__} cannot be read where it lies: {error}") from error
+    return _GpuArray(view.ptr, tuple(view.shape), view), dtype, view.strides
+
+
+def _from_cuda_array_interface(array: Any, stream: Stream) -> tuple[_GpuArray, str, Any]:
+    from cuda.core import LEGACY_DEFAULT_STREAM, PER_THREAD_DEFAULT_STREAM, Stream
+
+    interface = array.__cuda_array_interface__
+    # Version 2 names no stream, and PyCUDA names none: both work on the default one unless they are told otherwise,
+    # which a stream of ours does not wait for by itself.
+    queued = interface.get("stream") or 1
+    known = {1: LEGACY_DEFAULT_STREAM, 2: PER_THREAD_DEFAULT_STREAM}
+    stream.wait(known[queued] if queued in known else Stream.from_handle(queued))
+    address, _read_only = interface["data"]
+    found = _GpuArray(int(address), tuple(interface["shape"]), array)
+    return found, str(np.dtype(interface["typestr"])), interface.get("strides")
 
 
 def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:

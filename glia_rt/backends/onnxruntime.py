@@ -40,7 +40,7 @@ class OnnxRuntimeBackend:
             try:
                 scores: npt.NDArray[np.float32] = self._session.run([SCORE], dict(inputs))[0]
             except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-                raise BackendError(f"backend onnxruntime: {_first_line(error)}") from error
+                raise BackendError(f"backend onnxruntime: {first_line(error)}") from error
             return scores
 
     def close(self) -> None:
@@ -64,7 +64,7 @@ def open(bundle: Bundle, options: BackendOptions) -> OnnxRuntimeBackend:
     try:
         session = ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # as above
-        raise BackendError(f"backend onnxruntime cannot load {path}: {_first_line(error)}") from error
+        raise BackendError(f"backend onnxruntime cannot load {path}: {first_line(error)}") from error
     return OnnxRuntimeBackend(session, options.batch_size or CPU_BATCH_SIZE)
 
 
@@ -89,5 +89,6 @@ def installed_twice() -> bool:
     return len(found) > 1
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an exception says first; ONNX Runtime's go on with lines of its source."""
     return (str(error) or type(error).__name__).strip().splitlines()[0]

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from glia_rt.backends import BackendOptions, why_not_importable
+from glia_rt.backends import BackendOptions
 from glia_rt.backends import gpu as gpus
+from glia_rt.backends.onnxruntime import first_line
 from glia_rt.bundle import GRAPHS, Bundle
 from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW, SCORE
 from glia_rt.cuda import Gpu
-from glia_rt.errors import BackendError
+from glia_rt.errors import BackendError, GliaError
 
 if TYPE_CHECKING:
     from cuda.core import Stream
@@ -27,6 +28,7 @@ PROVIDER: Final = "CUDAExecutionProvider"
 #: Pictures a run, unless told otherwise; and the most it is asked for at once.
 _BATCH_SIZE: Final = 32
 _LARGEST: Final = 4096
+_OUT_OF_MEMORY: Final = ("Failed to allocate memory", "out of memory", "ALLOC_FAILED")
 
 
 def open(bundle: Bundle, options: BackendOptions) -> gpus.GpuBackend:
@@ -36,16 +38,25 @@ def open(bundle: Bundle, options: BackendOptions) -> gpus.GpuBackend:
         raise BackendError(f"backend {NAME} computes in fp16 or fp32, not {precision}")
     batch_size = options.batch_size or _BATCH_SIZE
     gpu = Gpu.open(options.device or 0)
-    session = create_session(bundle.checked_file(GRAPHS[options.input, precision]), gpu.index)
-    engine = _Session(session, gpu.index, max(_LARGEST, batch_size))
+    # The picture's graph has nodes that ONNX Runtime computes on the CPU, and then it captures nothing.
+    capture = options.input == "views"
+    session = create_session(bundle.checked_file(GRAPHS[options.input, precision]), gpu.index, capture=capture)
+    engine = _Session(session, gpu.index, max(_LARGEST, batch_size), capture=capture)
     backend = gpus.GpuBackend(NAME, precision, engine, gpu, bundle.contract, options.input, batch_size)
-    if options.input == "views":
+    if capture:
         view = np.zeros((batch_size, bundle.contract.view_size, bundle.contract.view_size, 3), np.uint8)
-        backend.prepare({GLOBAL_VIEW: view, FRAGMENTS: view})
+        try:
+            backend.prepare({GLOBAL_VIEW: view, FRAGMENTS: view})
+        except GliaError:
+            backend.close()
+            raise
+        # While ONNX Runtime captures, nobody in the process may allocate on the GPU: so it captured the usual batch
+        # now, and other sizes run without a graph.
+        engine.capture = False
     return backend
 
 
-def create_session(path: Path, device: int) -> Any:
+def create_session(path: Path, device: int, *, capture: bool) -> Any:
     """An ONNX Runtime session on a GPU.
 
     Raises:
@@ -56,14 +67,13 @@ def create_session(path: Path, device: int) -> Any:
     with contextlib.redirect_stdout(sys.stderr):  # where it says what it did not find
         ort.preload_dlls()  # CUDA and cuDNN from NVIDIA's packages
     settings = ort.SessionOptions()
-    settings.log_severity_level = 4
-    options = {"device_id": str(device), "use_tf32": "0", "enable_cuda_graph": "1"}
+    settings.log_severity_level = 3
+    options = {"device_id": str(device), "use_tf32": "0", "enable_cuda_graph": str(int(capture))}
     try:
-        session = ort.InferenceSession(path, settings, providers=[(PROVIDER, options)])
+        session = ort.InferenceSession(path, settings, providers=[(PROVIDER, options)], enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-        raise BackendError(f"backend {NAME} cannot load {path}: {_first_line(error)}") from error
+        raise _failure(error, _BATCH_SIZE, f"cannot load {path}: ") from error
     require_cuda(session)
-    session.disable_fallback()
     return session
 
 
@@ -82,7 +92,7 @@ def require_cuda(session: Any) -> None:
 
 def unavailable() -> str | None:
     """Why this backend cannot be used here; None if it can."""
-    if reason := gpus.unavailable("onnxruntime", "gpu", why_not_importable):
+    if reason := gpus.unavailable("onnxruntime", "gpu"):
         return reason
     import onnxruntime as ort
 
@@ -102,10 +112,11 @@ def default_precision() -> str:
 class _Session:
     """A session as `gpu.Engine`."""
 
-    def __init__(self, session: Any, device: int, largest: int) -> None:
+    def __init__(self, session: Any, device: int, largest: int, *, capture: bool) -> None:
         self.batches = (1, largest)
         self._session = session
         self._device = device
+        self.capture = capture
         self._graphs = itertools.count(1)
         # ONNX Runtime keeps its CUDA graphs by thread, and captures one at a time: so one thread runs them all.
         self._thread = ThreadPoolExecutor(1, "onnxruntime-cuda")
@@ -123,7 +134,7 @@ class _Session:
         binding.bind_output(SCORE, "cuda", self._device, np.float32, (count,), score)
         options = ort.RunOptions()
         # A graph is for these addresses; -1 runs without one.
-        options.add_run_config_entry("gpu_graph_id", str(next(self._graphs) if repeated else -1))
+        options.add_run_config_entry("gpu_graph_id", str(next(self._graphs) if repeated and self.capture else -1))
 
         def run() -> None:
             try:
@@ -144,11 +155,7 @@ class _Session:
         self._session = None
 
 
-def _failure(error: Exception, batch: int) -> BackendError:
-    if "Failed to allocate memory" in str(error) or "out of memory" in str(error):
+def _failure(error: Exception, batch: int, what: str = "") -> BackendError:
+    if any(sign in str(error) for sign in _OUT_OF_MEMORY):
         return gpus.out_of_memory(NAME, batch)
-    return BackendError(f"backend {NAME}: {_first_line(error)}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]
+    return BackendError(f"backend {NAME}: {what}{first_line(error)}")

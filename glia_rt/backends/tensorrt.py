@@ -13,14 +13,22 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import numpy as np
 
 from glia_rt import tensorrt_api
-from glia_rt.backends import BackendOptions, cache_folder, why_not_importable
+from glia_rt.backends import BackendOptions, cache_folder
 from glia_rt.backends import gpu as gpus
 from glia_rt.bundle import Bundle
 from glia_rt.contract import SCORE
 from glia_rt.cuda import Gpu
 from glia_rt.engine import TARGETS, EngineRecord, Target, checked_engine, require_in_profile
 from glia_rt.errors import BackendError, EngineError, GliaError
-from glia_rt.tensorrt_api import ICudaEngine, ICudaEngineRtx, Runtime, RuntimeRtx, TensorRT, TensorRTRtx
+from glia_rt.tensorrt_api import (
+    ICudaEngine,
+    ICudaEngineRtx,
+    IExecutionContext,
+    Runtime,
+    RuntimeRtx,
+    TensorRT,
+    TensorRTRtx,
+)
 
 if TYPE_CHECKING:
     from cuda.core import Stream
@@ -28,11 +36,18 @@ if TYPE_CHECKING:
 #: What `Runtime.get_engine_validity` may say against an engine, what to do about it, and whose fault it is.
 INVALIDITY: Final[dict[str, tuple[type[GliaError], str]]] = {
     "VERSION_MISMATCH": (EngineError, "another version of TensorRT for RTX built it: build it again"),
-    "UNSUPPORTED_CC": (EngineError, "it was not built for this GPU's compute capability: build it with --capability"),
+    "UNSUPPORTED_CC": (
+        EngineError,
+        "it was not built for this GPU's compute capability: name it with --capability, or, for 9.0 and 10.0, which "
+        "TensorRT for RTX does not build for, take --target tensorrt",
+    ),
     "MALFORMED_ENGINE": (EngineError, "it is no engine of TensorRT for RTX: build it again"),
     "OLD_CUDA_DRIVER": (BackendError, "the NVIDIA driver is too old for it: install a newer one"),
     "OLD_CUDA_RUNTIME": (BackendError, "the CUDA runtime is too old for it: upgrade the CUDA packages"),
-    "INSUFFICIENT_GPU_MEMORY": (BackendError, "the GPU's memory does not suffice: free it, or build for less --batch"),
+    "INSUFFICIENT_GPU_MEMORY": (
+        BackendError,
+        "the GPU's memory does not suffice: free it, or build for smaller batches, --batch 1:8:8",
+    ),
     "CUDA_ERROR": (BackendError, "the driver or the CUDA runtime does not work: see nvidia-smi"),
 }
 
@@ -62,17 +77,22 @@ class Library:
             )
         from cuda.core import Device
 
-        Device(gpu.index).set_current()  # TensorRT loads onto the current one
-        load = _RtxEngine if self.target.portable else _PlanEngine
-        engine = load(trt, content, record, gpu)
+        with gpus.cuda_errors(name, batch_size):
+            Device(gpu.index).set_current()  # TensorRT loads onto the current one
+            load = _RtxEngine if self.target.portable else _PlanEngine
+            engine = load(trt, content, record, gpu)
         backend = gpus.GpuBackend(name, precision, engine, gpu, bundle.contract, options.input, batch_size)
-        backend.prepare({key: np.zeros((batch_size, *usual[1:]), np.uint8) for key in record.profile})
+        try:
+            backend.prepare({key: np.zeros((batch_size, *usual[1:]), np.uint8) for key in record.profile})
+        except GliaError:
+            backend.close()
+            raise
         engine.keep()
         return backend
 
     def unavailable(self) -> str | None:
         """Why this backend cannot be used here; None if it can."""
-        return gpus.unavailable(self.target.package, self.target.extra, why_not_importable)
+        return gpus.unavailable(self.target.package, self.target.extra)
 
     def default_precision(self) -> str:
         """Always fp16."""
@@ -104,7 +124,7 @@ class _PlanEngine:
         self.batches = (least[0], greatest[0])
         logger, self._errors = tensorrt_api.collecting_logger(trt)
         self._runtime: Runtime | None = trt.Runtime(logger)
-        self._loose_contexts: dict[int, Any] = {}
+        self._loose_contexts: dict[int, IExecutionContext] = {}
         self._engine = self._load(trt, content, gpu)
 
     def _load(self, trt: TensorRT, content: bytes, gpu: Gpu) -> ICudaEngine | None:
@@ -128,10 +148,14 @@ class _PlanEngine:
         enqueue()
         stream.sync()
         builder = stream.create_graph_builder().begin_building("thread_local")
-        enqueue()
-        return _Replay(builder.end_building().complete(), stream, context)
+        try:
+            enqueue()
+            graph = builder.end_building().complete()
+        finally:
+            builder.close()  # which also ends a capture that failed
+        return _Replay(graph, stream, context)
 
-    def _loose(self, stream: Stream) -> Any:
+    def _loose(self, stream: Stream) -> IExecutionContext:
         """The context of a stream for shapes and addresses that change from run to run."""
         key = int(stream.handle)
         if key not in self._loose_contexts:
@@ -139,7 +163,7 @@ class _PlanEngine:
         return self._loose_contexts[key]
 
     def _enqueue(
-        self, context: Any, shapes: gpus.Shapes, addresses: gpus.Addresses, score: int, stream: Stream
+        self, context: IExecutionContext, shapes: gpus.Shapes, addresses: gpus.Addresses, score: int, stream: Stream
     ) -> Callable[[], None]:
         require_in_profile(self._record, shapes)
         taken = all(context.set_input_shape(name, shape) for name, shape in shapes.items())
@@ -153,7 +177,7 @@ class _PlanEngine:
 
         return enqueue
 
-    def _context(self, repeated: bool) -> Any:
+    def _context(self, repeated: bool) -> IExecutionContext:
         context = None if self._engine is None else self._engine.create_execution_context()
         if context is None:
             raise self._failure("no execution context")
@@ -190,6 +214,9 @@ class _RtxEngine(_PlanEngine):
         self._cache = configs[True].create_runtime_cache()
         for config in configs:
             config.set_runtime_cache(self._cache)
+            # By default kernels for a new shape are compiled in the background while others stand in for them, and the
+            # scores of one batch change when they are ready.
+            config.dynamic_shapes_kernel_specialization_strategy = rtx.DynamicShapesKernelSpecializationStrategy.EAGER
         self._configs = configs
         self._cache_file = runtime_cache_file(self._record, gpu)
         if self._cache_file is not None and self._cache_file.is_file():
@@ -204,7 +231,7 @@ class _RtxEngine(_PlanEngine):
         context = self._context(repeated=True) if repeated else self._loose(stream)
         return self._enqueue(context, shapes, addresses, score, stream)
 
-    def _context(self, repeated: bool) -> Any:
+    def _context(self, repeated: bool) -> IExecutionContext:
         engine = cast(ICudaEngineRtx, self._engine)
         context = engine.create_execution_context(self._configs[repeated])
         if context is None:
@@ -227,6 +254,7 @@ class _RtxEngine(_PlanEngine):
     def close(self) -> None:
         """Free the engine, after keeping what later batch sizes compiled."""
         self.keep()
+        self._loose_contexts.clear()  # before the cache that their kernels are in
         self._configs.clear()
         del self._cache
         super().close()

@@ -197,6 +197,8 @@ def test_capabilities_are_the_librarys_own() -> None:
         (["--target", "tensorrt-rtx", "--input", "image", "--size", "4x4"], "--size 4x4 is not MINHxMINW"),
         (["--target", "tensorrt-rtx", "--input", "image", "--size", "9x9:8x8:9x9"], "must rise"),
         (["--target", "tensorrt", "--capability", "8.9"], "--capability is for tensorrt-rtx"),
+        (["--triton", "x", "--capability", "8.9"], "--size and --capability are for an engine: give --target too"),
+        (["--triton", "x", "--batch", "2:4:8"], "Triton sends batches from 1 up, so MIN must be 1"),
         (["--target", "tensorrt-rtx", "--triton", "x"], "Triton cannot serve TensorRT for RTX engines"),
     ],
 )

@@ -92,7 +92,7 @@ def test_no_engine(bundle: Bundle, engine: Path, version: str) -> None:
     command = f"glia-rt build {bundle.path} --target tensorrt-rtx"
     with pytest.raises(EngineError, match=f"{re.escape(str(engine))} is not there: {re.escape(command)}$"):
         check(bundle, version)
-    assert "--input image --size" in build_command(bundle, "tensorrt-rtx", "image", "fp16")
+    assert "--input image --batch 1:4:8 --size" in build_command(bundle, "tensorrt-rtx", "image", "fp16")
     assert build_command(bundle, "tensorrt", "views", "fp32").endswith("--target tensorrt --precision fp32")
 
 
@@ -101,13 +101,19 @@ def test_an_engine_without_its_record(bundle: Bundle, engine: Path, version: str
     record_path(engine).unlink()
     if record is not None:
         record_path(engine).write_text(record)
-    with pytest.raises(EngineError, match=r"tensorrt-rtx\.views\.fp16\.json.*: glia-rt build --overwrite"):
+    with pytest.raises(EngineError, match=r"tensorrt-rtx\.views\.fp16\.json.*with glia-rt build and --overwrite"):
         check(bundle, version)
 
 
 def test_a_record_with_a_field_from_the_future(bundle: Bundle, engine: Path, version: str) -> None:
     edit_record(engine, colour="blue")
     with pytest.raises(EngineError, match="is not an engine's record of schema 1"):
+        check(bundle, version)
+
+
+def test_a_record_whose_fields_are_of_other_types(bundle: Bundle, engine: Path, version: str) -> None:
+    edit_record(engine, capabilities=None)
+    with pytest.raises(EngineError, match="is damaged"):
         check(bundle, version)
 
 

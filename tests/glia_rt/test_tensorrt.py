@@ -64,6 +64,7 @@ def test_the_modules_have_what_is_taken_from_them(name: str, library: ModuleType
 
 def test_the_values_that_are_named_exist() -> None:
     assert {"WHOLE_GRAPH_CAPTURE", "DISABLED"} <= set(dir(tensorrt_rtx.CudaGraphStrategy))
+    assert {"EAGER"} <= set(dir(tensorrt_rtx.DynamicShapesKernelSpecializationStrategy))
     assert {"INVALID"} <= set(dir(tensorrt_rtx.EngineValidity))
     assert {"TF32"} <= set(dir(tensorrt_rtx.BuilderFlag))
     assert {"STRONGLY_TYPED"} <= set(dir(tensorrt_rtx.NetworkDefinitionCreationFlag))
@@ -147,8 +148,8 @@ def test_a_session_that_fell_back_to_the_cpu_is_refused(tiny_bundle: Path) -> No
 
 def test_a_file_that_is_no_graph(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_text("hello")
-    with pytest.raises(BackendError, match=f"backend onnxruntime-cuda cannot load {tmp_path}"):
-        create_session(tmp_path / "a.onnx", 0)
+    with pytest.raises(BackendError, match=f"backend onnxruntime-cuda: cannot load {tmp_path}"):
+        create_session(tmp_path / "a.onnx", 0, capture=True)
 
 
 # Arrays in a GPU's memory, where there is none
@@ -166,7 +167,7 @@ class OnAGpu:
 
 def test_a_backend_on_the_cpu_refuses_arrays_on_a_gpu(tiny_bundle: Path) -> None:
     with Scorer.open(tiny_bundle, "onnxruntime") as scorer:
-        with pytest.raises(UsageError, match="backend onnxruntime does not run on a GPU: copy the pixels to the host"):
+        with pytest.raises(UsageError, match="backend onnxruntime does not run on a GPU and takes numpy arrays"):
             scorer.score_views(OnAGpu(), OnAGpu())
         with pytest.raises(UsageError, match="does not run on a GPU"):
             scorer.score_batch([OnAGpu()])  # type: ignore[list-item]
