@@ -423,7 +423,8 @@ def print_engine(console: Console, record: EngineRecord) -> None:
     layers, kernels = record.layers, "the engine does not say"
     if layers:
         others = layers["other_kernels"] - layers["attention_kernels"]
-        kernels = f"{layers['matrix_products']} matrix products, {layers['attention_kernels']} fused attentions, {others} others"
+        kernels = f"{layers['matrix_products']} matrix products, {layers['attention_kernels']} fused attentions"
+        kernels += f", {others} others"
     rows = [
         ["engine", f"{record.engine_size / 1e6:.1f} MB in {record.build_seconds:.1f} s"],
         ["library", f"{record.target} {record.library_version}"],
