@@ -234,7 +234,7 @@ def build(
     overwrite: bool,
 ) -> None:
     """Build a TensorRT engine of a bundle, or a model for Triton, or both."""
-    from glia_engines.triton import NO_RTX, write_repository
+    from glia_engines.triton import NO_RTX, checked_target, write_repository
     from glia_rt.bundle import Bundle
 
     if target is None and triton is None:
@@ -248,6 +248,9 @@ def build(
         raise UsageError("--size and --capability are for an engine: give --target too")
     if triton is not None and batches[0] > 1:
         raise UsageError(f"--batch {batch}: Triton sends batches from 1 up, so MIN must be 1")
+    opened = Bundle.open(bundle)
+    if triton is not None:
+        checked_target(triton, opened, overwrite=overwrite)
     engine = None
     if target is not None:
         with _needs(TARGETS[target].extra):
@@ -269,7 +272,6 @@ def build(
         where += " --input image" if input == "image" else ""
         click.echo(f"wrote {done.path}; next, on the GPU:\n  glia-rt verify {shlex.quote(bundle)} {where}")
     if triton is not None:
-        opened = Bundle.open(bundle)
         model = write_repository(
             triton, opened, input=input, precision=precision, engine=engine, max_batch=batches[2], overwrite=overwrite
         )

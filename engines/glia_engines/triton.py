@@ -72,19 +72,12 @@ def write_repository(
         OutputExistsError: The model exists and overwrite is False.
         BundleError: The ONNX file is not the one that was exported, or there is no engine file.
     """
-    folder = Path(folder)
-    # Not resolved: a link to a bundle has a name of its own. A dot would be read as NAME.BACKEND.
-    target = folder / re.sub(r"[^A-Za-z0-9_-]", "_", bundle.path.absolute().stem)
     if (input, precision) not in GRAPHS:
         raise UsageError(f"a bundle has no {input} graph in {precision}: take fp16 or fp32")
     if max_batch < 1:
         raise UsageError(f"max_batch is {max_batch}; Triton batches from 1 up")
-    if not folder.parent.is_dir():
-        raise UsageError(f"{folder.parent} is not a folder: make it first")
-    if target.exists() and not overwrite:
-        raise OutputExistsError(f"{target} exists; give --overwrite to replace it, or another --triton")
-    if target.is_symlink() or (target.exists() and not (target / CONFIG).is_file()):
-        raise UsageError(f"{target} is no Triton model, so it is not replaced: move it away, or give another --triton")
+    target = checked_target(folder, bundle, overwrite=overwrite)
+    folder = target.parent
     if engine is None:
         source, filename, runtime = bundle.checked_file(GRAPHS[input, precision]), "model.onnx", _ONNX
     elif engine.is_file():
@@ -106,6 +99,25 @@ def write_repository(
         if target.exists():
             target.rename(old)
         new.rename(target)
+    return target
+
+
+def checked_target(folder: str | os.PathLike[str], bundle: Bundle, *, overwrite: bool) -> Path:
+    """The folder that a model would be written into; for a caller with long work before it.
+
+    Raises:
+        UsageError: The repository cannot be made, or something that is no Triton model is in the model's place.
+        OutputExistsError: The model exists and overwrite is False.
+    """
+    folder = Path(folder)
+    # Not resolved: a link to a bundle has a name of its own. A dot would be read as NAME.BACKEND.
+    target = folder / re.sub(r"[^A-Za-z0-9_-]", "_", bundle.path.absolute().stem)
+    if not folder.parent.is_dir():
+        raise UsageError(f"{folder.parent} is not a folder: make it first")
+    if target.exists() and not overwrite:
+        raise OutputExistsError(f"{target} exists; give --overwrite to replace it, or another --triton")
+    if target.is_symlink() or (target.exists() and not (target / CONFIG).is_file()):
+        raise UsageError(f"{target} is no Triton model, so it is not replaced: move it away, or give another --triton")
     return target
 
 

@@ -218,7 +218,7 @@ class _RtxEngine(_PlanEngine):
             # scores of one batch change when they are ready.
             config.dynamic_shapes_kernel_specialization_strategy = rtx.DynamicShapesKernelSpecializationStrategy.EAGER
         self._configs = configs
-        self._cache_file = runtime_cache_file(self._record, gpu)
+        self._cache_file = runtime_cache_file(self._record, gpu.name, driver_version(gpu))
         if self._cache_file is not None and self._cache_file.is_file():
             # False where another driver or version wrote it: it is then compiled, and written, anew.
             self._cache.deserialize(self._cache_file.read_bytes())
@@ -279,8 +279,18 @@ def require_valid(trt: TensorRTRtx, runtime: RuntimeRtx, content: bytes) -> None
     raise error(f"the engine does not run here: {text}")
 
 
-def runtime_cache_file(record: EngineRecord, gpu: Gpu) -> Path | None:
+def runtime_cache_file(record: EngineRecord, gpu_name: str, driver: str) -> Path | None:
     """Where kernels compiled for this engine, GPU and driver are kept; None if the user has no such place."""
     folder = cache_folder("tensorrt-rtx")
-    name = re.sub(r"[^A-Za-z0-9]+", "-", gpu.name)
-    return None if folder is None else folder / f"{record.engine_sha256[:16]}-{name}-cuda{gpu.cuda}.cache"
+    name = re.sub(r"[^A-Za-z0-9]+", "-", gpu_name)
+    return None if folder is None else folder / f"{record.engine_sha256[:16]}-{name}-{driver}.cache"
+
+
+def driver_version(gpu: Gpu) -> str:
+    """The driver's own version, "580.65.6" say; where NVML is missing, as in some containers, that of its CUDA."""
+    from cuda.core import system
+
+    try:
+        return ".".join(map(str, system.get_kernel_mode_driver_version()))
+    except RuntimeError:
+        return f"cuda{gpu.cuda}"

@@ -317,3 +317,13 @@ def test_a_triton_model_without_an_engine(tiny_bundle: Path, tmp_path: Path, cap
     model = tmp_path / "models" / "tiny"
     assert (model / "1" / "model.onnx").read_bytes() == (tiny_bundle / "scorer.fp16.onnx").read_bytes()
     assert "max_batch_size: 16" in (model / "config.pbtxt").read_text()
+
+
+def test_a_triton_model_in_the_way_is_found_before_the_engine_is_built(
+    tiny_bundle: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    args = ["build", str(tiny_bundle), "--triton", str(tmp_path / "models")]
+    assert main(args) == 0
+    # Without TensorRT the build itself would be refused, with exit status 6.
+    assert main([*args, "--target", "tensorrt"]) == 2
+    assert "exists; give --overwrite to replace it, or another --triton" in capsys.readouterr().err

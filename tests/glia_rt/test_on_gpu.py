@@ -220,10 +220,11 @@ def test_a_full_gpu_is_an_error_that_says_what_to_do(bundle: Path, name: str) ->
 def test_what_rtx_compiled_is_found_again(bundle: Path) -> None:
     if "tensorrt-rtx" not in INSTALLED:
         return
-    from glia_rt.backends.tensorrt import runtime_cache_file
+    from glia_rt.backends.tensorrt import driver_version, runtime_cache_file
 
     record = EngineRecord.read(record_path(engine_path(Bundle.open(bundle), "tensorrt-rtx", "views", "fp16")))
-    cache = runtime_cache_file(record, Gpu.open(0))
+    gpu = Gpu.open(0)
+    cache = runtime_cache_file(record, gpu.name, driver_version(gpu))
     assert cache is not None
     cache.unlink(missing_ok=True)
     Scorer.open(bundle, "tensorrt-rtx", batch_size=8).close()

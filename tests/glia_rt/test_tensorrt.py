@@ -6,7 +6,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast, get_type_hints
 
-import onnxruntime
 import pytest
 import tensorrt_lean
 import tensorrt_rtx
@@ -14,8 +13,7 @@ import tensorrt_rtx
 from glia_rt import Scorer, tensorrt_api
 from glia_rt.backends import BackendOptions
 from glia_rt.backends.gpu import padded_sizes
-from glia_rt.backends.onnxruntime_cuda import create_session, require_cuda
-from glia_rt.backends.tensorrt import INVALIDITY, RTX, require_valid, runtime_cache_file
+from glia_rt.backends.tensorrt import INVALIDITY, RTX, driver_version, require_valid, runtime_cache_file
 from glia_rt.bundle import Bundle
 from glia_rt.cuda import Gpu, why_no_gpu
 from glia_rt.engine import EngineRecord, engine_path, record_path
@@ -106,20 +104,25 @@ def test_it_cannot_be_opened_without_a_gpu(tiny_engine: Path) -> None:
 
 def test_compiled_kernels_are_kept_by_engine_gpu_and_driver(tiny_engine: Path, cache_home: Path) -> None:
     record = EngineRecord.read(record_path(engine_path(Bundle.open(tiny_engine), "tensorrt-rtx", "views", "fp16")))
-    gpu = Gpu(0, "NVIDIA GeForce RTX 4090", "8.9", "13.0")
-    path = runtime_cache_file(record, gpu)
+    gpu = "NVIDIA GeForce RTX 4090"
+    path = runtime_cache_file(record, gpu, "580.65.6")
     assert path is not None
     assert path.is_relative_to(cache_home)
-    assert path.name == f"{record.engine_sha256[:16]}-NVIDIA-GeForce-RTX-4090-cuda13.0.cache"
-    assert runtime_cache_file(record, Gpu(0, "NVIDIA L4", "8.9", "13.0")) != path
-    assert runtime_cache_file(record, Gpu(0, gpu.name, "8.9", "13.1")) != path
+    assert path.name == f"{record.engine_sha256[:16]}-NVIDIA-GeForce-RTX-4090-580.65.6.cache"
+    assert runtime_cache_file(record, "NVIDIA L4", "580.65.6") != path
+    assert runtime_cache_file(record, gpu, "580.82.7") != path
+
+
+@pytest.mark.skipif(why_no_gpu() is None, reason="there is a GPU")
+def test_without_nvml_the_version_of_cuda_stands_for_the_driver() -> None:
+    assert driver_version(Gpu(0, "NVIDIA L4", "8.9", "13.0")) == "cuda13.0"
 
 
 def test_no_cache_where_the_user_has_none(tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     record = EngineRecord.read(record_path(engine_path(Bundle.open(tiny_engine), "tensorrt-rtx", "views", "fp16")))
-    assert runtime_cache_file(record, Gpu(0, "NVIDIA L4", "8.9", "13.0")) is None
+    assert runtime_cache_file(record, "NVIDIA L4", "580.65.6") is None
 
 
 # Sizes that batches are padded to
@@ -137,19 +140,6 @@ def test_no_cache_where_the_user_has_none(tiny_engine: Path, tmp_path: Path, mon
 )
 def test_padded_sizes(least: int, greatest: int, batch_size: int, sizes: list[int]) -> None:
     assert padded_sizes(least, greatest, batch_size) == sizes
-
-
-def test_a_session_that_fell_back_to_the_cpu_is_refused(tiny_bundle: Path) -> None:
-    """onnxruntime-gpu without CUDA's libraries makes one, and logs a line."""
-    session = onnxruntime.InferenceSession(tiny_bundle / "scorer.onnx", providers=["CPUExecutionProvider"])
-    with pytest.raises(BackendError, match="fell back to CPUExecutionProvider, because CUDA 13 or cuDNN 9"):
-        require_cuda(session)
-
-
-def test_a_file_that_is_no_graph(tmp_path: Path) -> None:
-    (tmp_path / "a.onnx").write_text("hello")
-    with pytest.raises(BackendError, match=f"backend onnxruntime-cuda: cannot load {tmp_path}"):
-        create_session(tmp_path / "a.onnx", 0, capture=True)
 
 
 # Arrays in a GPU's memory, where there is none
