@@ -248,9 +248,8 @@ def build(
         raise UsageError("--size and --capability are for an engine: give --target too")
     if triton is not None and batches[0] > 1:
         raise UsageError(f"--batch {batch}: Triton sends batches from 1 up, so MIN must be 1")
-    opened = Bundle.open(bundle)
     if triton is not None:
-        checked_target(triton, opened, overwrite=overwrite)
+        checked_target(triton, Bundle.open(bundle), overwrite=overwrite)
     engine = None
     if target is not None:
         with _needs(TARGETS[target].extra):
@@ -272,6 +271,7 @@ def build(
         where += " --input image" if input == "image" else ""
         click.echo(f"wrote {done.path}; next, on the GPU:\n  glia-rt verify {shlex.quote(bundle)} {where}")
     if triton is not None:
+        opened = Bundle.open(bundle)
         model = write_repository(
             triton, opened, input=input, precision=precision, engine=engine, max_batch=batches[2], overwrite=overwrite
         )
