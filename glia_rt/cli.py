@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from glia_rt import __version__
-from glia_rt.backends import AUTO, BACKENDS, cpu_count
+from glia_rt.backends import AUTO, BACKENDS
 from glia_rt.engine import TARGETS
 from glia_rt.errors import BundleError, GliaError, MissingPackageError, ParityError, UsageError
 from glia_rt.images import DEFAULT_MAX_PIXELS, configure_pillow
+from glia_rt.sources import DEFAULT_COLUMN
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,6 +56,8 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as it is for what a shell runs in the background
+            signal.signal(signal.SIGINT, _interrupt)
     try:
         # Not cli.main, which keeps interrupts and closed pipes to itself.
         with cli.make_context("glia-rt", list(sys.argv[1:] if args is None else args)) as context:
@@ -65,16 +68,33 @@ def main(args: Sequence[str] | None = None) -> int:
         error.show()
         return UsageError.exit_status
     except GliaError as error:
-        click.echo(f"glia-rt: {error}", err=True)
+        _say(f"glia-rt: {error}")
+        _say_notes(error)
         return error.exit_status
     except KeyboardInterrupt as stopped:
-        click.echo(f"glia-rt: {str(stopped) or 'interrupted'}", err=True)
+        _say(f"glia-rt: {str(stopped) or 'interrupted'}")
+        _say_notes(stopped)
         return INTERRUPTED
+    except SystemExit as terminated:
+        _say_notes(terminated)
+        raise
     except BrokenPipeError:
         # The reader of stdout went away, as `| head` does; Python would complain once more on exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return status if isinstance(status, int) else 0
+
+
+def _say_notes(error: BaseException) -> None:
+    """Print what was noted on an error on its way up: where the rows are that were scored before it."""
+    for note in getattr(error, "__notes__", ()):
+        _say(f"glia-rt: {note}")
+
+
+def _interrupt(number: int, _frame: object) -> None:
+    """Stop in good order on the first Ctrl-C; on the second at once, which loses nothing that is in parts."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    raise KeyboardInterrupt
 
 
 def _terminate(number: int, _frame: object) -> None:
@@ -91,81 +111,80 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("bundle", type=click.Path())
-@click.argument("paths", nargs=-1, required=True, type=click.Path(), metavar="PATH...")
+@click.argument("paths", nargs=-1, type=click.Path(), metavar="[PATH]...")
+@click.option("--list", "list_file", type=click.Path(), help="Score what a file names: a path a line, or a .csv.")
+@click.option("--column", default=DEFAULT_COLUMN, show_default=True,
+              help="Of Parquet, the pictures or their paths; of a .csv, the paths.")  # fmt: skip
+@click.option("-0", "--null", is_flag=True, help="Names on standard input and in a list end in NUL.")
+@click.option("--shard", metavar="I/N", default="1/1", help="Every N-th piece of the listing, from the I-th.")
 @click.option("-o", "--output", type=click.Path(), help="A .csv, .jsonl or .parquet file; default: the terminal.")
+@click.option("--resume", is_flag=True, help="Go on with a run that broke off, if there is one.")
+@overwrite_option
+@click.option("--report", type=click.Path(), help="Also write an HTML page about the scores.")
 @click.option("--json", "as_json", is_flag=True, help="Without -o: JSON lines instead of a table.")
 @backend_option
 @precision_option
 @input_option
-@device_option
+@click.option("--device", metavar="LIST", help="Which GPUs, as 0 or 0,1; default: the first.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Pictures a run; default: 8 on a CPU, 32 on a GPU.")
 @click.option("--workers", type=click.IntRange(min=1), help="Decoding threads; default: one a core.")
 @click.option("--max-pixels", type=click.IntRange(min=1), default=DEFAULT_MAX_PIXELS, show_default=True,
               help="Largest picture that is decoded, width times height.")  # fmt: skip
-@overwrite_option
 def score(
     bundle: str,
     paths: tuple[str, ...],
+    list_file: str | None,
+    column: str,
+    null: bool,
+    shard: str,
     output: str | None,
+    resume: bool,
+    overwrite: bool,
+    report: str | None,
     as_json: bool,
     backend: str,
     precision: str | None,
     input: Any,
-    device: int | None,
+    device: str | None,
     batch_size: int | None,
     workers: int | None,
     max_pixels: int,
-    overwrite: bool,
 ) -> int:
-    """Score pictures: files, and folders with all pictures below them.
+    """Score pictures: files, folders, tar shards, Parquet, patterns in quotes, or - for names on standard input.
 
     One row a picture, in order: path, score, status, error, width, height. A picture that cannot be read is a row
     too; the exit status is then 3.
     """
-    from glia_rt.results import Result
     from glia_rt.scorer import Scorer
-    from glia_rt.sinks import json_line, open_sink
-    from glia_rt.sources import find_images
+    from glia_rt.sources import Sources
 
+    if not paths and list_file is None:
+        raise UsageError("nothing to score: give PATHs, or --list")
     if output and as_json:
         raise UsageError("--json is for the terminal; for a file name it .jsonl")
+    if not output and (resume or report):
+        raise UsageError("--resume and --report are for a file: give -o too")
+    sources = Sources(paths, list_file, column, parse_shard(shard), null)
     configure_pillow(max_pixels)
     with Scorer.open(
-        bundle, backend, input, precision=precision, batch_size=batch_size, device=device, max_pixels=max_pixels
+        bundle,
+        backend,
+        input,
+        precision=precision,
+        batch_size=batch_size,
+        device=parse_devices(device),
+        max_pixels=max_pixels,
     ) as scorer:
         _say_backend(scorer)
-        results = scorer.score_files(paths, workers=workers)
-        total = sum(1 for _ in find_images(paths))
-        if not total:
-            raise UsageError(f"no pictures in {', '.join(paths)}")
-        bad = 0
-
-        def emit(write: Callable[[Result], None]) -> None:
-            nonlocal bad
-            # Rows on a terminal are progress enough, and a bar would run into them.
-            with _progress(total, "scoring", hidden=not output and sys.stdout.isatty()) as advance:
-                for result in results:
-                    write(result)
-                    bad += result.status != "ok"
-                    advance()
-
         if output:
-            metadata = scorer.resolved | {"workers": workers or cpu_count(), "glia_rt": __version__}
-            sink = open_sink(output, overwrite=overwrite, metadata=metadata)
-            try:
-                with sink:
-                    emit(sink.write)
-            except KeyboardInterrupt:
-                kept = f": what was scored is in {sink.partial_path}" if sink.partial_path else ""
-                raise KeyboardInterrupt(f"interrupted{kept}") from None
-            _say(f"{total} rows in {output}")
-        elif as_json:
-            emit(lambda result: click.echo(json_line(result)))
+            rows, bad = _score_to_file(
+                scorer, sources, output, workers=workers, resume=resume, overwrite=overwrite, report=report
+            )
+            _say(f"{rows} rows in {output}" + (f"; {report} shows them" if report else ""))
         else:
-            click.echo(f"{'score':>10}  {'size':>11}  path")
-            emit(lambda result: click.echo(_row(result)))
+            rows, bad = _score_to_terminal(scorer, sources, workers=workers, as_json=as_json)
     if bad:
-        _say(f"{bad} of {total} pictures could not be read: see the status and error columns")
+        _say(f"{bad} of {rows} pictures could not be read: see the status and error columns")
         return SOME_BAD
     return 0
 
@@ -420,6 +439,23 @@ def parse_sizes(text: str) -> tuple[tuple[int, int], tuple[int, int], tuple[int,
     return least, usual, greatest
 
 
+def parse_shard(text: str) -> tuple[int, int]:
+    """I/N -> two numbers."""
+    i, _, n = text.partition("/")
+    if not (i.isdecimal() and n.isdecimal()):
+        raise UsageError(f"--shard {text} is not I/N, as 1/4")
+    return int(i), int(n)
+
+
+def parse_devices(text: str | None) -> list[int] | None:
+    """0,1 -> numbers of GPUs; None for none named."""
+    if text is None:
+        return None
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise UsageError(f"--device {text} is not a list of numbers, as 0 or 0,1")
+    return [int(part) for part in text.split(",")]
+
+
 def print_engine(console: Console, record: EngineRecord) -> None:
     """What an engine is, and what TensorRT made of the graph."""
     layers, kernels = record.layers, "the engine does not say"
@@ -480,29 +516,55 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
     return table
 
 
-@contextmanager
-def _progress(total: int, what: str, *, hidden: bool) -> Iterator[Callable[[], None]]:
-    """A bar on stderr with rate and time left; nothing where it is hidden, or stderr is no terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def _score_to_terminal(scorer: Any, sources: Any, *, workers: int | None, as_json: bool) -> tuple[int, int]:
+    from glia_rt.sinks import json_line
 
-    columns = (
-        TextColumn(what),
+    if not as_json:
+        click.echo(f"{'score':>10}  {'size':>11}  path")
+    rows = bad = 0
+    for result in scorer.score_files(sources, workers=workers):
+        click.echo(json_line(result) if as_json else _row(result))
+        rows += 1
+        bad += result.status != "ok"
+    if not rows:
+        raise UsageError(f"no pictures in {sources}{sources.hint()}")
+    return rows, bad
+
+
+def _score_to_file(scorer: Any, sources: Any, output: str, **options: Any) -> tuple[int, int]:
+    """`job.score_to_file` with a bar on stderr, with rate and time left; without where stderr is no terminal."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from glia_rt import job
+
+    bar = Progress(
         BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.percentage:>3.0f}% {task.fields[rows]} pictures, {task.fields[rate]}, left:"),
         TimeRemainingColumn(),
+        console=_console(stderr=True),
+        disable=not _console(stderr=True).is_terminal,
     )
-    console = _console(stderr=True)
-    with Progress(*columns, console=console, disable=hidden or not console.is_terminal) as bar:
-        task = bar.add_task(what, total=total, rate="")
-        began, done = time.monotonic(), 0
+    task = bar.add_task("", total=None, rows="0", rate="-/s")
+    began, first = time.monotonic(), 0
 
-        def advance() -> None:
-            nonlocal done
-            done += 1  # the mean rate: results come a batch at a time
-            bar.update(task, advance=1, rate=f"{done / (time.monotonic() - began):.1f}/s")
+    def start(summary: Any, progress: job.Progress) -> None:
+        nonlocal began, first
+        began, first = time.monotonic(), progress.rows
+        if summary is not None:
+            pictures = "tar shards" if summary.pictures is None else f"{summary.pictures} pictures"
+            after = f", after {first} that are done" if first else ""
+            _say(f"scoring {pictures}{after}")
+            bar.update(task, total=summary.pieces)
+        bar.start()
 
-        yield advance
+    def row(progress: job.Progress, _: Any) -> None:
+        rate = (progress.rows - first) / (time.monotonic() - began)  # the mean: results come a batch at a time
+        bar.update(task, completed=progress.pieces, rows=f"{progress.rows:,}", rate=f"{rate:.1f}/s")
+
+    try:
+        return job.score_to_file(scorer, sources, output, on_start=start, on_row=row, **options)
+    finally:
+        bar.stop()
 
 
 @contextmanager

@@ -29,10 +29,22 @@ class OutputExistsError(UsageError):
     """The output is there already and overwriting was not asked for."""
 
 
+class SourceError(GliaError):
+    """What is to be scored has gone, or cannot be read any more."""
+
+
 class BadImageError(GliaError):
-    """A picture cannot be turned into RGB pixels; the message names it and the reason."""
+    """A picture cannot be turned into RGB pixels; the message names it and the reason.
+
+    Attributes:
+        reason: The message without the picture's name.
+    """
 
     exit_status = 3
+
+    def __init__(self, reason: str, name: str | None = None) -> None:
+        super().__init__(reason if name is None else f"{name}: {reason}")
+        self.reason = reason
 
 
 class ParityError(GliaError):

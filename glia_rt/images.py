@@ -19,6 +19,8 @@ zero is white comes out negative, and the transparent colour of a PNG with 2 or 
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 import io
 import os
 import stat
@@ -27,6 +29,8 @@ from typing import Any, BinaryIO, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import PIL
+import simplejpeg
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from glia_rt.errors import BadImageError, UsageError
@@ -36,6 +40,10 @@ DEFAULT_MAX_PIXELS: Final = 178_956_970
 
 #: A path, the bytes of an encoded file, a PIL image, or pixels: uint8 (H, W, 3), RGB.
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[Any]
+
+#: Formats that Pillow recognises and that are no pictures here: it has no decoder of its own (BUFR, GRIB, HDF5, MPEG),
+#: decodes on Windows only (WMF), or may run a program (EPS, IPTC).
+_NOT_PICTURES: Final = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
 
 _RUN_PROGRAMS = ("EPS", "IPTC")
 
@@ -76,7 +84,7 @@ def read_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
         if isinstance(source, np.ndarray):
             return _checked_array(source)
         if isinstance(source, Image.Image):
-            return _decode(source, max_pixels)
+            return _decode(source, max_pixels, None)
         # Pillow registers its formats on first use: a thread that looks meanwhile may miss the one it needs.
         Image.preinit()
         Image.init()
@@ -86,9 +94,9 @@ def read_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
             with Image.open(file) as image:
                 if image.format in _RUN_PROGRAMS:
                     raise ValueError(f"{image.format} is not read: Pillow would run a program")
-                return _decode(image, max_pixels)
+                return _decode(image, max_pixels, file)
     except Exception as error:  # fed hostile bytes, a decoder may raise nearly anything
-        raise BadImageError(f"{display_name(source)}: {_reason(error)}") from error
+        raise BadImageError(_reason(error), display_name(source)) from error
 
 
 def display_name(source: ImageSource) -> str:
@@ -99,6 +107,18 @@ def display_name(source: ImageSource) -> str:
     if isinstance(source, (str, os.PathLike)):
         return os.fsdecode(source).encode("utf-8", "backslashreplace").decode("utf-8")
     return f"<{type(source).__name__}>"
+
+
+def decoder() -> str:
+    """What decodes pictures here, with versions, for the records."""
+    return f"simplejpeg {importlib.metadata.version('simplejpeg')}, Pillow {PIL.__version__}"
+
+
+@functools.cache
+def picture_extensions() -> frozenset[str]:
+    """Extensions, in lower case and with their dot, of the formats that are pictures here."""
+    known = Image.registered_extensions()  # loads every plugin, so Image.OPEN is complete after it
+    return frozenset(ext for ext, name in known.items() if name in Image.OPEN and name not in _NOT_PICTURES)
 
 
 def configure_pillow(max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
@@ -132,16 +152,20 @@ def _open_binary(source: str | os.PathLike[str] | bytes) -> BinaryIO:
     return open(source, "rb")
 
 
-def _decode(image: Image.Image, max_pixels: int) -> npt.NDArray[np.uint8]:
+def _decode(image: Image.Image, max_pixels: int, file: BinaryIO | None) -> npt.NDArray[np.uint8]:
     width, height = image.size
     if width < 1 or height < 1:
         raise ValueError(f"no pixels: {width} x {height}")
     if width * height > max_pixels:
         raise ValueError(f"{width} x {height} is over the limit of {max_pixels} pixels (max_pixels)")
+    pixels = _decode_jpeg(image, file)
+    if pixels is not None:
+        turn = _turn(image)
+        return pixels if turn is None else np.asarray(Image.fromarray(pixels).transpose(turn))
     # Only loading settles the mode, the size and the orientation: an ICNS takes those of the picture within, a TIFF
     # turns itself.
     image.load()
-    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    turn = _turn(image)
     if turn is not None:
         image = image.transpose(turn)
     if image.mode == "F":
@@ -157,6 +181,26 @@ def _decode(image: Image.Image, max_pixels: int) -> npt.NDArray[np.uint8]:
     elif image.mode != "RGB":
         image = image.convert("RGB")
     return np.asarray(image)
+
+
+def _decode_jpeg(image: Image.Image, file: BinaryIO | None) -> npt.NDArray[np.uint8] | None:
+    """Pixels of a JPEG as Pillow would decode it, not turned yet, in less than half its time; None for Pillow to do it.
+
+    Both packages hold libjpeg-turbo, and the slow, exact inverse transform and the smooth chroma upsampling are asked
+    for here as Pillow does.
+    """
+    if file is None or image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
+        return None
+    file.seek(0)
+    try:
+        pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(file.read(), "RGB", fastdct=False, fastupsample=False)
+    except ValueError:  # damaged, or merely unusual: Pillow knows which
+        return None
+    return pixels
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
 
 
 def _int_to_uint8(values: npt.NDArray[Any], transparent: int | None) -> npt.NDArray[np.uint8]:

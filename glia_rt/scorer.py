@@ -6,6 +6,7 @@ with Scorer.open("model.glia") as scorer:
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from types import TracebackType
@@ -14,15 +15,17 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from glia_rt import sources
+import glia_rt
 from glia_rt.backends import AUTO, Backend, BackendOptions, cpu_count, open_backend
 from glia_rt.bundle import Bundle, Input
 from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW, IMAGE, Contract
-from glia_rt.errors import BadImageError, UsageError
-from glia_rt.images import DEFAULT_MAX_PIXELS, ImageSource, display_name, read_image
+from glia_rt.errors import BadImageError, GliaError, SourceError, UsageError
+from glia_rt.images import DEFAULT_MAX_PIXELS, ImageSource, decoder, read_image
+from glia_rt.pieces import Picture
 from glia_rt.pipeline import Inputs, Sample, check_finite, score_stream, stack
 from glia_rt.results import Result
 from glia_rt.sampler import Pixels, make_views
+from glia_rt.sources import Sources
 
 if TYPE_CHECKING:
     from glia_rt.backends.gpu import GpuBackend
@@ -48,6 +51,7 @@ class Scorer:
         passed_over: Why "auto" did not take each faster backend.
         input: "views" or "image": what the engine is given.
         batch_size: Pictures a run of the engine.
+        max_pixels: Largest picture that is decoded, width times height.
     """
 
     def __init__(
@@ -66,7 +70,7 @@ class Scorer:
         self.batch_size = batch_size
         self.passed_over = tuple(passed_over)
         self.input = input
-        self._max_pixels = max_pixels
+        self.max_pixels = max_pixels
 
     @classmethod
     def open(
@@ -77,7 +81,7 @@ class Scorer:
         *,
         precision: str | None = None,
         batch_size: int | None = None,
-        device: int | None = None,
+        device: int | Sequence[int] | None = None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> Scorer:
         """Open a bundle.
@@ -90,7 +94,8 @@ class Scorer:
             precision: "fp32", "fp16" or "bf16"; None for the backend's default on this machine.
             batch_size: Pictures a run of the engine, at most for arrays, exactly for files; None for the backend's
                 default: 8 on a CPU, 32 on a GPU, or what the engine was built for.
-            device: Which GPU, by index; None for the first. With "auto", no CPU is taken then.
+            device: Which GPU, by index, or several of one type, which share the work; None for the first. With "auto",
+                no CPU is taken then.
             max_pixels: Largest picture that is decoded, width times height.
 
         Raises:
@@ -103,7 +108,8 @@ class Scorer:
         if batch_size is not None and batch_size < 1:
             raise UsageError(f"batch size must be at least 1, not {batch_size}")
         bundle = Bundle.open(path)
-        opened, passed_over = open_backend(backend, bundle, BackendOptions(input, precision, batch_size, device))
+        devices = device if isinstance(device, Sequence) else [device]
+        opened, passed_over = _open_backends(backend, bundle, BackendOptions(input, precision, batch_size), devices)
         return cls(
             bundle, opened, input=input, batch_size=opened.batch_size, max_pixels=max_pixels, passed_over=passed_over
         )
@@ -117,9 +123,12 @@ class Scorer:
             "contract": self.contract.to_dict(),
             "backend": self.backend.name,
             "precision": self.backend.precision,
-            "device": self.backend.device,
+            "device": self.backend.device_type,
             "input": self.input,
             "batch_size": self.batch_size,
+            "max_pixels": self.max_pixels,
+            "decoder": decoder(),
+            "versions": {"glia_rt": glia_rt.__version__, "backend": self.backend.library, "numpy": np.__version__},
         }
 
     def score(self, image: ImageSource) -> float:
@@ -157,7 +166,7 @@ class Scorer:
             raise UsageError("score_batch takes a list of pictures; score takes one")
         if any(is_foreign(image) for image in images):
             return check_finite(self._score_on_gpu(images))
-        samples = [self._inputs(read_image(image, max_pixels=self._max_pixels)) for image in images]
+        samples = [self._inputs(read_image(image, max_pixels=self.max_pixels)) for image in images]
         scores = [self.backend.run(stack(batch)) for batch in self._equal_shapes(samples)]
         return check_finite(np.concatenate(scores)) if scores else np.zeros(0, np.float32)
 
@@ -188,14 +197,17 @@ class Scorer:
                 raise UsageError(f"{name} is {array.dtype}; views are uint8")
         return check_finite(self.backend.run(views))
 
-    def score_files(self, paths: Iterable[str | os.PathLike[str]], *, workers: int | None = None) -> Generator[Result]:
-        """Score files and folders lazily, in order, decoding in threads while the engine runs.
+    def score_files(
+        self, paths: Sequence[str | os.PathLike[str]] | Sources, *, workers: int | None = None
+    ) -> Generator[Result]:
+        """Score files, folders, tar shards and Parquet lazily, in order, decoding in threads while the engine runs.
 
         A picture's score is the same to the bit wherever it stands and whatever it travels with: every batch has
-        `batch_size` pictures, the last one padded. Close the generator to stop early.
+        `batch_size` pictures, the last one padded. Close the generator to stop early. `job.score_to_file` does this
+        into a file, resumably.
 
         Args:
-            paths: Files, and folders that are searched as `sources.find_images` says.
+            paths: As `sources.Sources` takes them; or that, for lists, columns and shards of a listing.
             workers: Decoding threads; None for one a core.
 
         Yields:
@@ -203,10 +215,21 @@ class Scorer:
 
         Raises:
             BackendError: The engine failed.
-            UsageError: A folder cannot be listed.
+            SourceError: What is to be scored has gone.
+            UsageError: A folder cannot be listed, or a list or Parquet file is none.
+        """
+        listing = paths if isinstance(paths, Sources) else Sources(paths)
+        return self.score_pictures((picture for _, picture in listing.pictures()), workers=workers)
+
+    def score_pictures(self, pictures: Iterable[Picture], *, workers: int | None = None) -> Generator[Result]:
+        """Score encoded pictures lazily, in order; `score_files` for a stream that a program makes itself.
+
+        Args:
+            pictures: Paths or bytes, with the names that their results get. Pulled only as far ahead as is of use.
+            workers: As `score_files` has it; so are results and errors.
         """
         return score_stream(
-            sources.find_images(paths),
+            pictures,
             read=self._read,
             run=self.backend.run,
             batch_size=self.batch_size,
@@ -226,15 +249,18 @@ class Scorer:
     ) -> None:
         self.close()
 
-    def _read(self, path: str) -> Sample | Result:
-        name = display_name(path)
+    def _read(self, picture: Picture) -> Sample | Result:
+        if picture.source is None:
+            return Result(picture.name, None, "bad_image", picture.refused, None, None)
         try:
-            pixels = read_image(path, max_pixels=self._max_pixels)
+            pixels = read_image(picture.source, max_pixels=self.max_pixels)
             inputs = self._inputs(pixels)
         except BadImageError as error:
-            return Result(name, None, "bad_image", str(error).removeprefix(f"{name}: "), None, None)
+            if picture.folder is not None and not os.path.isdir(picture.folder):
+                raise SourceError(f"{picture.folder}: the folder has gone") from error
+            return Result(picture.name, None, "bad_image", error.reason, None, None)
         height, width, _ = pixels.shape
-        return Sample(name, width, height, inputs)
+        return Sample(picture.name, width, height, inputs)
 
     def _inputs(self, pixels: Pixels) -> Inputs:
         if self.input == "image":
@@ -273,3 +299,26 @@ class Scorer:
             batch.append(sample)
         if batch:
             yield batch
+
+
+def _open_backends(
+    name: str, bundle: Bundle, options: BackendOptions, devices: Sequence[int | None]
+) -> tuple[Backend, list[str]]:
+    """An engine on each device; the first settles what "auto" and the defaults stand for."""
+    if not devices or len(set(devices)) < len(devices):
+        raise UsageError(f"devices must be different GPUs, not {list(devices)}")
+    first, passed_over = open_backend(name, bundle, dataclasses.replace(options, device=devices[0]))
+    if len(devices) == 1:
+        return first, passed_over
+    from glia_rt.backends.several import SeveralBackend
+
+    backends = [first]
+    try:
+        for device in devices[1:]:
+            same = dataclasses.replace(options, precision=first.precision, batch_size=first.batch_size, device=device)
+            backends.append(open_backend(first.name, bundle, same)[0])
+        return SeveralBackend(backends), passed_over
+    except GliaError:
+        for backend in backends:
+            backend.close()
+        raise

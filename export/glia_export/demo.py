@@ -16,9 +16,10 @@ from glia_export.demo_data import LABELS, METRIC, DemoPicture, make_dataset
 from glia_export.export import export
 from glia_export.report import DemoReport, ScoredPicture, write_report
 from glia_rt.errors import GliaError, OutputExistsError, UsageError
+from glia_rt.job import score_to_file
 from glia_rt.results import Result
 from glia_rt.scorer import Scorer
-from glia_rt.sinks import open_sink
+from glia_rt.sources import Sources
 from glia_rt.verify import require, selftest
 from glia_train.metrics import compare
 from glia_train.model import ModelConfig
@@ -165,11 +166,9 @@ def _make_room(out: Path, overwrite: bool) -> None:
 
 
 def _score(scorer: Scorer, trained: TrainResult, path: Path) -> list[Result]:
-    results = []
-    with open_sink(path, overwrite=True, metadata=scorer.resolved) as sink:
-        for result in scorer.score_files([picture.path for picture in trained.split.test]):
-            sink.write(result)
-            results.append(result)
+    results: list[Result] = []
+    sources = Sources([picture.path for picture in trained.split.test])
+    score_to_file(scorer, sources, path, overwrite=True, on_row=lambda _, result: results.append(result))
     return results
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,26 +10,18 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib import rc_context
 from matplotlib.figure import Figure
-from PIL import Image
 
 from glia_export.demo_data import METRIC, METRIC_IN_FULL, PHOTOGRAPHS, DemoPicture
+from glia_rt import page
 from glia_rt.images import read_image
 from glia_rt.verify import Parity
 from glia_train.metrics import Metrics
 
 THUMBNAILS: Final = 30  # whole rows of 2, 3, 5 or 6
 
-# Matplotlib cannot write a CSS variable, and an SVG in one colour would be lost on a light page or on a dark one: it
-# draws in colours that nothing else has, and these become the page's.
-_INK, _FAINT = "#010101", "#020202"
-_SERIES: Final = (("#030301", "o"), ("#030302", "^"), ("#030303", "s"), ("#030304", "D"))
-_VARIABLES: Final = {_INK: "ink", _FAINT: "faint"} | {
-    colour: f"series-{i}" for i, (colour, _) in enumerate(_SERIES, start=1)
-}
+_MARKERS: Final = tuple(zip(page.SERIES, ("o", "^", "s", "D"), strict=True))
 
 
 @dataclass(frozen=True)
@@ -75,17 +65,13 @@ def write_report(path: str | os.PathLike[str], report: DemoReport) -> None:
     Raises:
         BadImageError: The file of a held-out picture cannot be read.
     """
-    environment = Environment(
-        loader=PackageLoader("glia_export"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"plain": _plain, "duration": _duration, "thumbnail": _thumbnail}
     by_score = sorted(report.held_out, key=lambda scored: scored.score, reverse=True)
     shown = np.linspace(0, len(by_score) - 1, min(THUMBNAILS, len(by_score))).round().astype(int)
-    page = environment.get_template("report.html").render(
+    page.write_page(
+        path,
+        "glia_export",
+        "report.html",
+        {"plain": _plain, "duration": _duration, "thumbnail": _thumbnail},
         report=report,
         metric=METRIC,
         metric_in_full=METRIC_IN_FULL,
@@ -95,10 +81,6 @@ def write_report(path: str | os.PathLike[str], report: DemoReport) -> None:
         ranked=[(rank + 1, by_score[rank]) for rank in shown],
         scatter=_scatter(report.held_out),
     )
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
 
 
 def _plain(name: str) -> str:
@@ -115,10 +97,8 @@ def _duration(seconds: float) -> str:
 
 
 def _thumbnail(path: Path) -> str:
-    """The picture as a data URI, at its own size: reduced, it would no longer show its distortion."""
-    file = io.BytesIO()
-    Image.fromarray(read_image(path)).save(file, "WEBP", quality=90)
-    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+    """The picture at its own size: reduced, it would no longer show its distortion."""
+    return page.thumbnail(read_image(path))
 
 
 def _scatter(pictures: Sequence[ScoredPicture]) -> Markup:
@@ -127,33 +107,22 @@ def _scatter(pictures: Sequence[ScoredPicture]) -> Markup:
     margin = 0.04 * (max(values) - min(values)) or 0.1
     limits = (min(values) - margin, max(values) + margin)
 
-    # Text stays text, for the page's font and for screen readers; the salt makes equal plots equal files.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "glia-rt", "font.size": 11, "axes.edgecolor": _FAINT}):
+    with page.plot_style():
         figure = Figure(figsize=(5, 5), layout="constrained")
         axes = figure.add_subplot(xlim=limits, ylim=limits, aspect="equal")
-        axes.axline((0, 0), slope=1, color=_FAINT, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
+        axes.axline((0, 0), slope=1, color=page.FAINT, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
         names = _photographs([scored.picture for scored in pictures])
-        for name, (colour, marker) in zip(names, cycle(_SERIES), strict=False):
+        for name, (colour, marker) in zip(names, cycle(_MARKERS), strict=False):
             shown = [scored for scored in pictures if _plain(scored.picture.reference) == name]
             x, y = [scored.picture.score for scored in shown], [scored.score for scored in shown]
             axes.scatter(x, y, s=20, c=colour, marker=marker, alpha=0.65, linewidths=0, label=name, zorder=2)
-        axes.set_xlabel(f"label ({METRIC})", color=_INK)
-        axes.set_ylabel(f"score ({METRIC} predicted)", color=_INK)
-        axes.tick_params(color=_FAINT, labelcolor=_INK)
-        axes.spines[["top", "right"]].set_visible(False)
+        page.label_axes(axes, f"label ({METRIC})", f"score ({METRIC} predicted)")
         figure.legend(
             loc="outside upper left",
-            ncols=len(_SERIES),
+            ncols=len(_MARKERS),
             frameon=False,
             markerscale=1.4,
-            labelcolor=_INK,
+            labelcolor=page.INK,
             handletextpad=0.2,
         )
-        file = io.StringIO()
-        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(file, format="svg", transparent=True, metadata=metadata)
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg") :]  # what comes before belongs to a file of its own
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, f"var(--{variable})")
-    return Markup(svg)
+        return page.svg(figure)

@@ -57,14 +57,18 @@ class Backend(Protocol):
     Attributes:
         name: Its key in `BACKENDS`.
         precision: What it computes in.
-        device: What it runs on, "cpu" say.
+        library: What computes, and its version: "openvino 2026.4.1".
+        device: What it runs on: "cpu", or "cuda:0 (NVIDIA L4)".
+        device_type: That without a number: "cpu", or the GPU's name.
         batch_size: Pictures in most calls of `run`.
         parallel: How many calls of `run` it works on at once; more than that wait.
     """
 
     name: str
     precision: str
+    library: str
     device: str
+    device_type: str
     batch_size: int
     parallel: int
 

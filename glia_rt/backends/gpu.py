@@ -74,11 +74,21 @@ class GpuBackend:
     parallel = LANES
 
     def __init__(
-        self, name: str, precision: str, engine: Engine, gpu: Gpu, contract: Contract, input: Input, batch_size: int
+        self,
+        name: str,
+        precision: str,
+        engine: Engine,
+        gpu: Gpu,
+        contract: Contract,
+        input: Input,
+        batch_size: int,
+        library: str,
     ) -> None:
         self.name = name
         self.precision = precision
+        self.library = library
         self.device = f"cuda:{gpu.index} ({gpu.name})"
+        self.device_type = gpu.name
         self.batch_size = batch_size
         self._engine = engine
         self._contract = contract

@@ -24,10 +24,11 @@ class OnnxRuntimeBackend:
 
     name = "onnxruntime"
     precision = "fp32"
-    device = "cpu"
+    device = device_type = "cpu"
     parallel = 1  # one run at a time, on all cores
 
-    def __init__(self, session: Any, batch_size: int) -> None:
+    def __init__(self, session: Any, library: str, batch_size: int) -> None:
+        self.library = library
         self.batch_size = batch_size
         self._session = session
         self._running = threading.Lock()  # two runs at once would share the cores and hold two sets of activations
@@ -65,7 +66,7 @@ def open(bundle: Bundle, options: BackendOptions) -> OnnxRuntimeBackend:
         session = ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # as above
         raise BackendError(f"backend onnxruntime cannot load {path}: {first_line(error)}") from error
-    return OnnxRuntimeBackend(session, options.batch_size or CPU_BATCH_SIZE)
+    return OnnxRuntimeBackend(session, f"onnxruntime {ort.__version__}", options.batch_size or CPU_BATCH_SIZE)
 
 
 def unavailable() -> str | None:

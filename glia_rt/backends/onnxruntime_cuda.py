@@ -33,6 +33,8 @@ _OUT_OF_MEMORY: Final = ("Failed to allocate memory", "out of memory", "ALLOC_FA
 
 def open(bundle: Bundle, options: BackendOptions) -> gpus.GpuBackend:
     """Load a bundle's graph onto a GPU; raises as `open_backend` does."""
+    import onnxruntime as ort
+
     precision = options.precision or default_precision()
     if precision not in ("fp16", "fp32"):
         raise BackendError(f"backend {NAME} computes in fp16 or fp32, not {precision}")
@@ -42,7 +44,8 @@ def open(bundle: Bundle, options: BackendOptions) -> gpus.GpuBackend:
     capture = options.input == "views"
     session = create_session(bundle.checked_file(GRAPHS[options.input, precision]), gpu.index, capture=capture)
     engine = _Session(session, gpu.index, max(_LARGEST, batch_size), capture=capture)
-    backend = gpus.GpuBackend(NAME, precision, engine, gpu, bundle.contract, options.input, batch_size)
+    library = f"onnxruntime {ort.__version__}"
+    backend = gpus.GpuBackend(NAME, precision, engine, gpu, bundle.contract, options.input, batch_size, library)
     if capture:
         view = np.zeros((batch_size, bundle.contract.view_size, bundle.contract.view_size, 3), np.uint8)
         try:

@@ -23,9 +23,10 @@ class OpenVinoBackend:
     """A graph compiled for batches, one stream a core, or for one picture, all cores at once; or for both, in use."""
 
     name = "openvino"
-    device = "cpu"
+    device = device_type = "cpu"
 
-    def __init__(self, path: Path, precision: str, settings: Mapping[str, str], batch_size: int) -> None:
+    def __init__(self, path: Path, precision: str, library: str, settings: Mapping[str, str], batch_size: int) -> None:
+        self.library = library
         self.precision = precision
         self.batch_size = batch_size
         self.parallel = cpu_count()
@@ -105,10 +106,11 @@ def open(bundle: Bundle, options: BackendOptions) -> OpenVinoBackend:
     path = bundle.checked_file(name)
     settings = {"INFERENCE_PRECISION_HINT": _HINTS[precision]}
     # OpenVINO itself tells processors and settings apart within one folder.
-    cache = cache_folder("openvino", f"{ov.__version__.split('-')[0]}-{bundle.sha256(name)[:16]}")
+    version = ov.__version__.split("-")[0]
+    cache = cache_folder("openvino", f"{version}-{bundle.sha256(name)[:16]}")
     if cache is not None:
         settings["CACHE_DIR"] = str(cache)
-    backend = OpenVinoBackend(path, precision, settings, options.batch_size or CPU_BATCH_SIZE)
+    backend = OpenVinoBackend(path, precision, f"openvino {version}", settings, options.batch_size or CPU_BATCH_SIZE)
     backend.prepare(backend.batch_size)
     return backend
 

@@ -81,7 +81,8 @@ class Library:
             Device(gpu.index).set_current()  # TensorRT loads onto the current one
             load = _RtxEngine if self.target.portable else _PlanEngine
             engine = load(trt, content, record, gpu)
-        backend = gpus.GpuBackend(name, precision, engine, gpu, bundle.contract, options.input, batch_size)
+        library = f"{self.target.package} {trt.__version__}"
+        backend = gpus.GpuBackend(name, precision, engine, gpu, bundle.contract, options.input, batch_size, library)
         try:
             backend.prepare({key: np.zeros((batch_size, *usual[1:]), np.uint8) for key in record.profile})
         except GliaError:

@@ -1,0 +1,276 @@
+"""What a listing is made of: files, tar shards and row groups of Parquet, each opened on its own and read in order."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, ClassVar, Final, Protocol
+
+from glia_rt.errors import SourceError, UsageError
+from glia_rt.images import display_name, picture_extensions
+
+TAR_ENDINGS: Final = (".tar", ".tar.gz", ".tgz")
+PARQUET_ENDING: Final = ".parquet"
+#: Largest encoded picture that is taken out of a shard: a picture of `images.DEFAULT_MAX_PIXELS` pixels of RGB fits.
+MAX_ENCODED_BYTES: Final = 1 << 29
+
+_ROWS_AT_ONCE: Final = 16  # that a Parquet reader decodes, so that no row group is held whole
+_DAMAGE: Final = (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture to score, still encoded.
+
+    Attributes:
+        name: Its name in the results; always encodable.
+        source: A path, or the bytes of an encoded file; None where it is refused.
+        refused: Why it is not to be read.
+        folder: The folder that was searched for it: if that is gone, so is the source.
+        done: Share of its piece that is read once it is, in (0, 1].
+    """
+
+    name: str
+    source: str | bytes | None
+    refused: str | None = None
+    folder: str | None = None
+    done: float = 1.0
+
+
+class Piece(Protocol):
+    """A part of a listing that can be opened on its own.
+
+    Attributes:
+        count: Pictures in it; None for a tar shard, which does not say.
+    """
+
+    @property
+    def count(self) -> int | None:
+        """See above."""
+
+    def key(self) -> str:
+        """What it is: for a shard also its size and time of change.
+
+        Raises:
+            SourceError: It is gone.
+        """
+
+    def pictures(self, first: int = 0) -> Iterator[Picture]:
+        """Its pictures in order, from the one numbered `first`.
+
+        Raises:
+            SourceError: It cannot be read. One that is damaged gives rows that say so instead.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A picture in a file of its own; `folder` as `Picture` has it."""
+
+    path: str
+    folder: str | None = None
+    count: ClassVar[int] = 1
+
+    def key(self) -> str:
+        """See `Piece`: its path. What is in it is not looked at."""
+        return self.path
+
+    def pictures(self, first: int = 0) -> Iterator[Picture]:
+        """See `Piece`."""
+        if first == 0:
+            yield Picture(display_name(self.path), self.path, folder=self.folder)
+
+
+@dataclass(frozen=True, slots=True)
+class TarShard:
+    """A tar file, also compressed with gzip, as WebDataset has them: the members with the extension of a picture.
+
+    Members are named SHARD/MEMBER. What else a sample has (.json, .txt, .cls) and hidden files are passed over; links
+    and names that lead out of the archive are rows that say so.
+    """
+
+    path: str
+    count: ClassVar[None] = None
+
+    def key(self) -> str:
+        """See `Piece`."""
+        return _key(self.path)
+
+    def pictures(self, first: int = 0) -> Iterator[Picture]:
+        """See `Piece`."""
+        shard, number = display_name(self.path), 0
+        try:
+            with open(self.path, "rb") as file, tarfile.open(fileobj=file, mode="r:*", tarinfo=_Member) as tar:
+                size = os.fstat(file.fileno()).st_size
+                while (member := tar.next()) is not None:
+                    tar.members.clear()  # type: ignore[attr-defined]  # it keeps every header that it has read
+                    if not _is_picture(member):
+                        continue
+                    if number >= first:
+                        name, refused = f"{shard}/{display_name(member.name)}", _why_refused(member)
+                        data = None if refused else _read(tar, member)
+                        yield Picture(name, data, refused, done=max(file.tell(), 1) / max(size, 1))
+                    number += 1
+        except _DAMAGE as error:
+            if number >= first:
+                yield Picture(shard, None, f"a damaged tar file, not read further ({error})")
+        except OSError as error:
+            raise _gone(self.path, error) from error
+
+
+class _Member(tarfile.TarInfo):
+    """A header; tarfile takes a damaged one after the first for the end of the archive, and says nothing."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _Member:
+        try:
+            return super().fromtarfile(tarfile_)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(str(error)) from error
+
+
+def _is_picture(member: tarfile.TarInfo) -> bool:
+    name = PurePosixPath(member.name).name
+    return not member.isdir() and not name.startswith(".") and os.path.splitext(name)[1].lower() in picture_extensions()
+
+
+def _why_refused(member: tarfile.TarInfo) -> str | None:
+    if member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
+        return "a name that leads out of the archive: not read"
+    if member.issym() or member.islnk():
+        return "a link: not followed"
+    if not member.isreg():
+        return "not a regular file"
+    if member.size > MAX_ENCODED_BYTES:
+        return f"{member.size} bytes, over the limit of {MAX_ENCODED_BYTES} for a picture in a shard"
+    return None
+
+
+def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    if file is None:
+        raise tarfile.ReadError(f"{member.name} has no content")
+    with file:
+        return file.read()
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """A row group of a Parquet file: a column of encoded pictures, or of paths relative to the file's folder.
+
+    A column of structs with a field `bytes`, or else `path`, as Hugging Face writes pictures, is read too. Rows are
+    named FILE/NUMBER, counted from 0 through the file; pictures named by a path keep that path.
+    """
+
+    path: str
+    column: str
+    index: int
+    first_row: int
+    count: int
+
+    def key(self) -> str:
+        """See `Piece`."""
+        return f"{_key(self.path)}/{self.index}"
+
+    def pictures(self, first: int = 0) -> Iterator[Picture]:
+        """See `Piece`."""
+        import pyarrow as pa
+
+        row = 0
+        try:
+            for value in self._values():
+                if row >= first:
+                    yield self._picture(row, value)
+                row += 1
+        except (pa.ArrowException, OSError) as error:
+            if not os.path.exists(self.path):
+                raise _gone(self.path, error) from error
+            reason = f"a damaged Parquet file ({str(error).splitlines()[0]})"
+            for lost in range(max(row, first), self.count):
+                yield Picture(self._name(lost), None, reason, done=(lost + 1) / self.count)
+
+    def _values(self) -> Iterator[Any]:
+        from pyarrow import parquet
+
+        # Without pre_buffer, and with a buffer, pages are read when their turn comes.
+        with parquet.ParquetFile(self.path, pre_buffer=False, buffer_size=1 << 20) as file:
+            for batch in file.iter_batches(
+                _ROWS_AT_ONCE, row_groups=[self.index], columns=[self.column], use_threads=False
+            ):
+                for value in batch.column(0):
+                    yield value.as_py()
+
+    def _picture(self, row: int, value: Any) -> Picture:
+        done = (row + 1) / self.count
+        if isinstance(value, dict):
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, bytes) and value:
+            return Picture(self._name(row), value, done=done)
+        if isinstance(value, str) and value:
+            path = os.path.join(os.path.dirname(self.path), value)
+            return Picture(display_name(path), path, done=done)
+        return Picture(self._name(row), None, "the row has no picture", done=done)
+
+    def _name(self, row: int) -> str:
+        return f"{display_name(self.path)}/{self.first_row + row}"
+
+
+def row_groups(path: str, column: str) -> Iterator[RowGroup]:
+    """The pieces of a Parquet file; only its footer is read.
+
+    Raises:
+        UsageError: It is no Parquet file, or has no such column of bytes, strings or structs of them.
+        SourceError: It cannot be opened.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            schema, metadata = file.schema_arrow, file.metadata
+    except pa.ArrowInvalid as error:
+        raise UsageError(f"{display_name(path)}: not a Parquet file ({str(error).splitlines()[0]})") from error
+    except OSError as error:
+        raise _gone(path, error) from error
+    if column not in schema.names:
+        raise UsageError(
+            f"{display_name(path)}: no column {column!r}; it has {', '.join(schema.names)}: name one with --column"
+        )
+    if not _holds_pictures(schema.field(column).type):
+        raise UsageError(
+            f"{display_name(path)}: column {column!r} is {schema.field(column).type}; pictures are bytes, or strings "
+            "that are their paths"
+        )
+    row = 0
+    for index in range(metadata.num_row_groups):
+        count = metadata.row_group(index).num_rows
+        yield RowGroup(path, column, index, row, count)
+        row += count
+
+
+def _holds_pictures(kind: Any) -> bool:
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        names = [kind.field(i).name for i in range(kind.num_fields)]
+        return any(name in names and _holds_pictures(kind.field(name).type) for name in ("bytes", "path"))
+    tests = (types.is_binary, types.is_large_binary, types.is_string, types.is_large_string)
+    return any(test(kind) for test in tests)
+
+
+def _key(path: str) -> str:
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise _gone(path, error) from error
+    return f"{path} {found.st_size} {found.st_mtime_ns}"
+
+
+def _gone(path: str, error: BaseException) -> SourceError:
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return SourceError(f"{display_name(path)}: cannot be read: {reason}")

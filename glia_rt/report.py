@@ -1,0 +1,169 @@
+"""A page to look at after a run: how scores are distributed, the best and the worst, and what could not be read."""
+
+from __future__ import annotations
+
+import heapq
+import os
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from glia_rt import page
+from glia_rt.errors import BadImageError, GliaError
+from glia_rt.images import read_image
+from glia_rt.results import Result
+from glia_rt.sources import Position, Sources
+
+if TYPE_CHECKING:
+    from glia_rt.scorer import Scorer
+
+#: How many of the best, and of the worst, are shown: whole rows of 5 or 2.
+SHOWN: Final = 10
+
+_THUMBNAIL: Final = 320
+#: Over this many pictures a point each would be a blot, and a file of megabytes.
+_POINTS: Final = 2_000
+
+
+@dataclass(frozen=True, order=True)
+class _Ranked:
+    """A picture among the best or the worst; `rank` falls with how much it belongs there, ties go to the first."""
+
+    rank: tuple[float, int]
+    position: Position = field(compare=False)
+    result: Result = field(compare=False)
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    rows: Iterable[tuple[Position, Result]],
+    sources: Sources,
+    scorer: Scorer,
+    run: Mapping[str, Any],
+) -> None:
+    """Write the page: HTML that needs nothing beside it.
+
+    Args:
+        path: Where to.
+        rows: Results in order, with their positions in the listing; walked once, and not held in memory but for their
+            scores and sizes.
+        sources: The listing, whose best and worst pictures are read again for their thumbnails.
+        scorer: What scored them, for its contract and limits.
+        run: What is shown of how they were scored (`job.describe`).
+
+    Raises:
+        GliaError: It cannot be written.
+    """
+    scores, megapixels = array("f"), array("f")
+    best: list[_Ranked] = []
+    worst: list[_Ranked] = []
+    errors: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    for number, (position, result) in enumerate(rows):
+        if result.score is None or result.width is None or result.height is None:
+            kind = _kind(result.error or "")
+            errors[kind] += 1
+            examples.setdefault(kind, result.path)
+            continue
+        scores.append(result.score)
+        megapixels.append(result.width * result.height / 1e6)
+        for heap, value in ((best, result.score), (worst, -result.score)):
+            item = _Ranked((value, -number), position, result)
+            if len(heap) < SHOWN:
+                heapq.heappush(heap, item)
+            elif item > heap[0]:
+                heapq.heapreplace(heap, item)
+    thumbnails = _thumbnails(sources, {ranked.position for ranked in (*best, *worst)}, scorer.max_pixels)
+    values, sizes = np.asarray(scores), np.asarray(megapixels)
+    try:
+        page.write_page(
+            path,
+            "glia_rt",
+            "scores.html",
+            {"plain": _plain, "count": "{:,}".format},
+            run=run,
+            contract=scorer.contract,
+            scored=len(scores),
+            quantiles=_quantiles(values),
+            histogram=_histogram(values) if len(scores) else None,
+            by_size=_by_size(sizes, values) if len(scores) else None,
+            errors=[(kind, count, examples[kind]) for kind, count in errors.most_common()],
+            best=[(item.result, thumbnails.get(item.position)) for item in sorted(best, reverse=True)],
+            worst=[(item.result, thumbnails.get(item.position)) for item in sorted(worst, reverse=True)],
+        )
+    except OSError as error:
+        raise GliaError(f"{path}: the report cannot be written: {error.strerror}") from error
+
+
+def _kind(error: str) -> str:
+    """An error without the numbers in it, so that equal causes count as one."""
+    return re.sub(r"\d+", "N", error)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
+    return "default" if value is None else str(value)
+
+
+def _quantiles(scores: np.ndarray) -> dict[str, float]:
+    if not len(scores):
+        return {}
+    levels = {"least": 0, "5 % are below": 5, "median": 50, "5 % are above": 95, "greatest": 100}
+    return {name: float(np.percentile(scores, level)) for name, level in levels.items()}
+
+
+def _thumbnails(sources: Sources, wanted: set[Position], max_pixels: int) -> dict[Position, str]:
+    """The pictures at these positions, read again; those that have changed or gone since are left out."""
+    found: dict[Position, str] = {}
+    pieces = {position.piece for position in wanted}
+    for number, piece in enumerate(sources.pieces()):
+        if number not in pieces:
+            continue
+        places = sorted(position.picture for position in wanted if position.piece == number)
+        for i, picture in enumerate(piece.pictures(places[0]), places[0]):
+            if i in places and picture.source is not None:
+                try:
+                    pixels = read_image(picture.source, max_pixels=max_pixels)
+                except BadImageError:
+                    continue
+                found[Position(number, i)] = page.thumbnail(pixels, _THUMBNAIL)
+            if i == places[-1]:
+                break
+    return found
+
+
+def _histogram(scores: np.ndarray) -> Markup:
+    with page.plot_style():
+        figure = Figure(figsize=(7, 3.5), layout="constrained")
+        axes = figure.add_subplot()
+        axes.hist(scores, bins=min(60, max(5, round(len(scores) ** 0.5))), color=page.SERIES[0])
+        page.label_axes(axes, "score", "pictures")
+        return page.svg(figure)
+
+
+def _by_size(megapixels: np.ndarray, scores: np.ndarray) -> Markup:
+    """Score against size: a point a picture, or where there are too many, how many pictures fall where."""
+    with page.plot_style():
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.add_subplot(xscale="log")
+        if len(scores) <= _POINTS:
+            axes.scatter(megapixels, scores, s=14, c=page.SERIES[0], alpha=0.5, linewidths=0)
+        else:
+            middle = np.geomspace(megapixels.min(), max(megapixels.max(), megapixels.min() * 1.01), 41)
+            counts, x, y = np.histogram2d(megapixels, scores, bins=(middle, 40))
+            across, up = np.nonzero(counts)
+            share = np.log1p(counts[across, up]) / np.log1p(counts.max())
+            axes.scatter(
+                np.sqrt(x[across] * x[across + 1]), (y[up] + y[up + 1]) / 2, s=2 + 60 * share, c=page.SERIES[0],
+                alpha=0.6, linewidths=0,
+            )  # fmt: skip
+        page.label_axes(axes, "megapixels", "score")
+        return page.svg(figure)
