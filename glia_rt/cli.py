@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,9 +177,20 @@ def score(
     ) as scorer:
         _say_backend(scorer)
         if output:
-            rows, bad = _score_to_file(
-                scorer, sources, output, workers=workers, resume=resume, overwrite=overwrite, report=report
-            )
+            from glia_rt.job import score_to_file
+
+            with _progress(hidden=False) as (on_start, on_row):
+                rows, bad = score_to_file(
+                    scorer,
+                    sources,
+                    output,
+                    workers=workers,
+                    resume=resume,
+                    overwrite=overwrite,
+                    report=report,
+                    on_start=on_start,
+                    on_row=on_row,
+                )
             _say(f"{rows} rows in {output}" + (f"; {report} shows them" if report else ""))
         else:
             rows, bad = _score_to_terminal(scorer, sources, workers=workers, as_json=as_json)
@@ -517,54 +528,54 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
 
 
 def _score_to_terminal(scorer: Any, sources: Any, *, workers: int | None, as_json: bool) -> tuple[int, int]:
+    from glia_rt import job
     from glia_rt.sinks import json_line
 
+    summary = job.summarize(sources)
     if not as_json:
         click.echo(f"{'score':>10}  {'size':>11}  path")
     rows = bad = 0
-    for result in scorer.score_files(sources, workers=workers):
-        click.echo(json_line(result) if as_json else _row(result))
-        rows += 1
-        bad += result.status != "ok"
-    if not rows:
-        raise UsageError(f"no pictures in {sources}{sources.hint()}")
+    # Rows on a terminal are progress enough, and a bar would run into them.
+    with _progress(hidden=sys.stdout.isatty()) as (on_start, on_row):
+        on_start(summary, job.Progress(0, 0))
+        for position, done, result in job.score(scorer, sources, workers=workers):
+            click.echo(json_line(result) if as_json else _row(result))
+            rows += 1
+            bad += result.status != "ok"
+            on_row(job.Progress(rows, position.piece + done), result)
     return rows, bad
 
 
-def _score_to_file(scorer: Any, sources: Any, output: str, **options: Any) -> tuple[int, int]:
-    """`job.score_to_file` with a bar on stderr, with rate and time left; without where stderr is no terminal."""
+@contextmanager
+def _progress(*, hidden: bool) -> Iterator[tuple[Callable[[Any, Any], None], Callable[[Any, Any], None]]]:
+    """What `job.score_to_file` calls to tell how far it is: a bar on stderr, with rate and time left.
+
+    Nothing where it is hidden, or stderr is no terminal.
+    """
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from glia_rt import job
+    columns = (TextColumn("scoring"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+    console = _console(stderr=True)
+    with Progress(*columns, console=console, disable=hidden or not console.is_terminal) as bar:
+        task = bar.add_task("", total=None, text="")
+        began, first, total = time.monotonic(), 0, ""
 
-    bar = Progress(
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}% {task.fields[rows]} pictures, {task.fields[rate]}, left:"),
-        TimeRemainingColumn(),
-        console=_console(stderr=True),
-        disable=not _console(stderr=True).is_terminal,
-    )
-    task = bar.add_task("", total=None, rows="0", rate="-/s")
-    began, first = time.monotonic(), 0
+        def on_start(summary: Any, progress: Any) -> None:
+            nonlocal began, first, total
+            began, first = time.monotonic(), progress.rows
+            if first:
+                _say(f"going on after {first} pictures")
+            if summary is not None:
+                # Bars run over pieces, since a tar shard does not say how many pictures it has.
+                bar.update(task, total=summary.pieces)
+                total = "" if summary.pictures is None else f"/{summary.pictures}"
 
-    def start(summary: Any, progress: job.Progress) -> None:
-        nonlocal began, first
-        began, first = time.monotonic(), progress.rows
-        if summary is not None:
-            pictures = "tar shards" if summary.pictures is None else f"{summary.pictures} pictures"
-            after = f", after {first} that are done" if first else ""
-            _say(f"scoring {pictures}{after}")
-            bar.update(task, total=summary.pieces)
-        bar.start()
+        def on_row(progress: Any, _: Any) -> None:
+            rate = (progress.rows - first) / (time.monotonic() - began)  # the mean: rows come a batch at a time
+            text = f"{progress.rows}{total} pictures {rate:.1f}/s"
+            bar.update(task, completed=progress.pieces, text=text)
 
-    def row(progress: job.Progress, _: Any) -> None:
-        rate = (progress.rows - first) / (time.monotonic() - began)  # the mean: results come a batch at a time
-        bar.update(task, completed=progress.pieces, rows=f"{progress.rows:,}", rate=f"{rate:.1f}/s")
-
-    try:
-        return job.score_to_file(scorer, sources, output, on_start=start, on_row=row, **options)
-    finally:
-        bar.stop()
+        yield on_start, on_row
 
 
 @contextmanager

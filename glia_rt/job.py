@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -15,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glia_rt.errors import GliaError, MissingPackageError, OutputExistsError, UsageError
-from glia_rt.parts import Parts, rename_durably, write_durably
+from glia_rt.parts import Parts, parts_folder, rename_durably, write_durably
 from glia_rt.pieces import Picture
 from glia_rt.results import Result
 from glia_rt.sinks import metadata_path, sink_format
-from glia_rt.sources import Position, Sources, Summary
+from glia_rt.sources import START, Position, Sources, Summary
 
 if TYPE_CHECKING:
     from glia_rt.scorer import Scorer
@@ -87,15 +88,15 @@ def score_to_file(
     write_report = _reporter(report)
     if os.path.lexists(output) and not (resume or overwrite):
         raise OutputExistsError(f"{output} exists; name another file, or give --overwrite to replace it")
-    summary = sources.summary() if sources.is_repeatable else None
-    if summary is not None and not summary.pieces and sources.shard == (1, 1):
-        raise UsageError(f"no pictures in {sources}{sources.hint()}")
+    summary = summarize(sources)
     run = describe(scorer, sources, summary)
-    if resume and output.is_file() and not output.with_name(output.name + ".parts").is_dir():
-        return _finished(output, run)
+    if resume and (finished := _finished(output, run)) is not None:
+        # A crash after the output appeared may have left them.
+        shutil.rmtree(parts_folder(output), ignore_errors=True)
+        return finished
     with Parts(output, run, resume=resume, overwrite=overwrite) as parts:
         on_start(summary, Progress(parts.rows, parts.start.piece))
-        for position, done, result in _score(scorer, sources, parts.start, workers):
+        for position, done, result in score(scorer, sources, parts.start, workers=workers):
             parts.write(position, result)
             on_row(Progress(parts.rows, position.piece + done), result)
         parts.commit()
@@ -106,19 +107,28 @@ def score_to_file(
     return outcome
 
 
-def describe(scorer: Scorer, sources: Sources, summary: Summary | None) -> dict[str, Any]:
-    """All that the rows depend on: how they are computed, and of what."""
-    i, n = sources.shard
-    listing: dict[str, Any] = {"sources": str(sources), "shard": f"{i}/{n}", "column": sources.column}
-    if summary is not None:
-        listing |= {"pieces": summary.pieces, "sha256": summary.digest}
-    return scorer.resolved | {"listing": listing}
+def summarize(sources: Sources) -> Summary | None:
+    """What a listing comes to; None for standard input. An empty one is fine only as a shard of another.
+
+    Raises:
+        UsageError: There is nothing to score; and as `Sources.summary`.
+    """
+    if not sources.is_repeatable:
+        return None
+    summary = sources.summary()
+    if not summary.pieces and sources.shard == (1, 1):
+        raise UsageError(f"no pictures in {sources}{sources.hint()}")
+    return summary
 
 
-def _score(
-    scorer: Scorer, sources: Sources, start: Position, workers: int | None
+def score(
+    scorer: Scorer, sources: Sources, start: Position = START, *, workers: int | None = None
 ) -> Iterator[tuple[Position, float, Result]]:
-    """Results with where they stand and how much of their piece is done with them."""
+    """Score a listing lazily, from a position on; raises as `Scorer.score_files`.
+
+    Yields:
+        Where a picture stands, the share of its piece that is done with it, and its result.
+    """
     ahead: deque[tuple[Position, float]] = deque()  # of the pictures under way: there is a result for each, in order
 
     def pictures() -> Iterator[Picture]:
@@ -130,6 +140,15 @@ def _score(
         for result in results:
             position, done = ahead.popleft()
             yield position, done, result
+
+
+def describe(scorer: Scorer, sources: Sources, summary: Summary | None) -> dict[str, Any]:
+    """All that the rows depend on: how they are computed, and of what."""
+    i, n = sources.shard
+    listing: dict[str, Any] = {"sources": str(sources), "shard": f"{i}/{n}", "column": sources.column}
+    if summary is not None:
+        listing |= {"pieces": summary.pieces, "sha256": summary.digest}
+    return scorer.resolved | {"listing": listing}
 
 
 def _merge(parts: Parts, output: Path, make_sink: Callable[[Any], Any], run: dict[str, Any]) -> Outcome:
@@ -156,18 +175,24 @@ def _merge(parts: Parts, output: Path, make_sink: Callable[[Any], Any], run: dic
     return Outcome(rows, bad)
 
 
-def _finished(output: Path, run: dict[str, Any]) -> Outcome:
-    """What is in an output that is there already, if it is that of this run."""
+def _finished(output: Path, run: dict[str, Any]) -> Outcome | None:
+    """What is in an output of this run that is whole; None where there is none.
+
+    Raises:
+        OutputExistsError: There is an output, of another run, and nothing to go on with.
+    """
+    if not os.path.lexists(output):
+        return None
     try:
         before = json.loads(metadata_path(output).read_text(encoding="utf-8"))
         outcome = Outcome(before.pop("rows"), before.pop("bad_images"))
-    except (OSError, ValueError, KeyError) as error:
-        raise OutputExistsError(
-            f"{output} exists, and {metadata_path(output).name} does not say what of; give --overwrite to replace it"
-        ) from error
-    if before != json.loads(json.dumps(run)):
-        raise OutputExistsError(f"{output} exists, and is of another run; give --overwrite to replace it")
-    return outcome
+    except (OSError, ValueError, KeyError):
+        before, outcome = {}, Outcome(0, 0)
+    if before == json.loads(json.dumps(run)):
+        return outcome
+    if parts_folder(output).is_dir():
+        return None
+    raise OutputExistsError(f"{output} exists, and is not of this run; give --overwrite to replace it")
 
 
 def _reporter(path: str | os.PathLike[str] | None) -> Callable[..., None] | None:

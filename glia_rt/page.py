@@ -64,7 +64,7 @@ def label_axes(axes: Axes, x: str, y: str) -> None:
     """Name both axes, and leave out the frame's right and top."""
     axes.set_xlabel(x, color=INK)
     axes.set_ylabel(y, color=INK)
-    axes.tick_params(color=FAINT, labelcolor=INK)
+    axes.tick_params(which="both", color=FAINT, labelcolor=INK)
     axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,7 @@ PART_SECONDS: Final = 5.0
 _RUN: Final = "run.json"
 _LOCK: Final = "lock"
 _NAME_DIGITS: Final = 12
+_OURS: Final = re.compile(r"(run\.json|merged|\d{12}\.jsonl)(\.partial)?")
 _CAUSE: Final = "mend the cause, and give the same command again with --resume"
 
 
@@ -55,10 +57,10 @@ class Parts:
 
         Raises:
             OutputExistsError: A run is there and neither was asked for, or another process has it.
-            UsageError: The run that is there is another one, or the folder cannot be written.
+            UsageError: The run that is there is another one, or the folder is not a run's, or cannot be written.
             GliaError: A part has been damaged or is missing.
         """
-        self.folder = output.with_name(output.name + ".parts")
+        self.folder = parts_folder(output)
         self._run = json.loads(json.dumps(run))
         self.rows, self.start = 0, START
         self._pending: list[str] = []
@@ -91,9 +93,12 @@ class Parts:
                 f"{self.folder} has the rows of a run that broke off: give --resume to go on with it, or --overwrite "
                 "to drop it"
             )
-        for path in self.folder.iterdir():
-            if path.name != _LOCK:
-                path.unlink()
+        left = [path for path in self.folder.iterdir() if path.name != _LOCK]
+        if any(not _OURS.fullmatch(path.name) for path in left):
+            raise UsageError(f"{self.folder} holds files that no run wrote: move them, or name another output")
+        # Run.json last and parts from the last: killed meanwhile, what is left is a run that can be gone on with.
+        for path in sorted(left, key=lambda path: (path.name != _RUN, path.name), reverse=True):
+            path.unlink()
         with self._reporting():
             write_durably(run_file, json.dumps(self._run, indent=2).encode())
 
@@ -185,6 +190,11 @@ class Parts:
             yield
         except OSError as error:
             raise GliaError(f"{self.folder}: cannot be written: {error.strerror or error}; {_CAUSE}") from error
+
+
+def parts_folder(output: Path) -> Path:
+    """OUTPUT.parts."""
+    return output.with_name(output.name + ".parts")
 
 
 def write_durably(path: Path, content: bytes) -> None:

@@ -111,10 +111,12 @@ class TarShard:
                     tar.members.clear()  # type: ignore[attr-defined]  # it keeps every header that it has read
                     if not _is_picture(member):
                         continue
-                    if number >= first:
+                    # The one before the first, too: if it is cut off, its row was the shard's last.
+                    if number >= first - 1:
                         name, refused = f"{shard}/{display_name(member.name)}", _why_refused(member)
                         data = None if refused else _read(tar, member)
-                        yield Picture(name, data, refused, done=max(file.tell(), 1) / max(size, 1))
+                        if number >= first:
+                            yield Picture(name, data, refused, done=file.tell() / size)
                     number += 1
         except _DAMAGE as error:
             if number >= first:

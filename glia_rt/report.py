@@ -157,8 +157,8 @@ def _by_size(megapixels: np.ndarray, scores: np.ndarray) -> Markup:
         if len(scores) <= _POINTS:
             axes.scatter(megapixels, scores, s=14, c=page.SERIES[0], alpha=0.5, linewidths=0)
         else:
-            middle = np.geomspace(megapixels.min(), max(megapixels.max(), megapixels.min() * 1.01), 41)
-            counts, x, y = np.histogram2d(megapixels, scores, bins=(middle, 40))
+            edges = np.geomspace(megapixels.min(), max(megapixels.max(), megapixels.min() * 1.01), 31)
+            counts, x, y = np.histogram2d(megapixels, scores, bins=(edges, 24))
             across, up = np.nonzero(counts)
             share = np.log1p(counts[across, up]) / np.log1p(counts.max())
             axes.scatter(

@@ -6,7 +6,6 @@ import os
 import pty
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ from pyarrow import parquet
 
 import glia_rt
 from glia_rt import Scorer
-from glia_rt.backends import cpu_count, default_precision
+from glia_rt.backends import default_precision
 from glia_rt.cli import cli, main
 from glia_rt.results import COLUMNS
 
@@ -127,7 +126,6 @@ def test_status_0(glia_rt_command: GliaRt, tiny_bundle: Path, good: Path) -> Non
     "args",
     [
         ["score"],
-        ["score", "model.glia"],
         ["scroe", "model.glia", "a.jpg"],
         ["score", "model.glia", "a.jpg", "--batch-size", "0"],
         ["score", "model.glia", "a.jpg", "--backend", "cuda"],
@@ -225,34 +223,6 @@ def many(pictures: Path, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_keeps_its_rows(
-    tiny_bundle: Path, many: Path, tmp_path: Path, number: signal.Signals, status: int
-) -> None:
-    output, partial = tmp_path / "scores.csv", tmp_path / "scores.csv.partial"
-    process = start("score", tiny_bundle, many, "-o", output, stderr=subprocess.PIPE)
-    try:
-        deadline = time.monotonic() + 60
-        while not partial.exists() or partial.read_bytes().count(b"\n") < 20:
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.02)
-        process.send_signal(number)
-        _, stderr = process.communicate(timeout=30)
-    finally:
-        process.kill()
-    assert process.returncode == status
-    if number == signal.SIGINT:
-        assert stderr.splitlines()[-1] == f"glia-rt: interrupted: what was scored is in {partial}"
-    assert "Traceback" not in stderr
-    assert not output.exists()
-    with partial.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert 19 <= len(rows) < 3000
-    assert [Path(row["path"]).name for row in rows] == [f"{i:04}.jpg" for i in range(len(rows))]
-    assert {row["status"] for row in rows} == {"ok"}
-
-
 def test_a_reader_that_has_seen_enough_is_no_error(tiny_bundle: Path, many: Path) -> None:
     process = start("score", tiny_bundle, many, "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
@@ -306,8 +276,8 @@ def test_files(
     assert metadata["bundle"] == "tiny.glia"
     assert (metadata["backend"], metadata["precision"]) == ("openvino", default_precision("openvino"))
     assert (metadata["device"], metadata["input"]) == ("cpu", "views")
-    assert (metadata["batch_size"], metadata["workers"]) == (8, 1)
-    assert metadata["glia_rt"] == glia_rt.__version__
+    assert (metadata["batch_size"], metadata["rows"], metadata["bad_images"]) == (8, 13, 2)
+    assert metadata["versions"]["glia_rt"] == glia_rt.__version__
     assert sorted(path.name for path in tmp_path.glob("scores*")) == [output.name, f"{output.name}.meta.json"]
 
 
@@ -339,7 +309,6 @@ def test_options_reach_the_scorer(tiny_bundle: Path, good: Path, tmp_path: Path)
     assert main(["score", str(tiny_bundle), str(good), "-o", str(output), *options]) == 3
     metadata = json.loads((tmp_path / "scores.jsonl.meta.json").read_text())
     assert [metadata[k] for k in ("backend", "precision", "batch_size")] == ["onnxruntime", "fp32", 3]
-    assert metadata["workers"] == cpu_count()
     rows = read_rows(output)
     assert {row["status"] for row in rows} == {"ok", "bad_image"}
     assert all("limit of 27000 pixels" in row["error"] for row in rows if row["status"] == "bad_image")
@@ -353,6 +322,59 @@ def test_a_wrong_output_is_found_before_anything_is_scored(
     assert main(["score", str(tiny_bundle), str(good), "-o", str(tmp_path / output)]) == 2
     assert len(list(tmp_path.iterdir())) == began
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "nothing to score: give PATHs, or --list"),
+        (["a.jpg", "--resume"], "--resume and --report are for a file: give -o too"),
+        (["a.jpg", "--report", "r.html"], "--resume and --report are for a file: give -o too"),
+        (["a.jpg", "--shard", "3"], "--shard 3 is not I/N, as 1/4"),
+        (["a.jpg", "--shard", "0/4"], "shards are numbered from 1"),
+        (["a.jpg", "--device", "cuda:0"], "--device cuda:0 is not a list of numbers, as 0 or 0,1"),
+        (["a.jpg", "--device", "0,0"], "devices must be different GPUs, not [0, 0]"),
+        (["a.jpg", "-o", "a.csv", "--resume", "--overwrite"], "resume and overwrite: give one of them"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    tiny_bundle: Path, good: Path, args: list[str], message: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(good)
+    assert main(["score", str(tiny_bundle), *args]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_lists_columns_and_shards(tiny_bundle: Path, good: Path, tmp_path: Path, capsys: Capture) -> None:
+    files = sorted(good.iterdir())
+    (tmp_path / "list.csv").write_text("file\n" + "".join(f"{path}\n" for path in files))
+    output = tmp_path / "scores.jsonl"
+    args = ["score", str(tiny_bundle), "--list", str(tmp_path / "list.csv"), "--column", "file", "--shard", "2/3"]
+    assert main([*args, "-o", str(output)]) == 0
+    assert [row["path"] for row in read_rows(output)] == [str(path) for path in files[1::3]]
+    metadata = json.loads((tmp_path / "scores.jsonl.meta.json").read_text())
+    assert metadata["listing"]["shard"] == "2/3"
+    assert metadata["listing"]["pieces"] == 4
+
+
+def test_names_on_standard_input(tiny_bundle: Path, good: Path) -> None:
+    process = start(
+        "score", tiny_bundle, "-", "-0", "--json", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    files = sorted(good.iterdir())
+    rows, _ = process.communicate("\0".join(map(str, files)), timeout=60)
+    assert process.returncode == 0
+    assert [json.loads(line)["path"] for line in rows.splitlines()] == [str(path) for path in files]
+
+
+def test_resuming_and_a_report(tiny_bundle: Path, album: Path, tmp_path: Path, capsys: Capture) -> None:
+    output, report = tmp_path / "scores.csv", tmp_path / "r.html"
+    args = ["score", str(tiny_bundle), str(album), "-o", str(output), "--resume"]
+    assert main([*args, "--report", str(report)]) == 3
+    assert f"13 rows in {output}; {report} shows them" in capsys.readouterr().err
+    before = output.stat().st_mtime_ns
+    assert main(args) == 3
+    assert output.stat().st_mtime_ns == before
 
 
 def test_json_is_for_the_terminal(tiny_bundle: Path, good: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -387,7 +409,7 @@ def test_a_terminal_shows_progress_and_rows_stay_clean(tiny_bundle: Path, good: 
     assert process.returncode == 0
     assert len([json.loads(line) for line in rows.splitlines()]) == 11
     assert b"scoring" in shown
-    assert b"11/11" in shown
+    assert b"11/11 pictures" in shown
     rates = [float(rate) for rate in re.findall(rb"(\d+\.\d)/s", shown)]
     assert rates
     assert max(rates) < 2000, "not the rate at which one batch's rows come"

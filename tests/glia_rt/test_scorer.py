@@ -5,6 +5,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import glia_rt
 from glia_rt import Result, Scorer
 from glia_rt.backends import CPU_BACKENDS, GPU_BACKENDS, Backend, default_precision
 from glia_rt.errors import BackendError, BadImageError, BundleError, UsageError
-from glia_rt.images import read_image
+from glia_rt.images import DEFAULT_MAX_PIXELS, read_image
 from glia_rt.verify import SCORE_LIMITS
 
 SPAN = 4.0  # the tiny bundle's range is 1 to 5
@@ -68,6 +69,13 @@ def test_it_says_what_it_is(tiny_bundle: Path) -> None:
             "device": "cpu",
             "input": "views",
             "batch_size": 8,
+            "max_pixels": DEFAULT_MAX_PIXELS,
+            "decoder": f"simplejpeg {version('simplejpeg')}, Pillow {version('pillow')}",
+            "versions": {
+                "glia_rt": glia_rt.__version__,
+                "backend": f"openvino {version('openvino')}",
+                "numpy": np.__version__,
+            },
         }
 
 

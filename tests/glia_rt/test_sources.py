@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
+import sys
+import tarfile
+import tracemalloc
 from pathlib import Path
 
+import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
-from glia_rt.errors import UsageError
-from glia_rt.sources import find_images
+from glia_rt.errors import SourceError, UsageError
+from glia_rt.sources import Position, Sources, find_images
 
 
 def make(folder: Path, *names: str) -> None:
@@ -145,3 +152,216 @@ def test_a_folder_that_cannot_be_listed_is_an_error_that_names_it(tmp_path: Path
 
 def test_an_empty_folder_yields_nothing(tmp_path: Path) -> None:
     assert found(tmp_path) == []
+
+
+# Listings
+
+
+def pieces(sources: Sources) -> list[str]:
+    return [type(piece).__name__ + " " + piece.key().split()[0] for piece in sources.pieces()]
+
+
+def listed(sources: Sources) -> list[str]:
+    return [picture.name for _, picture in sources.pictures()]
+
+
+def tar(path: Path, *names: str) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name in names:
+            archive.addfile(tarfile.TarInfo(name))
+    return path
+
+
+def table(path: Path, rows: int, column: str = "image", row_group: int = 2) -> Path:
+    content = pa.table({column: pa.array([b"x"] * rows, pa.binary())})
+    parquet.write_table(content, path, row_group_size=row_group)
+    return path
+
+
+def test_what_an_argument_is_decides_how_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "album/2.jpg", "album/10.jpg", "album/x.tar", "album/x.parquet", "a.jpg")
+    tar(tmp_path / "0.TAR", "p.jpg", "q.jpg")
+    table(tmp_path / "t.parquet", 3)
+    monkeypatch.chdir(tmp_path)
+    sources = Sources(["a.jpg", "album", Path("0.TAR"), "t.parquet", "missing.jpg"], column="image")
+    assert pieces(sources) == [
+        "File a.jpg", "File album/10.jpg", "File album/2.jpg", "TarShard 0.TAR", "RowGroup t.parquet",
+        "RowGroup t.parquet", "File missing.jpg",
+    ]  # fmt: skip
+    assert listed(sources) == [
+        "a.jpg", "album/10.jpg", "album/2.jpg", "0.TAR/p.jpg", "0.TAR/q.jpg", "t.parquet/0", "t.parquet/1",
+        "t.parquet/2", "missing.jpg",
+    ]  # fmt: skip
+    assert sources.summary()[:2] == (7, None)
+    assert Sources(["a.jpg", "album", "t.parquet"], column="image").summary()[:2] == (5, 6)
+
+
+def test_a_pattern_stands_for_pictures_and_shards_sorted_by_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "b.jpg", "B.jpg", "é.jpg", "notes.txt", ".hidden.jpg", "deep/c.jpg", "deep/er/d.jpg", "x.jpg/y.jpg")
+    tar(tmp_path / "1.tar", "p.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert listed(Sources(["*"])) == ["1.tar/p.jpg", "B.jpg", "b.jpg", "é.jpg"]
+    assert listed(Sources(["**/*.jpg"])) == ["B.jpg", "b.jpg", "deep/c.jpg", "deep/er/d.jpg", "x.jpg/y.jpg", "é.jpg"]
+    assert listed(Sources(["[bB].jpg"])) == ["B.jpg", "b.jpg"]
+    with pytest.raises(UsageError, match=r"\*\.png: no picture, tar or Parquet file matches this pattern"):
+        listed(Sources(["*.png"]))
+
+
+def test_a_name_that_looks_like_a_pattern_and_is_there_is_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "[ab].jpg", "a.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert listed(Sources(["[ab].jpg"])) == ["[ab].jpg"]
+
+
+@pytest.mark.parametrize(
+    ("content", "null"),
+    [(b"a.jpg\nsub/b c.jpg\n\n/d.jpg", False), (b"a.jpg\r\nsub/b c.jpg\r\n/d.jpg\r\n", False),
+     (b"a.jpg\0sub/b c.jpg\0/d.jpg\0", True), (b"a.jpg\0sub/b c.jpg\0\0/d.jpg", True)],
+    ids=["unix", "windows", "null", "null at the end missing"],
+)  # fmt: skip
+def test_a_list_is_relative_to_its_folder(tmp_path: Path, content: bytes, null: bool) -> None:
+    (tmp_path / "list.txt").write_bytes(content)
+    found = listed(Sources(list_file=tmp_path / "list.txt", null_separated=null))
+    assert found == [f"{tmp_path}/a.jpg", f"{tmp_path}/sub/b c.jpg", "/d.jpg"]
+
+
+def test_a_list_may_name_shards_and_comes_after_the_paths(tmp_path: Path) -> None:
+    tar(tmp_path / "0.tar", "p.jpg")
+    (tmp_path / "list.txt").write_text("b.jpg\n0.tar\n")
+    found = listed(Sources(["a.jpg"], tmp_path / "list.txt"))
+    assert found == ["a.jpg", f"{tmp_path}/b.jpg", f"{tmp_path}/0.tar/p.jpg"]
+
+
+def test_names_of_any_bytes_in_a_null_separated_list(tmp_path: Path) -> None:
+    names = [b"two\nlines.jpg", b"\xff\xfe.jpg", b" spaces .jpg ", b"x" * 4000, b'"quoted".jpg']
+    (tmp_path / "list").write_bytes(b"\0".join(names))
+    paths = [picture.source for _, picture in Sources(list_file=tmp_path / "list", null_separated=True).pictures()]
+    assert [os.fsencode(str(path)) for path in paths] == [os.fsencode(tmp_path) + b"/" + name for name in names]
+
+
+@pytest.mark.parametrize(("ending", "separator"), [(".csv", ","), (".CSV", ","), (".tsv", "\t")])
+def test_a_column_of_a_csv(tmp_path: Path, ending: str, separator: str) -> None:
+    rows = [("id", "file"), ("1", "a.jpg"), ("2", '"two\nlines.jpg"'), ("3", "/c.jpg")]
+    text = "\ufeff" + "".join(separator.join(row) + "\r\n" for row in rows)
+    (tmp_path / f"list{ending}").write_text(text, encoding="utf-8", newline="")
+    assert listed(Sources(list_file=tmp_path / f"list{ending}", column="file")) == [
+        f"{tmp_path}/a.jpg",
+        f"{tmp_path}/two\nlines.jpg",
+        "/c.jpg",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("list.csv", "id,file\n1,a.jpg\n", "no column 'path'; its first line has id, file: name one with --column"),
+        ("list.csv", "", "no column 'path'"),
+        ("list.csv", "id,path\n1,a.jpg\n2,\n", "line 3: no value in column 'path'"),
+        ("list.csv", "id,path\n1,a.jpg\n2\n", "line 3: no value in column 'path'"),
+    ],
+)
+def test_a_csv_that_is_none(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError, match=message):
+        listed(Sources(list_file=tmp_path / name))
+
+
+def test_a_list_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"list\.txt: this list cannot be read: No such file or directory"):
+        listed(Sources(list_file=tmp_path / "list.txt"))
+
+
+def test_shards_of_a_listing_are_every_nth_piece_and_together_all_of_it(tmp_path: Path) -> None:
+    make(tmp_path, *(f"album/{i}.jpg" for i in range(7)))
+    tar(tmp_path / "0.tar", "p.jpg", "q.jpg")
+    table(tmp_path / "t.parquet", 5)
+    paths = [tmp_path / "album", tmp_path / "0.tar", tmp_path / "t.parquet"]
+    whole = pieces(Sources(paths, column="image"))
+    parts = [pieces(Sources(paths, column="image", shard=(i, 3))) for i in (1, 2, 3)]
+    assert len(whole) == 11
+    assert [len(part) for part in parts] == [4, 4, 3]
+    assert [parts[i % 3][i // 3] for i in range(11)] == whole
+
+
+@pytest.mark.parametrize("shard", [(0, 3), (4, 3), (1, 0), (-1, 2)])
+def test_a_shard_that_there_is_not(shard: tuple[int, int]) -> None:
+    with pytest.raises(UsageError, match="shards are numbered from 1"):
+        Sources(["a.jpg"], shard=shard)
+
+
+def test_it_goes_on_from_any_position(tmp_path: Path) -> None:
+    make(tmp_path, "a.jpg", "b.jpg")
+    tar(tmp_path / "0.tar", "p.jpg", "note.txt", "q.jpg", "r.jpg")
+    table(tmp_path / "t.parquet", 5)
+    sources = Sources(
+        [tmp_path / "a.jpg", tmp_path / "0.tar", tmp_path / "t.parquet", tmp_path / "b.jpg"], column="image"
+    )
+    everything = list(sources.pictures())
+    assert len(everything) == 10
+    for i, (position, _) in enumerate(everything):
+        assert list(sources.pictures(position)) == everything[i:]
+        after = Position(position.piece, position.picture + 1)
+        assert list(sources.pictures(after)) == everything[i + 1 :]
+
+
+def test_the_digest_is_of_names_and_of_what_shards_are(tmp_path: Path) -> None:
+    make(tmp_path, "album/a.jpg", "album/b.jpg")
+    tar(tmp_path / "0.tar", "p.jpg")
+    sources = Sources([tmp_path / "album", tmp_path / "0.tar"])
+    first = sources.summary().digest
+    assert sources.summary().digest == first
+    (tmp_path / "album" / "a.jpg").write_bytes(b"other bytes, same name")
+    assert sources.summary().digest == first
+    make(tmp_path, "album/c.jpg")
+    second = sources.summary().digest
+    os.utime(tmp_path / "0.tar", (1, 1))
+    assert len({first, second, sources.summary().digest}) == 3
+
+
+def test_walking_holds_no_names(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("".join(f"some/where/{i:09}.jpg\n" for i in range(100_000)))
+    sources = Sources(list_file=tmp_path / "list.txt")
+    tracemalloc.start()
+    assert sources.summary()[:2] == (100_000, 100_000)
+    assert sum(1 for _ in sources.pictures()) == 100_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2e6
+
+
+def test_the_name_of_a_listing_in_messages() -> None:
+    assert str(Sources(["a", "b"], "c.txt")) == "a, b, c.txt"
+    assert str(Sources([f"{i}.jpg" for i in range(1000)])) == "0.jpg, 1.jpg, 998 more"
+
+
+def test_a_folder_of_shards_is_told_from_one_of_pictures(tmp_path: Path) -> None:
+    make(tmp_path, "shards/0.tar", "shards/0.json")
+    sources = Sources([tmp_path / "shards"])
+    assert listed(sources) == []
+    assert sources.hint() == f"; for the .tar files in {tmp_path}/shards say '{tmp_path}/shards/*.tar'"
+    assert Sources([tmp_path]).hint() == ""
+
+
+def from_standard_input(content: bytes, *, null: bool = False) -> list[str]:
+    program = """if True:
+        import sys, json
+        from glia_rt.sources import Sources
+        sources = Sources(["first.jpg", "-", "last.jpg"], null_separated=len(sys.argv) > 1)
+        assert not sources.is_repeatable
+        print(json.dumps([picture.name for _, picture in sources.pictures()]))
+    """
+    args = [sys.executable, "-c", program, *(["null"] if null else [])]
+    done = subprocess.run(args, input=content, capture_output=True, timeout=60, check=True)
+    names: list[str] = json.loads(done.stdout)
+    return names
+
+
+def test_names_on_standard_input() -> None:
+    assert from_standard_input(b"a.jpg\n\nsub/b.jpg\n") == ["first.jpg", "a.jpg", "sub/b.jpg", "last.jpg"]
+    assert from_standard_input(b"a\nb.jpg\0\xff.jpg", null=True) == ["first.jpg", "a\nb.jpg", "\\udcff.jpg", "last.jpg"]
+    with pytest.raises(UsageError, match="standard input is read once: put the names into a --list file"):
+        Sources(["-"]).summary()
