@@ -6,17 +6,16 @@ is made of, and their weights. The kernels, in cuda_sampler.cu, do the arithmeti
 
 from __future__ import annotations
 
-import functools
-import math
 from importlib import resources
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from glia_rt.bicubic import WEIGHT_BITS, bicubic_table
 from glia_rt.contract import Contract
 from glia_rt.errors import BackendError, UsageError
-from glia_rt.sampler import WEIGHT_BITS, enlarged_side, fragment_positions, neighbours
+from glia_rt.sampler import enlarged_side, fragment_positions, neighbours
 
 if TYPE_CHECKING:
     from cuda.core import Buffer, Device, ObjectCode, Stream
@@ -96,31 +95,6 @@ def plan(height: int, width: int, contract: Contract) -> Plan:
     mosaic = np.array([*neighbours(rows.ravel(), height, tall), *neighbours(columns.ravel(), width, wide)], np.int32)
     across, down = (bicubic_table(side, contract.view_size) for side in (width, height))
     return Plan(height, width, across, down, mosaic)
-
-
-@functools.lru_cache(maxsize=64)
-def bicubic_table(side: int, view_size: int) -> Table:
-    """Pillow's weights for one pass, side -> view_size pixels: Keys' cubic convolution with a = -1/2, antialiased.
-
-    Returns:
-        int32 (1 + taps, view_size), read-only: for each pixel of the view the first one it is made of, then the weights
-        times 2**22 of that one and those after it. All lie inside the picture; those beyond the filter weigh 0.
-    """
-    # In the order of Pillow's floating-point operations: another may round a weight the other way.
-    scale = side / view_size
-    stretch = max(scale, 1.0)
-    reach = 2 * stretch
-    taps = min(2 * math.ceil(reach) + 1, side)
-    centre = (np.arange(view_size) + 0.5) * scale
-    first = np.clip((centre - reach + 0.5).astype(np.int64), 0, side - taps)
-    t = np.abs((first + np.arange(taps)[:, None] - centre + 0.5) * (1 / stretch))  # (taps, view_size)
-    near = (1.5 * t - 2.5) * t * t + 1
-    far = (((t - 5) * t + 8) * t - 4) * -0.5
-    kernel = np.where(t < 1, near, np.where(t < 2, far, 0))
-    weights = kernel / kernel.sum(axis=0) * (1 << WEIGHT_BITS)
-    table = np.vstack([first, np.trunc(weights + np.copysign(0.5, weights))]).astype(np.int32)
-    table.flags.writeable = False  # every caller gets the same one
-    return table
 
 
 def compile_kernels(arch: str, contract: Contract) -> ObjectCode:

@@ -11,8 +11,8 @@ from glia_rt.cuda import list_gpus
 from glia_rt.errors import BackendError
 
 PACKAGES = (
-    "glia-rt", "numpy", "pillow", *DISTRIBUTIONS, "openvino", "tensorrt", "tensorrt_rtx", "cuda-core",
-    "torch", "timm", "onnx",
+    "glia-rt", "numpy", "pillow", "simplejpeg", "numba", *DISTRIBUTIONS, "openvino", "tensorrt", "tensorrt_rtx",
+    "cuda-core", "ray", "torch", "timm", "onnx",
 )  # fmt: skip
 
 

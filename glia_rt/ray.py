@@ -60,7 +60,6 @@ def score_dataset(
         compute=ActorPoolStrategy(**sizes, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True),
         num_cpus=num_cpus,
         num_gpus=num_gpus,
-        udf_modifying_row_count=False,
         **options,
     )
 

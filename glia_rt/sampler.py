@@ -13,12 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from glia_rt import bicubic
+from glia_rt.bicubic import WEIGHT_BITS, Pixels
 from glia_rt.contract import Contract
-
-#: Fraction bits of Pillow's 8-bit resampling: weights are rounded to multiples of 2**-22.
-WEIGHT_BITS = 22
-
-Pixels = npt.NDArray[np.uint8]
 
 
 class Views(NamedTuple):
@@ -49,9 +46,13 @@ def make_global_view(image: Pixels, contract: Contract) -> Pixels:
     The horizontal pass comes first, always: two calls say so, because Pillow 13 began to choose the order by the
     picture's shape, which moves the pixels of tall pictures by up to ten grey levels.
     """
-    size, bicubic = contract.view_size, Image.Resampling.BICUBIC
-    across = Image.fromarray(image).resize((size, image.shape[0]), bicubic)
-    return np.asarray(across.resize((size, size), bicubic))
+    size, resample = contract.view_size, Image.Resampling.BICUBIC
+    height, width, _ = image.shape
+    if height * width >= bicubic.LARGE and bicubic.has_compiler():
+        across = Image.fromarray(bicubic.resize_across(image, size))
+    else:
+        across = Image.fromarray(image).resize((size, height), resample)
+    return np.asarray(across.resize((size, size), resample))
 
 
 def make_fragments(image: Pixels, contract: Contract, rng: np.random.Generator | None = None) -> Pixels:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 import glia_rt
 from glia_rt.backends import AUTO, Backend, BackendOptions, cpu_count, open_backend
+from glia_rt.bicubic import Pixels
 from glia_rt.bundle import Bundle, Input
 from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW, IMAGE, Contract
 from glia_rt.errors import BadImageError, GliaError, SourceError, UsageError
@@ -24,7 +25,7 @@ from glia_rt.images import DEFAULT_MAX_PIXELS, ImageSource, decoder, read_image
 from glia_rt.pieces import Picture
 from glia_rt.pipeline import Inputs, Sample, check_finite, score_stream, stack
 from glia_rt.results import Result
-from glia_rt.sampler import Pixels, make_views
+from glia_rt.sampler import make_views
 from glia_rt.sources import Sources
 
 if TYPE_CHECKING:

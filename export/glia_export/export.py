@@ -20,11 +20,12 @@ from torch import Tensor
 
 import glia_rt
 from glia_export import graphs, half
+from glia_rt.bicubic import Pixels
 from glia_rt.bundle import GRAPHS, SUFFIX, file_sha256, new_bundle, write_manifest
 from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW, IMAGE, SCORE, Contract
 from glia_rt.errors import MissingPackageError, ParityError
 from glia_rt.images import display_name, read_image
-from glia_rt.sampler import Pixels, Views, make_views
+from glia_rt.sampler import Views, make_views
 from glia_rt.verify import FEATURE_LIMITS, SCORE_LIMITS, Parity, compare_features, compare_scores, require
 from glia_train.checkpoint import Checkpoint
 from glia_train.model import GLIANet

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from glia_rt.bicubic import WEIGHT_BITS
 from glia_rt.contract import Contract
-from glia_rt.sampler import WEIGHT_BITS
 
 
 class Sampler(nn.Module):

@@ -85,6 +85,63 @@ def orientation_exif(orientation: int) -> Image.Exif:
     return exif
 
 
+# JPEG, which another package decodes
+
+
+JPEGS: dict[str, dict[str, Any]] = {
+    "baseline 4:2:0": {"subsampling": 2},
+    "baseline 4:2:2": {"subsampling": 1},
+    "baseline 4:4:4": {"subsampling": 0},
+    "progressive 4:2:0": {"subsampling": 2, "progressive": True},
+    "progressive 4:4:4": {"subsampling": 0, "progressive": True},
+    "restart markers": {"subsampling": 2, "restart_marker_blocks": 3},
+    "optimised": {"subsampling": 2, "optimize": True},
+    "coarse": {"subsampling": 2, "quality": 3},
+    "fine": {"subsampling": 2, "quality": 100},
+    "stored as RGB": {"keep_rgb": True},
+}
+
+
+def as_pillow_decodes(file: bytes) -> Pixels:
+    with Image.open(io.BytesIO(file)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@pytest.mark.parametrize("options", JPEGS.values(), ids=JPEGS)
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (8, 8), (17, 31), (250, 333)])
+def test_pixels_of_a_jpeg_are_pillow_s(options: dict[str, Any], height: int, width: int) -> None:
+    file = encode(photo(height, width), "JPEG", **{"quality": 85} | options)
+    np.testing.assert_array_equal(read_image(file), as_pillow_decodes(file))
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_pixels_of_a_jpeg_of_other_colours_are_pillow_s(mode: str, progressive: bool) -> None:
+    file = encode(Image.fromarray(photo(33, 47)).convert(mode), "JPEG", quality=70, progressive=progressive)
+    np.testing.assert_array_equal(read_image(file), as_pillow_decodes(file))
+
+
+def test_it_is_the_other_package_that_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    marked = np.full((12, 20, 3), 77, np.uint8)
+    monkeypatch.setattr("simplejpeg.decode_jpeg", lambda *args, **options: marked)
+    np.testing.assert_array_equal(read_image(encode(photo(), "JPEG")), marked)
+    assert read_image(encode(Image.new("CMYK", (4, 4)), "JPEG")).shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda file: file + b"trailing",
+        lambda file: file[:-2] + b"stray" + file[-2:],
+        lambda file: file[:2] + b"\xff\xfe\x00\x07hello" + file[2:],
+    ],
+    ids=["after the end", "before the end", "comment"],
+)
+def test_what_only_pillow_takes_is_left_to_pillow(edit: Callable[[bytes], bytes]) -> None:
+    file = edit(encode(photo(40, 60), "JPEG", quality=85))
+    np.testing.assert_array_equal(read_image(file), as_pillow_decodes(file))
+
+
 # Kinds of source
 
 

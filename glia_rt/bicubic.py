@@ -1,0 +1,107 @@
+"""Pillow's antialiased bicubic, to the bit: its weights, and its horizontal pass compiled by numba.
+
+The horizontal pass over a picture of 12 megapixels is the larger half of making its views, and it wants the pixels as
+they come from the decoder, while Pillow copies them into a form of its own first.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+#: Fraction bits of Pillow's 8-bit resampling: weights are rounded to multiples of 2**-22.
+WEIGHT_BITS: Final = 22
+
+#: Over so many pixels compiling pays: importing numba takes longer than many a smaller picture.
+LARGE: Final = 1 << 21
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@functools.lru_cache(maxsize=64)
+def bicubic_table(side: int, view_size: int) -> npt.NDArray[np.int32]:
+    """Pillow's weights for one pass, side -> view_size pixels: Keys' cubic convolution with a = -1/2, antialiased.
+
+    Returns:
+        int32 (1 + taps, view_size), read-only: for each pixel of the view the first one it is made of, then the weights
+        times 2**22 of that one and those after it. All lie inside the picture; those beyond the filter weigh 0.
+    """
+    # In the order of Pillow's floating-point operations: another may round a weight the other way.
+    scale = side / view_size
+    stretch = max(scale, 1.0)
+    reach = 2 * stretch
+    taps = min(2 * math.ceil(reach) + 1, side)
+    centre = (np.arange(view_size) + 0.5) * scale
+    first = np.clip((centre - reach + 0.5).astype(np.int64), 0, side - taps)
+    t = np.abs((first + np.arange(taps)[:, None] - centre + 0.5) * (1 / stretch))  # (taps, view_size)
+    near = (1.5 * t - 2.5) * t * t + 1
+    far = (((t - 5) * t + 8) * t - 4) * -0.5
+    kernel = np.where(t < 1, near, np.where(t < 2, far, 0))
+    weights = kernel / kernel.sum(axis=0) * (1 << WEIGHT_BITS)
+    table = np.vstack([first, np.trunc(weights + np.copysign(0.5, weights))]).astype(np.int32)
+    table.flags.writeable = False  # every caller gets the same one
+    return table
+
+
+@functools.cache
+def has_compiler() -> bool:
+    """Whether numba, of the extra `fast`, is there."""
+    try:
+        importlib.import_module("numba")
+    except ImportError:  # not installed, or not for this numpy
+        return False
+    return True
+
+
+def resize_across(image: Pixels, width: int) -> Pixels:
+    """The horizontal pass, as Pillow's `resize` to (width, H) gives it; needs numba, compiles on first use.
+
+    Args:
+        image: uint8 (H, W, 3), C-contiguous.
+        width: Of the result, pixels.
+
+    Returns:
+        uint8 (H, width, 3).
+    """
+    table = _columns(image.shape[1], width)
+    out = np.empty((image.shape[0], width, 3), np.uint8)
+    _compiled()(image, *table, out)
+    return out
+
+
+@functools.lru_cache(maxsize=64)
+def _columns(side: int, width: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """First pixels (width,) and weights (width, taps), which the loop below walks along."""
+    first, *weights = bicubic_table(side, width)
+    return np.ascontiguousarray(first), np.ascontiguousarray(np.transpose(weights))
+
+
+@functools.cache
+def _compiled() -> Callable[..., None]:
+    import numba
+
+    half, bits = np.int32(1 << (WEIGHT_BITS - 1)), np.int32(WEIGHT_BITS)
+
+    @numba.njit(nogil=True, cache=True)
+    def across(image: Any, first: Any, weights: Any, out: Any) -> None:
+        for y in range(image.shape[0]):
+            for x in range(out.shape[1]):
+                red = green = blue = half
+                start = first[x]
+                for i in range(weights.shape[1]):
+                    weight = weights[x, i]
+                    red += np.int32(image[y, start + i, 0]) * weight
+                    green += np.int32(image[y, start + i, 1]) * weight
+                    blue += np.int32(image[y, start + i, 2]) * weight
+                out[y, x, 0] = min(max(red >> bits, 0), 255)
+                out[y, x, 1] = min(max(green >> bits, 0), 255)
+                out[y, x, 2] = min(max(blue >> bits, 0), 255)
+
+    run: Callable[..., None] = across
+    return run

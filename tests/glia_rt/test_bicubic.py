@@ -1,0 +1,69 @@
+"""The compiled pass is Pillow's to the bit, whatever the size; its weights are tested with the CUDA sampler's."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from glia_rt import bicubic
+from glia_rt.bicubic import LARGE, has_compiler, resize_across
+from glia_rt.contract import Contract
+from glia_rt.sampler import make_global_view
+
+Pixels = bicubic.Pixels
+CONTRACT = Contract(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+def noise(height: int, width: int) -> Pixels:
+    return np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def by_pillow(image: Pixels, width: int) -> Pixels:
+    return np.asarray(Image.fromarray(image).resize((width, image.shape[0]), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 112, 223, 225, 448, 1000, 4000, 4001, 65_535])
+def test_it_is_pillow_s(width: int) -> None:
+    image = noise(3, width)
+    np.testing.assert_array_equal(resize_across(image, 224), by_pillow(image, 224))
+
+
+def test_it_is_pillow_s_where_weights_overshoot() -> None:
+    """Black and white by turns, where sums leave 0..255 on both sides."""
+    image = np.zeros((2, 4000, 3), np.uint8)
+    image[:, ::2] = 255
+    image[1] = np.where(np.arange(4000)[:, None] // 18 % 2, 255, 0)
+    np.testing.assert_array_equal(resize_across(image, 224), by_pillow(image, 224))
+
+
+def test_large_pictures_take_it_and_views_stay_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    large, small = noise(1500, 1400), noise(1000, 2000)
+    assert large.shape[0] * large.shape[1] >= LARGE > small.shape[0] * small.shape[1]
+    compiled = [make_global_view(large, CONTRACT), make_global_view(small, CONTRACT)]
+    monkeypatch.setattr(bicubic, "has_compiler", lambda: False)
+    monkeypatch.setattr(bicubic, "resize_across", None)
+    np.testing.assert_array_equal(compiled, [make_global_view(large, CONTRACT), make_global_view(small, CONTRACT)])
+    monkeypatch.setattr(bicubic, "has_compiler", lambda: True)
+    with pytest.raises(TypeError):
+        make_global_view(large, CONTRACT)
+
+
+def test_threads_compile_and_run_it_at_once() -> None:
+    bicubic._compiled.cache_clear()
+    images = [noise(5, 3000 + i) for i in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda image: resize_across(image, 224), images))
+    for image, result in zip(images, results, strict=True):
+        np.testing.assert_array_equal(result, by_pillow(image, 224))
+
+
+def test_without_numba_there_is_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert has_compiler()
+    has_compiler.cache_clear()
+    monkeypatch.setitem(sys.modules, "numba", None)
+    assert not has_compiler()
+    has_compiler.cache_clear()
