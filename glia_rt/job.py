@@ -91,6 +91,8 @@ def score_to_file(
     summary = summarize(sources)
     run = describe(scorer, sources, summary)
     if resume and (finished := _finished(output, run)) is not None:
+        if report is not None and not os.path.exists(report):
+            raise UsageError(f"{output} is whole, and {report} was not asked for when it was made: give --overwrite")
         # A crash after the output appeared may have left them.
         shutil.rmtree(parts_folder(output), ignore_errors=True)
         return finished
@@ -100,9 +102,9 @@ def score_to_file(
             parts.write(position, result)
             on_row(Progress(parts.rows, position.piece + done), result)
         parts.commit()
-        outcome = _merge(parts, output, make_sink, run)
         if write_report is not None:
             write_report(parts.read(), sources, scorer, run)
+        outcome = _merge(parts, output, make_sink, run)
         parts.remove()
     return outcome
 
@@ -165,8 +167,9 @@ def _merge(parts: Parts, output: Path, make_sink: Callable[[Any], Any], run: dic
             sink.finish(metadata)
             file.flush()
             os.fsync(file.fileno())
-        write_durably(metadata_path(output), (json.dumps(metadata, indent=2) + "\n").encode())
+        # In this order: killed in between, the metadata beside an output never promise what it does not hold.
         rename_durably(merged, output)
+        write_durably(metadata_path(output), (json.dumps(metadata, indent=2) + "\n").encode())
     except OSError as error:
         raise GliaError(
             f"{output}: cannot be written: {error.strerror or error}; make room, and give the same command again with "

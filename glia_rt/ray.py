@@ -1,23 +1,50 @@
-"""Scoring on a Ray cluster: Ray Data reads, spreads the work and writes; each of its actors opens the bundle once."""
+"""Scoring on a Ray cluster: Ray Data reads and writes, its actors score.
+
+    import ray
+    from glia_rt.ray import score_dataset
+
+    pictures = ray.data.read_binary_files("s3://bucket/photos", include_paths=True)
+    scores = score_dataset(pictures, "/shared/model.glia", actors=(1, 8), num_gpus=1)
+    scores.write_parquet("s3://bucket/scores")
+
+Any reader will do that gives encoded pictures, or their paths, in a column: `read_parquet`, also of what Hugging Face
+writes; `read_webdataset(..., decoder=None)`, with column="jpg"; `with_column("bytes", download("url"))` for a column of
+addresses.
+
+An actor that dies is started again and what it had in hand is scored again: no row is lost, none comes twice. For a job
+that is to survive its own end, have Ray Data keep a checkpoint, in a folder that all nodes share or an object store:
+
+    from ray.data.checkpoint import CheckpointConfig
+
+    ray.data.DataContext.get_current().checkpoint_config = CheckpointConfig("path", "/shared/checkpoint")
+
+before the dataset is made, "path" being a column of the dataset whose values are unique. The same script, started
+again, then goes on: it reads what is already written, but does not score it again, and removes files that were half
+written, so that over both runs each row is written once. That holds for files; other sinks may get rows twice. The
+checkpoint takes one more CPU and 1 GiB of memory, and Ray deletes it when the job succeeds.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
 
 from glia_rt.backends import AUTO
-from glia_rt.errors import GliaError, MissingPackageError, UsageError
+from glia_rt.errors import MissingPackageError, UsageError
 from glia_rt.images import DEFAULT_MAX_PIXELS, configure_pillow
 from glia_rt.pieces import Picture
+from glia_rt.results import COLUMNS
 from glia_rt.scorer import Scorer
 from glia_rt.sinks import METADATA_KEY
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from ray.data import Dataset
+
+_ADDED: Final = COLUMNS[1:]  # all but the name, for which the dataset has columns of its own
 
 
 def score_dataset(
@@ -30,34 +57,73 @@ def score_dataset(
     precision: str | None = None,
     batch_size: int | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
-    rows: int = 256,
-    num_cpus: float = 1,
-    num_gpus: float = 0,
+    workers: int | None = None,
+    rows: int = 128,
+    num_cpus: float | None = None,
+    num_gpus: float | None = None,
     **options: Any,
 ) -> Dataset:
-    """Score."""
+    """Score the pictures of a dataset, lazily, in a pool of actors that open the bundle once each.
+
+    An actor with a GPU sees no other, and never takes the CPU instead. One without sees no GPU, and computes on all
+    cores of its node whatever it reserves: have one a node, by a `num_cpus` of more than half of the node's.
+
+    All actors together must leave Ray CPUs to read and to write with, one a task: with none left, nothing moves.
+
+    Args:
+        ds: The pictures.
+        bundle: Where every node finds the bundle.
+        actors: How many; or the fewest and the most, for as many as there is room for.
+        column: Of encoded pictures as bytes, or of paths that every node can open as strings; or of structs with a
+            field `bytes`, or else `path`.
+        backend: As `Scorer.open` has it; so are `precision`, `batch_size` and `max_pixels`. On nodes of several kinds
+            "auto" may choose differently, and scores then differ as the parity of the backends allows.
+        precision: See `backend`.
+        batch_size: See `backend`.
+        max_pixels: See `backend`.
+        workers: Decoding threads of an actor; None for one a core of its node.
+        rows: Pictures that an actor gets at once, two such lots being in work: fewer for very large files, more for
+            engines on very many cores. Also what a checkpoint advances by.
+        num_cpus: CPUs that an actor reserves; None for 1.
+        num_gpus: GPUs that an actor reserves; None for 0.
+        options: Others of `Dataset.map_batches`, such as accelerator_type, label_selector, memory, runtime_env.
+
+    Returns:
+        The dataset, in no fixed order, without `column` if that held the pictures themselves, and with score (float32,
+        null for a bad image), status, error, width and height (int32) as `Result` has them. How the scores were made
+        is in its schema's metadata, and so in Parquet files, as `Scorer.resolved` in JSON under the key `glia-rt`.
+
+    Raises:
+        MissingPackageError: Ray Data is not installed.
+        UsageError: There is no such column, or columns of the result's names are there already.
+        RayError: When the dataset is read: an actor could not open the bundle, or its engine failed, and Ray says so
+            with the `GliaError` in its message; or an error as above, in a dataset whose columns Ray knows only then.
+    """
     try:
         from ray.data import ActorPoolStrategy
     except ModuleNotFoundError as error:
         raise MissingPackageError(error.name or "ray", "ray") from error
-    if (names := ds.columns(fetch_if_missing=False)) is not None:
-        _check_columns(names, column)
-    sizes = {"size": actors} if isinstance(actors, int) else {"min_size": actors[0], "max_size": actors[1]}
+    known = ds.columns(fetch_if_missing=False)
+    if known is not None:
+        _check_columns(known, column)
+    size = {"size": actors} if isinstance(actors, int) else {"min_size": actors[0], "max_size": actors[1]}
+    # Ray's own blocks have up to 128 MiB: of small pictures so many that a pool would wait for one actor.
     return ds.repartition(target_num_rows_per_block=rows).map_batches(
         _ScorePictures,
         fn_constructor_kwargs={
             "bundle": os.fspath(bundle),
             "column": column,
-            "max_pixels": max_pixels,
-            "workers": max(1, int(num_cpus)),
-            "on_gpu": num_gpus > 0,
+            "workers": workers,
+            "device": 0 if num_gpus else None,  # the first of those that Ray lets the actor see
             "backend": backend,
             "precision": precision,
             "batch_size": batch_size,
+            "max_pixels": max_pixels,
         },
         batch_size=rows,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(**sizes, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True),
+        # Two calls at once, so that the engine works on the one while the other begins and ends.
+        compute=ActorPoolStrategy(**size, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True),
         num_cpus=num_cpus,
         num_gpus=num_gpus,
         **options,
@@ -65,55 +131,57 @@ def score_dataset(
 
 
 class _ScorePictures:
+    """What an actor is made of: a scorer, kept open, and how a block of rows goes through it."""
+
     def __init__(
-        self, bundle: str, *, column: str, max_pixels: int, workers: int, on_gpu: bool, **options: Any
+        self,
+        bundle: str,
+        *,
+        column: str,
+        workers: int | None,
+        device: int | None,
+        max_pixels: int,
+        **options: Any,
     ) -> None:
+        if device is None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides no GPU from an actor that reserved none
+        configure_pillow(max_pixels)
+        self._scorer = Scorer.open(bundle, device=device, max_pixels=max_pixels, **options)
+        self._metadata = {METADATA_KEY: json.dumps(self._scorer.resolved)}
         self._column = column
         self._workers = workers
-        if not on_gpu:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        configure_pillow(max_pixels)
-        self._scorer: Scorer | GliaError
-        try:
-            self._scorer = Scorer.open(bundle, max_pixels=max_pixels, device=0 if on_gpu else None, **options)
-        except GliaError as error:
-            self._scorer = error
 
     def __call__(self, table: pa.Table) -> pa.Table:
         import pyarrow as pa
 
-        if isinstance(self._scorer, GliaError):
-            raise self._scorer
         _check_columns(table.column_names, self._column)
-        pictures = (self._picture(value.as_py()) for value in table[self._column])
-        results = [dataclasses.asdict(r) for r in self._scorer.score_pictures(pictures, workers=self._workers)]
-        schema = pa.schema(
-            [
-                ("score", pa.float32()),
-                ("status", pa.string()),
-                ("error", pa.string()),
-                ("width", pa.int32()),
-                ("height", pa.int32()),
-            ]
-        )
+        pictures = (_picture(value.as_py(), self._column) for value in table[self._column])
+        results = self._scorer.score_pictures(pictures, workers=self._workers)
+        types = (pa.float32(), pa.string(), pa.string(), pa.int32(), pa.int32())
+        schema = pa.schema(list(zip(_ADDED, types, strict=True)))
+        scored = pa.RecordBatch.from_pylist([dataclasses.asdict(result) for result in results], schema)
         kind = table.schema.field(self._column).type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             table = table.drop_columns([self._column])
-        for field, values in zip(schema, pa.RecordBatch.from_pylist(results, schema).columns, strict=True):
+        for field, values in zip(schema, scored.columns, strict=True):
             table = table.append_column(field, values)
-        metadata = {METADATA_KEY: json.dumps(self._scorer.resolved)}
-        return table.replace_schema_metadata((table.schema.metadata or {}) | metadata)
-
-    def _picture(self, value: Any) -> Picture:
-        if isinstance(value, dict):
-            value = value.get("bytes") or value.get("path")
-        if not value:
-            return Picture("", None, "the row has no picture")
-        if not isinstance(value, (bytes, str)):
-            raise UsageError("column")
-        return Picture("", value)
+        return table.replace_schema_metadata((table.schema.metadata or {}) | self._metadata)
 
 
-def _check_columns(names: Sequence[str], column: str) -> None:
+def _picture(value: Any, column: str) -> Picture:
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if value is not None and not isinstance(value, (bytes, str)):
+        raise UsageError(
+            f"column {column!r} holds {type(value).__name__}; pictures are encoded bytes, or strings that are their "
+            "paths (of read_webdataset, with decoder=None)"
+        )
+    return Picture("", value) if value else Picture("", None, "the row has no picture")
+
+
+def _check_columns(names: Iterable[str], column: str) -> None:
+    names = list(names)
     if column not in names:
-        raise UsageError(f"no column {column!r}; the dataset has {', '.join(names)}")
+        raise UsageError(f"the dataset has no column {column!r}; it has {', '.join(names)}: name one with column=")
+    if taken := [name for name in names if name in _ADDED]:
+        raise UsageError(f"the dataset has columns that the scores come with, {', '.join(taken)}: rename or drop them")

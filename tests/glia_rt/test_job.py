@@ -420,6 +420,44 @@ def test_a_report_is_written_beside(scorer: Scorer, listing: Sources, tmp_path: 
     assert "17 pictures scored by tiny.glia" in report.read_text()
 
 
+def test_a_report_that_cannot_be_written_holds_the_output_back(
+    scorer: Scorer, listing: Sources, tmp_path: Path
+) -> None:
+    output, report = tmp_path / "scores.csv", tmp_path / "r.html"
+    (tmp_path / "r.html.partial").mkdir()
+    with pytest.raises(GliaError, match=r"r\.html: the report cannot be written"):
+        score_to_file(scorer, listing, output, report=report)
+    assert not output.exists()
+    (tmp_path / "r.html.partial").rmdir()
+    assert score_to_file(scorer, listing, output, report=report, resume=True, on_row=after(1, Stop())).rows == ROWS
+    report.unlink()
+    with pytest.raises(UsageError, match=r"scores\.csv is whole, and .*r\.html was not asked for when it was made"):
+        score_to_file(scorer, listing, output, report=report, resume=True)
+
+
+@pytest.mark.parametrize("at", ["scores.csv", "scores.csv.meta.json"])
+def test_killed_between_the_output_and_its_metadata(
+    scorer: Scorer, listing: Sources, undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: Any, at: str
+) -> None:
+    """Over the output of another run: at no moment may metadata vouch for rows that are not theirs."""
+    output = tmp_path / "scores.csv"
+    score_to_file(scorer, Sources(listing.paths[:1]), output)
+    replace = os.replace
+
+    def killed(source: Any, target: Any) -> None:
+        if Path(target).name == at:
+            raise Stop
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(Stop):
+        score_to_file(scorer, listing, output, overwrite=True)
+    monkeypatch.setattr(os, "replace", replace)
+    score_to_file(scorer, listing, output, resume=True)
+    assert output.read_bytes() == undisturbed["scores.csv"]
+    assert names(tmp_path) == ["scores.csv", "scores.csv.meta.json"]
+
+
 def test_what_the_report_needs_is_asked_for_before_the_first_picture(
     scorer: Scorer, listing: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

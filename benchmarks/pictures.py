@@ -1,0 +1,426 @@
+"""Whole pictures on a CPU: decoding, end to end from files, tar and Parquet, memory, start, and pyiqa beside it.
+
+    pip install -e ".[all]" opencv-python-headless
+    python benchmarks/pictures.py            # ViT-B with random weights; about an hour on 2 cores
+    python benchmarks/pictures.py --quick    # a twentieth of the pictures
+
+What is compared is timed in one process in turn, and ratios are taken of neighbours, so that a machine that slows down
+for a while slows all. pyiqa is timed where it is installed; it is not for commercial use, and nothing here needs it.
+Writes results/pictures.json and prints the README's tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import itertools
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import simplejpeg
+import torch
+from cpu import hardware, random_bundle, random_views, throughput, versions
+from PIL import Image
+from pyarrow import parquet
+
+from glia_export.export import SELFTEST
+from glia_rt import Scorer
+from glia_rt.backends import cpu_count
+from glia_rt.contract import Contract
+from glia_rt.images import read_image
+from glia_rt.pipeline import ordered_map
+from glia_rt.sampler import make_views
+from glia_rt.sources import Sources
+from glia_train.model import DEFAULT_BACKBONE
+
+#: Width, height and how many.
+SETS = {"768x512": (768, 512, 2000), "1024x768": (1024, 768, 2000), "4000x3000": (4000, 3000, 200)}
+#: For memory and faults the engine does not matter, and the smallest is the quickest.
+SMALL_BACKBONE = "vit_tiny_patch16_224"
+MEMORY = (200, 2_000, 20_000)
+JPEGS: dict[str, dict[str, Any]] = {
+    "baseline 4:2:0": {"subsampling": 2},
+    "baseline 4:4:4": {"subsampling": 0},
+    "progressive 4:2:0": {"subsampling": 2, "progressive": True},
+    "CMYK": {"mode": "CMYK"},
+    "turned by EXIF": {"subsampling": 2, "orientation": 6},
+}
+PEAK_OF_CHILD = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+COLD_START = """
+import time, json, sys
+from pathlib import Path
+stages, began = {}, time.perf_counter()
+def stage(name):
+    global began
+    stages[name], began = time.perf_counter() - began, time.perf_counter()
+from glia_rt import Scorer
+from glia_rt.bundle import Bundle
+stage("import glia_rt")
+import openvino
+stage("import openvino")
+bundle = Bundle.open(sys.argv[1])
+bundle.checked_file("scorer.onnx")
+stage("open and check the bundle")
+with Scorer.open(sys.argv[1], "openvino") as scorer:
+    stage("open the scorer: check it again, load the compiled graph")
+    scorer.score(sys.argv[2])
+    stage("first score")
+print(json.dumps(stages))
+"""
+
+
+def main() -> None:
+    """Measure, print and save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default=DEFAULT_BACKBONE)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    torch.set_num_threads(cpu_count())
+    path = options.out / "pictures.json"
+    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    result |= {"hardware": hardware(), "versions": versions(), "backbone": options.backbone, "quick": options.quick}
+    with tempfile.TemporaryDirectory() as name:
+        bench = Bench(Path(name), options.backbone, 20 if options.quick else 1)
+        for part in options.only:
+            print(f"{part} ...", file=sys.stderr)
+            result[part] = PARTS[part](bench)
+            options.out.mkdir(exist_ok=True)
+            path.write_text(json.dumps(result, indent=2) + "\n")
+    print(markdown(result))
+    print(f"\nwrote {path}", file=sys.stderr)
+
+
+class Bench:
+    """Bundles and pictures, made when they are first asked for."""
+
+    def __init__(self, folder: Path, backbone: str, divisor: int) -> None:
+        self.folder = folder
+        self.divisor = divisor
+        self._backbone = backbone
+        self._bundles: dict[str, Path] = {}
+
+    def bundle(self, backbone: str | None = None) -> Path:
+        backbone = backbone or self._backbone
+        if backbone not in self._bundles:
+            self._bundles[backbone] = random_bundle(backbone, self.folder)[1]
+        return self._bundles[backbone]
+
+    def pictures(self, size: str) -> Path:
+        width, height, count = SETS[size]
+        folder = self.folder / size
+        return folder if folder.exists() else make_jpegs(folder, width, height, max(count // self.divisor, 8))
+
+
+def decoders(bench: Bench) -> dict[str, Any]:
+    """Milliseconds of each decoder on each kind of JPEG, one thread, and whether its pixels are Pillow's."""
+    contenders: dict[str, Callable[[bytes], Any]] = {
+        "Pillow": lambda data: np.asarray(Image.open(io.BytesIO(data)).convert("RGB")),
+        "simplejpeg": lambda data: simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False),
+    }
+    try:
+        cv2: Any = importlib.import_module("cv2")
+    except ImportError as error:
+        print(f"left out: OpenCV ({error})", file=sys.stderr)
+    else:
+        cv2.setNumThreads(1)
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        contenders["OpenCV"] = lambda data: cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    try:
+        turbo: Any = importlib.import_module("turbojpeg").TurboJPEG()
+    except (ImportError, RuntimeError, OSError) as error:
+        print(f"left out: PyTurboJPEG ({error})", file=sys.stderr)
+    else:
+        contenders["PyTurboJPEG"] = lambda data: turbo.decode(data, pixel_format=0)
+    photograph = Image.open(next(bench.pictures("4000x3000").iterdir()))
+    result: dict[str, Any] = {}
+    for kind, options in JPEGS.items():
+        data = encoded(photograph, **options)
+        expected = contenders["Pillow"](data)
+        result[kind] = {}
+        for name, decode in contenders.items():
+            try:
+                same = np.array_equal(decode(data), expected)
+            except (ValueError, OSError) as error:
+                result[kind][name] = {"cannot": str(error)[:80]}
+                continue
+            ms = 1e3 * statistics.median(timed(decode, data) for _ in range(7))
+            result[kind][name] = {"ms": ms, "pixels_of_pillow": same}
+    return result
+
+
+def views_of_large(bench: Bench) -> dict[str, Any]:
+    """Decoding and both views of 12 MP, beside Pillow's open, convert and resize alone, on one core and on all."""
+    contract = Contract(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    paths = [str(path) for path in sorted(bench.pictures("4000x3000").iterdir())][:24]
+
+    def by_pillow(path: str) -> Any:
+        return np.asarray(Image.open(path).convert("RGB").resize((224, 224), Image.Resampling.BICUBIC))
+
+    def ours(path: str) -> Any:
+        return make_views(read_image(path), contract).global_view
+
+    if not all(np.array_equal(by_pillow(path), ours(path)) for path in paths):
+        raise RuntimeError("the pixels are not Pillow's")
+    result = {}
+    for workers in (1, cpu_count()):
+        rounds = []
+        with ThreadPoolExecutor(workers) as pool:
+            for _ in range(7):
+                pair = [
+                    timed(lambda work: list(pool.map(work, paths)), work) / len(paths) for work in (by_pillow, ours)
+                ]
+                rounds.append(pair)
+        result[f"{workers} threads"] = {
+            "pillow_ms": 1e3 * statistics.median(pair[0] for pair in rounds),
+            "ours_ms": 1e3 * statistics.median(pair[1] for pair in rounds),
+            "ratio": statistics.median(pair[1] / pair[0] for pair in rounds),
+        }
+    return result
+
+
+def end_to_end(bench: Bench) -> dict[str, Any]:
+    """Pictures a second of `Scorer.score_files` from files, tar and Parquet, beside its two halves alone."""
+    result: dict[str, Any] = {}
+    with Scorer.open(bench.bundle()) as scorer:
+        inputs = random_views(scorer.batch_size)
+        for size in SETS:
+            folder = bench.pictures(size)
+            paths = sorted(str(path) for path in folder.iterdir())
+            result[size] = {"pictures": len(paths)}
+            for kind, sources in forms(folder, paths).items():
+                # Both halves right before and right after what they are held against.
+                halves = [(engine_rate(scorer, inputs), decode_rate(scorer, paths[:400]))]
+                began = time.perf_counter()
+                rows = list(scorer.score_files(sources))
+                rate = len(rows) / (time.perf_counter() - began)
+                halves.append((engine_rate(scorer, inputs), decode_rate(scorer, paths[:400])))
+                if len(rows) != len(paths) or any(row.status != "ok" for row in rows):
+                    raise RuntimeError("some pictures failed")
+                engine, decode = (statistics.mean(values) for values in zip(*halves, strict=True))
+                result[size][kind] = {
+                    "per_s": rate,
+                    "engine_per_s": engine,
+                    "decode_per_s": decode,
+                    # The work of both on the same cores, in turn, is what overlap cannot beat.
+                    "share_of_ceiling": rate * (1 / engine + 1 / decode),
+                }
+                print(f"{size} {kind}: {rate:.1f}/s", file=sys.stderr)
+    return result
+
+
+def engine_rate(scorer: Scorer, inputs: dict[str, np.ndarray]) -> float:
+    """Pictures a second of the engine alone."""
+    return throughput(scorer.backend.run, inputs, threads=scorer.backend.parallel)
+
+
+def decode_rate(scorer: Scorer, paths: list[str]) -> float:
+    """Pictures a second of reading, decoding and both views, without an engine, on all cores."""
+    began = time.perf_counter()
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        work = ordered_map(pool, lambda path: make_views(read_image(path), scorer.contract), paths, ahead=8)
+        count = sum(1 for _ in work)
+    return count / (time.perf_counter() - began)
+
+
+def forms(folder: Path, paths: list[str]) -> dict[str, Sources]:
+    """A folder of pictures as files, as a tar shard and as Parquet with row groups of 100."""
+    tar, table = folder.with_suffix(".tar"), folder.with_suffix(".parquet")
+    if not tar.exists():
+        with tarfile.open(tar, "w") as archive:
+            for path in paths:
+                archive.add(path, Path(path).name)
+        schema = pa.schema([("bytes", pa.binary())])
+        with parquet.ParquetWriter(table, schema, compression="none", use_dictionary=False) as writer:
+            for start in range(0, len(paths), 100):
+                column = pa.array([Path(path).read_bytes() for path in paths[start : start + 100]], pa.binary())
+                writer.write_table(pa.table({"bytes": column}))
+    return {"files": Sources([folder]), "tar": Sources([tar]), "Parquet": Sources([table], column="bytes")}
+
+
+def peak_memory(bench: Bench) -> dict[str, float]:
+    """Peak resident memory of `glia-rt score` on the smallest ViT over ever more pictures, MB."""
+    pictures = itertools.cycle(sorted(bench.pictures("768x512").iterdir()))
+    bundle = bench.bundle(SMALL_BACKBONE)
+    result = {}
+    for count in MEMORY:
+        count = max(count // bench.divisor, 8)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name) / "pictures"
+            folder.mkdir()
+            for i in range(count):
+                (folder / f"{i:06}.jpg").symlink_to(next(pictures).resolve())
+            score = [sys.executable, "-m", "glia_rt", "score", str(bundle), str(folder), "-o", f"{name}/scores.csv"]
+            # Through a small process: a child's peak starts at that of the process that started it.
+            done = subprocess.run([sys.executable, "-c", PEAK_OF_CHILD, *score], check=True, stdout=subprocess.PIPE)
+            result[str(count)] = int(done.stdout) / 1024
+    return result
+
+
+def cold_start(bench: Bench) -> dict[str, Any]:
+    """Seconds from nothing to the first score of one picture, with OpenVINO's cache warm: in stages, and as a whole."""
+    picture = next(bench.pictures("768x512").iterdir())
+    command = [sys.executable, "-m", "glia_rt", "score", str(bench.bundle()), str(picture)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # fills the cache
+    stages = []
+    whole = []
+    for _ in range(5):
+        staged = [sys.executable, "-c", COLD_START, str(bench.bundle()), str(picture)]
+        stages.append(json.loads(subprocess.run(staged, check=True, stdout=subprocess.PIPE).stdout))
+        whole.append(timed(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)))
+    return {
+        "stages": {name: statistics.median(run[name] for run in stages) for name in stages[0]},
+        "glia-rt score": statistics.median(whole),
+    }
+
+
+def beside_pyiqa(bench: Bench) -> dict[str, Any]:
+    """Pictures a second of pyiqa's topiq_nr and musiq with random weights, and of glia-rt, on the same pictures."""
+    try:
+        topiq = importlib.import_module("pyiqa.archs.topiq_arch")
+        musiq = importlib.import_module("pyiqa.archs.musiq_arch")
+    except ImportError as error:
+        print(f"left out: pyiqa ({error})", file=sys.stderr)
+        return {}
+    models = {
+        "topiq_nr": topiq.CFANet(
+            semantic_model_name="resnet50", use_ref=False, backbone_pretrain=False, pretrained=False
+        ),
+        "musiq": musiq.MUSIQ(pretrained=False),
+    }
+    result: dict[str, Any] = {}
+    with Scorer.open(bench.bundle()) as scorer:
+        for size in ("768x512", "1024x768"):
+            paths = sorted(str(path) for path in bench.pictures(size).iterdir())
+            rates: dict[str, list[float]] = {name: [] for name in ("glia-rt", *models)}
+            for _ in range(3):
+                few = paths[: max(160 // bench.divisor, 8)]
+                rates["glia-rt"].append(len(few) / timed(lambda few: list(scorer.score_files(few)), few))
+                for name, model in models.items():
+                    few = paths[: max(16 // bench.divisor, 2)]
+                    rates[name].append(len(few) / timed(score_by_pyiqa, model.eval(), few))
+            result[size] = {name: statistics.median(values) for name, values in rates.items()}
+            for name in models:
+                ratios = [ours / theirs for ours, theirs in zip(rates["glia-rt"], rates[name], strict=True)]
+                result[size][f"ratio to {name}"] = statistics.median(ratios)
+    return result
+
+
+def score_by_pyiqa(model: torch.nn.Module, paths: list[str]) -> None:
+    """One picture after the other, as pyiqa's command line does."""
+    with torch.inference_mode():
+        for path in paths:
+            pixels = np.asarray(Image.open(path).convert("RGB"))
+            model(torch.from_numpy(pixels.copy()).permute(2, 0, 1).unsqueeze(0).float() / 255)
+
+
+def timed(work: Callable[..., Any], *args: Any) -> float:
+    """Seconds of one call."""
+    began = time.perf_counter()
+    work(*args)
+    return time.perf_counter() - began
+
+
+def encoded(photograph: Image.Image, *, mode: str = "RGB", orientation: int | None = None, **options: Any) -> bytes:
+    """A photograph as a JPEG."""
+    file = io.BytesIO()
+    if orientation is not None:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        options["exif"] = exif
+    photograph.convert(mode).save(file, "JPEG", quality=90, **options)
+    return file.getvalue()
+
+
+def make_jpegs(folder: Path, width: int, height: int, count: int) -> Path:
+    """Photographs of that size: the selftest's, turned and enlarged, with grain, so that they compress like photos."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    grain = rng.normal(0, 4, (height, width, 1)).astype(np.float32)
+    photographs = [Image.open(path).convert("RGB") for path in sorted(SELFTEST.glob("*.png"))]
+    for i, photograph in zip(range(min(count, 24)), itertools.cycle(photographs)):
+        turned = photograph.rotate(90 * (i // len(photographs)), expand=True)
+        pixels = np.asarray(turned.resize((width, height), Image.Resampling.BICUBIC), np.float32) + grain
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i:04}.jpg", quality=90)
+    for i in range(24, count):
+        shutil.copyfile(folder / f"{i % 24:04}.jpg", folder / f"{i:04}.jpg")
+    return folder
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The tables of README and docs/scale.md."""
+
+    def lines() -> Iterator[str]:
+        yield f"{result['hardware']}; " + ", ".join(f"{k} {v}" for k, v in result["versions"].items())
+        if "end_to_end" in result:
+            yield "\n| `score_files` | pictures/s | engine alone | decoding and views alone | share of both in turn |"
+            yield "|---|---|---|---|---|"
+            for size, kinds in result["end_to_end"].items():
+                for kind in ("files", "tar", "Parquet"):
+                    row = kinds[kind]
+                    rates = " | ".join(f"{row[name]:.1f}" for name in ("per_s", "engine_per_s", "decode_per_s"))
+                    yield f"| {kinds['pictures']} JPEGs of {size}, {kind} | {rates} | {row['share_of_ceiling']:.1%} |"
+        if "decoders" in result:
+            names = list(next(iter(result["decoders"].values())))
+            yield "\n| JPEG of 12 MP, ms on one core | " + " | ".join(names) + " |"
+            yield "|---|" + "---|" * len(names)
+            for kind, row in result["decoders"].items():
+                cells = [
+                    "cannot" if "cannot" in row[name]
+                    else f"{row[name]['ms']:.0f}" + ("" if row[name]["pixels_of_pillow"] else ", other pixels")
+                    for name in names
+                ]  # fmt: skip
+                yield f"| {kind} | " + " | ".join(cells) + " |"
+        if "views_of_large" in result:
+            yield "\n| 12 MP: decode and views | ms by Pillow | ms here | ratio |"
+            yield "|---|---|---|---|"
+            for name, row in result["views_of_large"].items():
+                yield f"| {name} | {row['pillow_ms']:.0f} | {row['ours_ms']:.0f} | {row['ratio']:.2f} |"
+        if result.get("beside_pyiqa"):
+            yield "\n| pictures/s | glia-rt | topiq_nr | musiq | ratio to topiq_nr | to musiq |"
+            yield "|---|---|---|---|---|---|"
+            for size, row in result["beside_pyiqa"].items():
+                yield (
+                    f"| {size} | {row['glia-rt']:.1f} | {row['topiq_nr']:.2f} | {row['musiq']:.2f} | "
+                    f"{row['ratio to topiq_nr']:.1f} | {row['ratio to musiq']:.1f} |"
+                )
+        if "peak_memory" in result:
+            peaks = result["peak_memory"].items()
+            yield "\nPeak memory: " + ", ".join(f"{peak:.0f} MB over {count} pictures" for count, peak in peaks)
+        if "cold_start" in result:
+            cold = result["cold_start"]
+            stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in cold["stages"].items())
+            yield f"\nCold start: {stages}; `glia-rt score` of one picture {cold['glia-rt score']:.2f} s in all"
+
+    return "\n".join(lines())
+
+
+PARTS: dict[str, Callable[[Bench], Any]] = {
+    "decoders": decoders,
+    "views_of_large": views_of_large,
+    "end_to_end": end_to_end,
+    "beside_pyiqa": beside_pyiqa,
+    "cold_start": cold_start,
+    "peak_memory": peak_memory,
+}
+
+if __name__ == "__main__":
+    main()
