@@ -7,7 +7,7 @@ on stderr and exits with `exit_status`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from glia_rt.verify import Parity
@@ -84,3 +84,6 @@ class MissingPackageError(BackendError):
         super().__init__(f'{package} is not installed: pip install "glia-rt[{extra}]"')
         self.package = package
         self.extra = extra
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.package, self.extra)  # as it crosses processes, on a Ray cluster say

@@ -16,12 +16,15 @@ that is to survive its own end, have Ray Data keep a checkpoint, in a folder tha
 
     from ray.data.checkpoint import CheckpointConfig
 
-    ray.data.DataContext.get_current().checkpoint_config = CheckpointConfig("path", "/shared/checkpoint")
+    ray.data.DataContext.get_current().checkpoint_config = CheckpointConfig(
+        "path", "/shared/checkpoint", delete_checkpoint_on_success=False
+    )
 
 before the dataset is made, "path" being a column of the dataset whose values are unique. The same script, started
-again, then goes on: it reads what is already written, but does not score it again, and removes files that were half
-written, so that over both runs each row is written once. That holds for files; other sinks may get rows twice. The
-checkpoint takes one more CPU and 1 GiB of memory, and Ray deletes it when the job succeeds.
+again, then goes on: what is already written it reads but does not score, and files that were half written it removes,
+so that over all runs each row is written once. That holds for files; other sinks may get rows twice. It takes one more
+CPU and 1 GiB of memory. Remove the folder once all is done: left to itself Ray does so at the end of the job, and the
+script, started once more, would write every row again.
 """
 
 from __future__ import annotations
