@@ -90,18 +90,27 @@ def _compiled() -> Callable[..., None]:
 
     @numba.njit(nogil=True, cache=True)
     def across(image: Any, first: Any, weights: Any, out: Any) -> None:
-        for y in range(image.shape[0]):
+        last = image.shape[0] - 1
+        for y in range(0, last + 1, 2):
+            other = min(y + 1, last)  # two rows at once, which share the loading of each weight
             for x in range(out.shape[1]):
                 red = green = blue = half
+                red_2 = green_2 = blue_2 = half
                 start = first[x]
                 for i in range(weights.shape[1]):
                     weight = weights[x, i]
                     red += np.int32(image[y, start + i, 0]) * weight
                     green += np.int32(image[y, start + i, 1]) * weight
                     blue += np.int32(image[y, start + i, 2]) * weight
+                    red_2 += np.int32(image[other, start + i, 0]) * weight
+                    green_2 += np.int32(image[other, start + i, 1]) * weight
+                    blue_2 += np.int32(image[other, start + i, 2]) * weight
                 out[y, x, 0] = min(max(red >> bits, 0), 255)
                 out[y, x, 1] = min(max(green >> bits, 0), 255)
                 out[y, x, 2] = min(max(blue >> bits, 0), 255)
+                out[other, x, 0] = min(max(red_2 >> bits, 0), 255)
+                out[other, x, 1] = min(max(green_2 >> bits, 0), 255)
+                out[other, x, 2] = min(max(blue_2 >> bits, 0), 255)
 
     run: Callable[..., None] = across
     return run
