@@ -9,6 +9,7 @@
 - `edited_bundle`: a copy of it after a change, with a manifest that fits: whole, but another model.
 - `shifted_bundle`: such a copy whose scores are all off by so much.
 - `pictures`: a folder of 32 small JPEGs of many sizes, named 00.jpg to 31.jpg; shared, too.
+- `many`: a folder of 3,000 pictures, more than anything waits for.
 - `glia_rt_command`: runs `glia-rt ARGS...` in a process of its own.
 - `tiny_engine`: a copy of tiny_bundle with its FP16 views engine of tensorrt_rtx. Shared, too.
 - `gpu_machine`: os.environ of a machine with NVIDIA GPUs, as far as the driver's own answers go.
@@ -147,6 +148,16 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         height, width = 60 + 11 * i, 400 - 7 * i
         coarse = Image.fromarray(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8))
         coarse.resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{i:02}.jpg", quality=60)
+    return folder
+
+
+@pytest.fixture
+def many(pictures: Path, tmp_path: Path) -> Path:
+    """More pictures than anything here waits for."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for i in range(3000):
+        os.link(pictures / "00.jpg", folder / f"{i:04}.jpg")
     return folder
 
 

@@ -69,16 +69,6 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
         time.sleep(0.01)
 
 
-@pytest.fixture
-def many(pictures: Path, tmp_path: Path) -> Path:
-    """More pictures than anything here waits for."""
-    folder = tmp_path / "many"
-    folder.mkdir()
-    for i in range(3000):
-        os.link(pictures / "00.jpg", folder / f"{i:04}.jpg")
-    return folder
-
-
 # Killed
 
 

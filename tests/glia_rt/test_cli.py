@@ -213,16 +213,6 @@ def start(*args: str | Path, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", PROGRAM, *map(str, args)], text=True, **options)
 
 
-@pytest.fixture
-def many(pictures: Path, tmp_path: Path) -> Path:
-    """More pictures than anything here waits for."""
-    folder = tmp_path / "many"
-    folder.mkdir()
-    for i in range(3000):
-        os.link(pictures / "00.jpg", folder / f"{i:04}.jpg")
-    return folder
-
-
 def test_a_reader_that_has_seen_enough_is_no_error(tiny_bundle: Path, many: Path) -> None:
     process = start("score", tiny_bundle, many, "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
