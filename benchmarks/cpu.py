@@ -29,8 +29,8 @@ import torch
 
 from glia_export.export import export
 from glia_rt import Scorer
-from glia_rt.backends import cpu_count
 from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW
+from glia_rt.cores import cpu_count
 from glia_rt.errors import GliaError
 from glia_train.checkpoint import make_checkpoint, untrained
 from glia_train.model import DEFAULT_BACKBONE, GLIANet, ModelConfig
@@ -156,10 +156,13 @@ def hardware() -> str:
     return f"{fields.get('model name', platform.processor())}, {cpu_count()} cores, {' '.join(flags)}"
 
 
-def versions() -> dict[str, str]:
-    """Of everything that is timed."""
-    packages = ("glia-rt", "torch", "timm", "onnxruntime", "openvino", "numpy", "pillow")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+def versions(*others: str) -> dict[str, str]:
+    """Of everything that is timed; of other packages where they are installed."""
+    result = {"python": platform.python_version()}
+    for name in ("glia-rt", "torch", "timm", "onnxruntime", "openvino", "numpy", "pillow", *others):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            result[name] = importlib.metadata.version(name)
+    return result
 
 
 def markdown(result: dict[str, Any]) -> str:

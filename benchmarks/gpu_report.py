@@ -17,7 +17,7 @@ import torch
 from matplotlib.figure import Figure
 
 import glia_rt
-from glia_rt.backends import cpu_count
+from glia_rt.cores import cpu_count
 
 #: Ways of measuring throughput, by their key in the report.
 WAYS: Final = {"host": "from the host", "resident": "from the GPU"}

@@ -1,6 +1,6 @@
 """Whole pictures on a CPU: decoding, end to end from files, tar and Parquet, memory, start, and pyiqa beside it.
 
-    pip install -e ".[all]" opencv-python-headless
+    pip install -e ".[all]" opencv-python-headless PyTurboJPEG
     python benchmarks/pictures.py            # ViT-B with random weights; about an hour on 2 cores
     python benchmarks/pictures.py --quick    # a twentieth of the pictures
 
@@ -38,8 +38,8 @@ from pyarrow import parquet
 
 from glia_export.export import SELFTEST
 from glia_rt import Scorer
-from glia_rt.backends import cpu_count
 from glia_rt.contract import Contract
+from glia_rt.cores import cpu_count
 from glia_rt.images import read_image
 from glia_rt.pipeline import ordered_map
 from glia_rt.sampler import make_views
@@ -97,7 +97,8 @@ def main() -> None:
     torch.set_num_threads(cpu_count())
     path = options.out / "pictures.json"
     result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    result |= {"hardware": hardware(), "versions": versions(), "backbone": options.backbone, "quick": options.quick}
+    found = versions("simplejpeg", "numba", "opencv-python-headless", "PyTurboJPEG", "pyiqa")
+    result |= {"hardware": hardware(), "versions": found, "backbone": options.backbone, "quick": options.quick}
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(Path(name), options.backbone, 20 if options.quick else 1)
         for part in options.only:

@@ -6,6 +6,7 @@ they come from the decoder, while Pillow copies them into a form of its own firs
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import math
@@ -88,7 +89,7 @@ def _compiled() -> Callable[..., None]:
 
     half, bits = np.int32(1 << (WEIGHT_BITS - 1)), np.int32(WEIGHT_BITS)
 
-    @numba.njit(nogil=True, cache=True)
+    @numba.njit(nogil=True)
     def across(image: Any, first: Any, weights: Any, out: Any) -> None:
         last = image.shape[0] - 1
         for y in range(0, last + 1, 2):
@@ -112,5 +113,8 @@ def _compiled() -> Callable[..., None]:
                 out[other, x, 1] = min(max(green_2 >> bits, 0), 255)
                 out[other, x, 2] = min(max(blue_2 >> bits, 0), 255)
 
+    # Where neither this folder nor the user's cache can be written, as in many a container, each process compiles.
+    with contextlib.suppress(RuntimeError):
+        across.enable_caching()
     run: Callable[..., None] = across
     return run

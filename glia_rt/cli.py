@@ -12,8 +12,7 @@ import shlex
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,16 +21,25 @@ import click
 
 from glia_rt import __version__
 from glia_rt.backends import AUTO, BACKENDS
+from glia_rt.console import (
+    format_row,
+    make_console,
+    make_table,
+    print_engine,
+    print_parity,
+    say,
+    say_backend,
+    say_notes,
+    show_progress,
+)
 from glia_rt.engine import TARGETS
 from glia_rt.errors import BundleError, GliaError, MissingPackageError, ParityError, UsageError
 from glia_rt.images import DEFAULT_MAX_PIXELS, configure_pillow
 from glia_rt.sources import DEFAULT_COLUMN
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from glia_rt.engine import EngineRecord
-    from glia_rt.verify import Parity
+    from glia_rt.scorer import Scorer
+    from glia_rt.sources import Sources
 
 SOME_BAD = 3
 INTERRUPTED = 130
@@ -68,27 +76,21 @@ def main(args: Sequence[str] | None = None) -> int:
         error.show()
         return UsageError.exit_status
     except GliaError as error:
-        _say(f"glia-rt: {error}")
-        _say_notes(error)
+        say(f"glia-rt: {error}")
+        say_notes(error)
         return error.exit_status
     except KeyboardInterrupt as stopped:
-        _say(f"glia-rt: {str(stopped) or 'interrupted'}")
-        _say_notes(stopped)
+        say(f"glia-rt: {str(stopped) or 'interrupted'}")
+        say_notes(stopped)
         return INTERRUPTED
     except SystemExit as terminated:
-        _say_notes(terminated)
+        say_notes(terminated)
         raise
     except BrokenPipeError:
         # The reader of stdout went away, as `| head` does; Python would complain once more on exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return status if isinstance(status, int) else 0
-
-
-def _say_notes(error: BaseException) -> None:
-    """Print what was noted on an error on its way up: where the rows are that were scored before it."""
-    for note in getattr(error, "__notes__", ()):
-        _say(f"glia-rt: {note}")
 
 
 def _interrupt(number: int, _frame: object) -> None:
@@ -175,11 +177,11 @@ def score(
         device=parse_devices(device),
         max_pixels=max_pixels,
     ) as scorer:
-        _say_backend(scorer)
+        say_backend(scorer)
         if output:
             from glia_rt.job import score_to_file
 
-            with _progress(hidden=False) as (on_start, on_row):
+            with show_progress(hidden=False) as (on_start, on_row):
                 rows, bad = score_to_file(
                     scorer,
                     sources,
@@ -191,11 +193,11 @@ def score(
                     on_start=on_start,
                     on_row=on_row,
                 )
-            _say(f"{rows} rows in {output}" + (f"; {report} shows them" if report else ""))
+            say(f"{rows} rows in {output}" + (f"; {report} shows them" if report else ""))
         else:
             rows, bad = _score_to_terminal(scorer, sources, workers=workers, as_json=as_json)
     if bad:
-        _say(f"{bad} of {rows} pictures could not be read: see the status and error columns")
+        say(f"{bad} of {rows} pictures could not be read: see the status and error columns")
         return SOME_BAD
     return 0
 
@@ -224,15 +226,15 @@ def export(
             images=pictures,
             backbone_weights=backbone_weights,
             overwrite=overwrite,
-            report=lambda stage: _say(f"{stage} ..."),
+            report=lambda stage: say(f"{stage} ..."),
         )
     except ParityError as error:
         if error.rows:
-            print_parity(_console(stderr=True), error.rows)
+            print_parity(make_console(stderr=True), error.rows)
         raise
-    console = _console()
-    console.print(_table(["stage", "seconds"], [[name, f"{s:.1f}"] for name, s in done.seconds.items()]))
-    console.print(_table(["file", "MB"], [[name, f"{size / 1e6:.1f}"] for name, size in done.sizes.items()]))
+    console = make_console()
+    console.print(make_table(["stage", "seconds"], [[name, f"{s:.1f}"] for name, s in done.seconds.items()]))
+    console.print(make_table(["file", "MB"], [[name, f"{size / 1e6:.1f}"] for name, size in done.sizes.items()]))
     print_parity(console, done.parity)
     path = shlex.quote(str(done.path))
     click.echo(f"wrote {done.path}; next:\n  glia-rt verify {path}\n  glia-rt score {path} PICTURE_OR_FOLDER")
@@ -293,10 +295,10 @@ def build(
             precision=precision,
             capabilities=capability.split(",") if capability else (),
             overwrite=overwrite,
-            report=lambda stage: _say(f"{stage} ..."),
+            report=lambda stage: say(f"{stage} ..."),
         )
         engine = done.path
-        print_engine(_console(), done.record)
+        print_engine(make_console(), done.record)
         where = f"--backend {target}" + (f" --precision {precision}" if precision != "fp16" else "")
         where += " --input image" if input == "image" else ""
         click.echo(f"wrote {done.path}; next, on the GPU:\n  glia-rt verify {shlex.quote(bundle)} {where}")
@@ -320,9 +322,9 @@ def verify(bundle: str, backend: str, precision: str | None, input: Any, device:
     from glia_rt.verify import require, selftest
 
     with Scorer.open(bundle, backend, input, precision=precision, device=device) as scorer:
-        _say_backend(scorer)
+        say_backend(scorer)
         rows = selftest(scorer)
-    print_parity(_console(), rows)
+    print_parity(make_console(), rows)
     require(rows)
 
 
@@ -354,15 +356,15 @@ def doctor() -> None:
     from glia_rt.doctor import examine
 
     findings = examine()
-    console = _console()
+    console = make_console()
     if isinstance(findings.gpus, str):
         console.print(f"GPU: {findings.gpus}", highlight=False)
     else:
-        console.print(_table(["GPU", "name", "capability", "CUDA of the driver"], findings.gpus))
-    console.print(_table(["backend", "works", "precision", "why not, or what to know"], findings.backends))
-    console.print(_table(["package", "version"], findings.packages))
+        console.print(make_table(["GPU", "name", "capability", "CUDA of the driver"], findings.gpus))
+    console.print(make_table(["backend", "works", "precision", "why not, or what to know"], findings.backends))
+    console.print(make_table(["package", "version"], findings.packages))
     for warning in findings.warnings:
-        _say(f"warning: {warning}")
+        say(f"warning: {warning}")
 
 
 @cli.command()
@@ -404,7 +406,7 @@ def train(
         TrainOptions(**options),
         backbone_weights,
         overwrite=overwrite,
-        console=_console(stderr=True),
+        console=make_console(stderr=True),
     )
     command = ["glia-rt", "export", str(result.checkpoint)]
     if options["adapter_only"]:
@@ -420,16 +422,7 @@ def demo(out: str, minutes: float, overwrite: bool) -> None:
     """Run the whole chain once on photographs: distort, train, export, verify, score, report."""
     with _needs("demo"):
         from glia_export import demo as demonstration
-    demonstration.run(Path(out), minutes=minutes, overwrite=overwrite, console=_console(stderr=True))
-
-
-def print_parity(console: Console, rows: Sequence[Parity]) -> None:
-    """The parity table."""
-    cells = [
-        [row.what, f"{row.worst:.1e}", f"{row.limit:.0e}", row.unit, row.picture, "ok" if row.passed else "FAILED"]
-        for row in rows
-    ]
-    console.print(_table(["compared with PyTorch FP32", "worst", "limit", "measure", "worst picture", ""], cells))
+    demonstration.run(Path(out), minutes=minutes, overwrite=overwrite, console=make_console(stderr=True))
 
 
 def parse_batch(text: str) -> tuple[int, int, int]:
@@ -467,67 +460,7 @@ def parse_devices(text: str | None) -> list[int] | None:
     return [int(part) for part in text.split(",")]
 
 
-def print_engine(console: Console, record: EngineRecord) -> None:
-    """What an engine is, and what TensorRT made of the graph."""
-    layers, kernels = record.layers, "the engine does not say"
-    if layers:
-        others = layers["other_kernels"] - layers["attention_kernels"]
-        kernels = f"{layers['matrix_products']} matrix products, {layers['attention_kernels']} fused attentions"
-        kernels += f", {others} others"
-    rows = [
-        ["engine", f"{record.engine_size / 1e6:.1f} MB in {record.build_seconds:.1f} s"],
-        ["library", f"{record.target} {record.library_version}"],
-        ["GPUs", ", ".join(record.capabilities) or "8.0 and later, those of GeForce and RTX"],
-    ]
-    for name, (low, _, high) in record.profile.items():
-        rows.append([name, " to ".join("x".join(map(str, shape)) for shape in (low, high))])
-    rows.append(["kernels", kernels])
-    console.print(_table(["", ""], rows))
-
-
-def _row(result: Any) -> str:
-    if result.status != "ok":
-        return f"{'-':>10}  {'-':>11}  {result.path}: {result.error}"
-    return f"{result.score:>10.4f}  {result.width:>5}x{result.height:<5}  {result.path}"
-
-
-def _say(message: str) -> None:
-    """Diagnostics go to stderr, so that stdout holds nothing but what was asked for."""
-    click.echo(message, err=True)
-
-
-def _say_backend(scorer: Any) -> None:
-    backend = scorer.backend
-    _say(f"backend {backend.name}, {backend.precision}, {backend.device}")
-    names_by_reason: dict[str, list[str]] = {}
-    for passed_over in scorer.passed_over:
-        name, _, reason = passed_over.partition(": ")
-        names_by_reason.setdefault(reason, []).append(name)
-    for reason, names in names_by_reason.items():
-        _say(f"  not {', '.join(names)}: {reason}")
-    if scorer.contract.score_range is None:
-        _say("  this model was never trained: its scores mean nothing and have no unit")
-
-
-def _console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    console = Console(stderr=stderr)
-    if not console.is_terminal:
-        console.width = 200  # nobody to fold lines for
-    return console
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
-    from rich.table import Table
-
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*(cell.replace("[", "\\[") for cell in row))
-    return table
-
-
-def _score_to_terminal(scorer: Any, sources: Any, *, workers: int | None, as_json: bool) -> tuple[int, int]:
+def _score_to_terminal(scorer: Scorer, sources: Sources, *, workers: int | None, as_json: bool) -> tuple[int, int]:
     from glia_rt import job
     from glia_rt.sinks import json_line
 
@@ -536,46 +469,14 @@ def _score_to_terminal(scorer: Any, sources: Any, *, workers: int | None, as_jso
         click.echo(f"{'score':>10}  {'size':>11}  path")
     rows = bad = 0
     # Rows on a terminal are progress enough, and a bar would run into them.
-    with _progress(hidden=sys.stdout.isatty()) as (on_start, on_row):
+    with show_progress(hidden=sys.stdout.isatty()) as (on_start, on_row):
         on_start(summary, job.Progress(0, 0))
         for position, done, result in job.score(scorer, sources, workers=workers):
-            click.echo(json_line(result) if as_json else _row(result))
+            click.echo(json_line(result) if as_json else format_row(result))
             rows += 1
             bad += result.status != "ok"
             on_row(job.Progress(rows, position.piece + done), result)
     return rows, bad
-
-
-@contextmanager
-def _progress(*, hidden: bool) -> Iterator[tuple[Callable[[Any, Any], None], Callable[[Any, Any], None]]]:
-    """What `job.score_to_file` calls to tell how far it is: a bar on stderr, with rate and time left.
-
-    Nothing where it is hidden, or stderr is no terminal.
-    """
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("scoring"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
-    console = _console(stderr=True)
-    with Progress(*columns, console=console, disable=hidden or not console.is_terminal) as bar:
-        task = bar.add_task("", total=None, text="")
-        began, first, total = time.monotonic(), 0, ""
-
-        def on_start(summary: Any, progress: Any) -> None:
-            nonlocal began, first, total
-            began, first = time.monotonic(), progress.rows
-            if first:
-                _say(f"going on after {first} pictures")
-            if summary is not None:
-                # Bars run over pieces, since a tar shard does not say how many pictures it has.
-                bar.update(task, total=summary.pieces)
-                total = "" if summary.pictures is None else f"/{summary.pictures}"
-
-        def on_row(progress: Any, _: Any) -> None:
-            rate = (progress.rows - first) / (time.monotonic() - began)  # the mean: rows come a batch at a time
-            text = f"{progress.rows}{total} pictures {rate:.1f}/s"
-            bar.update(task, completed=progress.pieces, text=text)
-
-        yield on_start, on_row
 
 
 @contextmanager

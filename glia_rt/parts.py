@@ -214,6 +214,8 @@ def write_durably(path: Path, content: bytes) -> None:
 def rename_durably(source: Path, target: Path) -> None:
     """Rename a file within its folder, on the disk."""
     os.replace(source, target)
+    if os.name != "posix":  # elsewhere folders cannot be opened
+        return
     folder = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -18,6 +18,8 @@ TAR_ENDINGS: Final = (".tar", ".tar.gz", ".tgz")
 PARQUET_ENDING: Final = ".parquet"
 #: Largest encoded picture that is taken out of a shard: a picture of `images.DEFAULT_MAX_PIXELS` pixels of RGB fits.
 MAX_ENCODED_BYTES: Final = 1 << 29
+#: Why a row of a table without a picture is not scored.
+NO_PICTURE: Final = "the row has no picture"
 
 _ROWS_AT_ONCE: Final = 16  # that a Parquet reader decodes, so that no row group is held whole
 _DAMAGE: Final = (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error)
@@ -208,15 +210,13 @@ class RowGroup:
                     yield value.as_py()
 
     def _picture(self, row: int, value: Any) -> Picture:
-        done = (row + 1) / self.count
-        if isinstance(value, dict):
-            value = value.get("bytes") or value.get("path")
-        if isinstance(value, bytes) and value:
-            return Picture(self._name(row), value, done=done)
-        if isinstance(value, str) and value:
-            path = os.path.join(os.path.dirname(self.path), value)
-            return Picture(display_name(path), path, done=done)
-        return Picture(self._name(row), None, "the row has no picture", done=done)
+        done, source = (row + 1) / self.count, encoded_or_path(value)
+        if source is None:
+            return Picture(self._name(row), None, NO_PICTURE, done=done)
+        if isinstance(source, bytes):
+            return Picture(self._name(row), source, done=done)
+        path = os.path.join(os.path.dirname(self.path), source)
+        return Picture(display_name(path), path, done=done)
 
     def _name(self, row: int) -> str:
         return f"{display_name(self.path)}/{self.first_row + row}"
@@ -253,6 +253,11 @@ def row_groups(path: str, column: str) -> Iterator[RowGroup]:
         count = metadata.row_group(index).num_rows
         yield RowGroup(path, column, index, row, count)
         row += count
+
+
+def encoded_or_path(value: Any) -> Any:
+    """What a cell has for a picture: of a struct `bytes`, or else `path`; None for nothing, or for nothing in it."""
+    return (value.get("bytes") or value.get("path") if isinstance(value, dict) else value) or None
 
 
 def _holds_pictures(kind: Any) -> bool:

@@ -38,10 +38,10 @@ from typing import TYPE_CHECKING, Any, Final
 from glia_rt.backends import AUTO
 from glia_rt.errors import MissingPackageError, UsageError
 from glia_rt.images import DEFAULT_MAX_PIXELS, configure_pillow
-from glia_rt.pieces import Picture
+from glia_rt.pieces import NO_PICTURE, Picture, encoded_or_path
 from glia_rt.results import COLUMNS
 from glia_rt.scorer import Scorer
-from glia_rt.sinks import METADATA_KEY
+from glia_rt.sinks import METADATA_KEY, arrow_schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -160,8 +160,7 @@ class _ScorePictures:
         _check_columns(table.column_names, self._column)
         pictures = (_picture(value.as_py(), self._column) for value in table[self._column])
         results = self._scorer.score_pictures(pictures, workers=self._workers)
-        types = (pa.float32(), pa.string(), pa.string(), pa.int32(), pa.int32())
-        schema = pa.schema(list(zip(_ADDED, types, strict=True)))
+        schema = pa.schema([field for field in arrow_schema() if field.name in _ADDED])
         scored = pa.RecordBatch.from_pylist([dataclasses.asdict(result) for result in results], schema)
         kind = table.schema.field(self._column).type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
@@ -172,14 +171,13 @@ class _ScorePictures:
 
 
 def _picture(value: Any, column: str) -> Picture:
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    if value is not None and not isinstance(value, (bytes, str)):
+    source = encoded_or_path(value)
+    if source is not None and not isinstance(source, (bytes, str)):
         raise UsageError(
-            f"column {column!r} holds {type(value).__name__}; pictures are encoded bytes, or strings that are their "
+            f"column {column!r} holds {type(source).__name__}; pictures are encoded bytes, or strings that are their "
             "paths (of read_webdataset, with decoder=None)"
         )
-    return Picture("", value) if value else Picture("", None, "the row has no picture")
+    return Picture("", source, refused=NO_PICTURE if source is None else None)
 
 
 def _check_columns(names: Iterable[str], column: str) -> None:

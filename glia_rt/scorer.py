@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -16,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 import glia_rt
-from glia_rt.backends import AUTO, Backend, BackendOptions, cpu_count, open_backend
+from glia_rt.backends import AUTO, Backend, BackendOptions, open_backend
 from glia_rt.bicubic import Pixels
 from glia_rt.bundle import Bundle, Input
 from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW, IMAGE, Contract
-from glia_rt.errors import BadImageError, GliaError, SourceError, UsageError
+from glia_rt.cores import cpu_count
+from glia_rt.errors import BadImageError, SourceError, UsageError
 from glia_rt.images import DEFAULT_MAX_PIXELS, ImageSource, decoder, read_image
 from glia_rt.pieces import Picture
 from glia_rt.pipeline import Inputs, Sample, check_finite, score_stream, stack
@@ -43,7 +45,7 @@ def is_foreign(image: Any) -> bool:
 
 
 class Scorer:
-    """A bundle on an engine. Threads may share it; close it, or use it as a context manager.
+    """A bundle on an engine. Threads may share it, processes may not; close it, or use it as a context manager.
 
     Attributes:
         bundle: What was opened.
@@ -72,6 +74,7 @@ class Scorer:
         self.passed_over = tuple(passed_over)
         self.input = input
         self.max_pixels = max_pixels
+        self._process = os.getpid()
 
     @classmethod
     def open(
@@ -95,22 +98,21 @@ class Scorer:
             precision: "fp32", "fp16" or "bf16"; None for the backend's default on this machine.
             batch_size: Pictures a run of the engine, at most for arrays, exactly for files; None for the backend's
                 default: 8 on a CPU, 32 on a GPU, or what the engine was built for.
-            device: Which GPU, by index, or several of one type, which share the work; None for the first. With "auto",
-                no CPU is taken then.
+            device: Which GPU, by index, or several of one type, which share the work; None for the first GPU, or the
+                CPU where there is none.
             max_pixels: Largest picture that is decoded, width times height.
 
         Raises:
             BundleError: Not a bundle, or damaged.
             BackendError: The backend cannot be used here; the message says why, and what to install.
-            UsageError: No such backend, or a batch size below 1.
+            UsageError: No such backend, a batch size below 1, or devices that are no different GPUs.
         """
         if input not in ("views", "image"):
             raise UsageError(f'input must be "views" or "image", not {input!r}')
         if batch_size is not None and batch_size < 1:
             raise UsageError(f"batch size must be at least 1, not {batch_size}")
         bundle = Bundle.open(path)
-        devices = device if isinstance(device, Sequence) else [device]
-        opened, passed_over = _open_backends(backend, bundle, BackendOptions(input, precision, batch_size), devices)
+        opened, passed_over = _open_backends(backend, bundle, BackendOptions(input, precision, batch_size), device)
         return cls(
             bundle, opened, input=input, batch_size=opened.batch_size, max_pixels=max_pixels, passed_over=passed_over
         )
@@ -163,6 +165,7 @@ class Scorer:
             UsageError: `images` is one picture, not several; or some are in a GPU's memory and the others are not, or
                 the backend does not run there.
         """
+        self._require_own_process()
         if isinstance(images, (str, bytes, os.PathLike)):
             raise UsageError("score_batch takes a list of pictures; score takes one")
         if any(is_foreign(image) for image in images):
@@ -185,6 +188,7 @@ class Scorer:
         Raises:
             UsageError: The scorer was opened with input="image", or these are not such arrays.
         """
+        self._require_own_process()
         if self.input != "views":
             raise UsageError('score_views needs a scorer opened with input="views"')
         views = {GLOBAL_VIEW: global_view, FRAGMENTS: fragments}
@@ -199,7 +203,7 @@ class Scorer:
         return check_finite(self.backend.run(views))
 
     def score_files(
-        self, paths: Sequence[str | os.PathLike[str]] | Sources, *, workers: int | None = None
+        self, paths: Iterable[str | os.PathLike[str]] | Sources, *, workers: int | None = None
     ) -> Generator[Result]:
         """Score files, folders, tar shards and Parquet lazily, in order, decoding in threads while the engine runs.
 
@@ -208,7 +212,7 @@ class Scorer:
         into a file, resumably.
 
         Args:
-            paths: As `sources.Sources` takes them; or that, for lists, columns and shards of a listing.
+            paths: Each as `sources.Sources` takes it, also of an iterator; or `Sources`, for lists, columns, shards.
             workers: Decoding threads; None for one a core.
 
         Yields:
@@ -219,16 +223,26 @@ class Scorer:
             SourceError: What is to be scored has gone.
             UsageError: A folder cannot be listed, or a list or Parquet file is none.
         """
-        listing = paths if isinstance(paths, Sources) else Sources(paths)
-        return self.score_pictures((picture for _, picture in listing.pictures()), workers=workers)
+        if isinstance(paths, (str, bytes, os.PathLike)):
+            raise UsageError(f"score_files takes a list of paths: give [{paths!r}]")
+        listings = [paths] if isinstance(paths, Sources) else (Sources([path]) for path in paths)
+        pictures = (picture for listing in listings for _, picture in listing.pictures())
+        return self.score_pictures(pictures, workers=workers)
 
     def score_pictures(self, pictures: Iterable[Picture], *, workers: int | None = None) -> Generator[Result]:
         """Score encoded pictures lazily, in order; `score_files` for a stream that a program makes itself.
+
+        Made for throughput: pictures are pulled in the thread that asks for results, batches ahead of them, and while
+        the iterator of pictures blocks no results come. To answer one request after the other use `score_batch`. To
+        stop early close the generator, in the thread that iterates.
 
         Args:
             pictures: Paths or bytes, with the names that their results get. Pulled only as far ahead as is of use.
             workers: As `score_files` has it; so are results and errors.
         """
+        self._require_own_process()
+        if workers is not None and workers < 1:
+            raise UsageError(f"workers must be at least 1, not {workers}")
         return score_stream(
             pictures,
             read=self._read,
@@ -249,6 +263,14 @@ class Scorer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> str:
+        raise UsageError("a scorer cannot be sent to another process: open one there")
+
+    def _require_own_process(self) -> None:
+        if os.getpid() != self._process:
+            # The engine's threads stayed behind in the other process: its first run would never end.
+            raise UsageError("this scorer was opened before the process forked: open one in the process that uses it")
 
     def _read(self, picture: Picture) -> Sample | Result:
         if picture.source is None:
@@ -282,7 +304,10 @@ class Scorer:
 
     def _require_gpu(self) -> GpuBackend:
         from glia_rt.backends.gpu import GpuBackend
+        from glia_rt.backends.several import SeveralBackend
 
+        if isinstance(self.backend, SeveralBackend):
+            raise UsageError("several devices take arrays on the host: open a scorer for the device these are on")
         if not isinstance(self.backend, GpuBackend):
             raise UsageError(
                 f"backend {self.backend.name} does not run on a GPU and takes numpy arrays: give it numpy.asarray "
@@ -303,23 +328,26 @@ class Scorer:
 
 
 def _open_backends(
-    name: str, bundle: Bundle, options: BackendOptions, devices: Sequence[int | None]
+    name: str, bundle: Bundle, options: BackendOptions, device: int | Sequence[int] | None
 ) -> tuple[Backend, list[str]]:
     """An engine on each device; the first settles what "auto" and the defaults stand for."""
-    if not devices or len(set(devices)) < len(devices):
-        raise UsageError(f"devices must be different GPUs, not {list(devices)}")
+    if device is None:
+        return open_backend(name, bundle, options)
+    devices = [device] if isinstance(device, int) else list(device)
+    if not all(isinstance(d, int) and d >= 0 for d in devices) or not 0 < len(set(devices)) == len(devices):
+        raise UsageError(f"device is the number of a GPU, or a list of different ones, as [0, 1], not {device!r}")
     first, passed_over = open_backend(name, bundle, dataclasses.replace(options, device=devices[0]))
     if len(devices) == 1:
         return first, passed_over
     from glia_rt.backends.several import SeveralBackend
 
-    backends = [first]
-    try:
-        for device in devices[1:]:
-            same = dataclasses.replace(options, precision=first.precision, batch_size=first.batch_size, device=device)
+    with ExitStack() as stack:
+        backends = [first]
+        stack.callback(first.close)
+        for number in devices[1:]:
+            same = dataclasses.replace(options, precision=first.precision, batch_size=first.batch_size, device=number)
             backends.append(open_backend(first.name, bundle, same)[0])
-        return SeveralBackend(backends), passed_over
-    except GliaError:
-        for backend in backends:
-            backend.close()
-        raise
+            stack.callback(backends[-1].close)
+        several = SeveralBackend(backends)
+        stack.pop_all()
+    return several, passed_over

@@ -13,12 +13,15 @@ import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol
 
 import numpy as np
 
 from glia_rt.errors import UsageError
 from glia_rt.results import COLUMNS, Result
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 METADATA_KEY: Final = "glia-rt"
 ROW_GROUP: Final = 10_000
@@ -100,24 +103,23 @@ class _Jsonl:
         pass
 
 
+def arrow_schema() -> pa.Schema:
+    """The columns of a `Result`, typed."""
+    # Here, not above: it takes longer to import than all the rest of the runtime.
+    import pyarrow as pa
+
+    types = (pa.string(), pa.float32(), pa.string(), pa.string(), pa.int32(), pa.int32())
+    return pa.schema(list(zip(COLUMNS, types, strict=True)))
+
+
 class _Parquet:
     """Typed columns, zstd, in row groups of ROW_GROUP rows, which bounds the memory. None is null."""
 
     def __init__(self, file: BinaryIO) -> None:
-        # Here, not above: it takes longer to import than all the rest of the runtime.
         import pyarrow as pa
         from pyarrow import parquet
 
-        schema = pa.schema(
-            [
-                ("path", pa.string()),
-                ("score", pa.float32()),
-                ("status", pa.string()),
-                ("error", pa.string()),
-                ("width", pa.int32()),
-                ("height", pa.int32()),
-            ]
-        )
+        schema = arrow_schema()
         self._to_batch = functools.partial(pa.RecordBatch.from_pylist, schema=schema)
         self._writer = parquet.ParquetWriter(file, schema, compression="zstd")
         self._held: list[dict[str, Any]] = []

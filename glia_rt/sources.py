@@ -74,8 +74,12 @@ class Sources:
     null_separated: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.paths, (str, bytes, os.PathLike)):
-            raise UsageError(f"paths are a list: give [{self.paths!r}]")
+        if isinstance(self.paths, (str, bytes)) or not isinstance(self.paths, Sequence):
+            raise UsageError(f"paths are a list, which can be walked twice, not {self.paths!r}")
+        paths = tuple(os.fspath(path) for path in self.paths)
+        if not all(isinstance(path, str) for path in paths):
+            raise UsageError(f"paths are str or PathLike: decode {self.paths!r} by os.fsdecode")
+        object.__setattr__(self, "paths", paths)
         i, n = self.shard
         if not 1 <= i <= n:
             raise UsageError(f"shard {i}/{n}: shards are numbered from 1, as 1/{max(n, 1)}")

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from PIL import Image
 from skimage.metrics import structural_similarity
 
+from glia_rt.cores import cpu_count
 from glia_rt.errors import GliaError, MissingPackageError, OutputExistsError, UsageError
 from glia_rt.images import read_image
 from glia_train.data import COLUMNS
@@ -145,7 +146,7 @@ def make_dataset(
 
     try:
         (folder / "pictures").mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(cpu_count()) as pool:
             made = list(pool.map(make, range(pictures)))
         (folder / LABELS).write_text(_to_csv(made, folder), encoding="utf-8")
     except OSError as error:

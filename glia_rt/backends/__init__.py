@@ -114,7 +114,7 @@ def open_backend(name: str, bundle: Bundle, options: BackendOptions) -> tuple[Ba
         backend: Backend = _module(name).open(bundle, options)
         return backend, []
     passed_over: list[str] = []
-    for candidate in BACKENDS:
+    for candidate in BACKENDS if options.device is None else GPU_BACKENDS:
         reason = unavailable(candidate)
         if reason is None:
             try:
@@ -122,6 +122,8 @@ def open_backend(name: str, bundle: Bundle, options: BackendOptions) -> tuple[Ba
             except (BackendError, EngineError) as error:
                 reason = str(error)
         passed_over.append(f"{candidate}: {reason}")
+    if options.device is not None:
+        passed_over.append("without --device the CPU is taken")
     raise BackendError("no backend works here. " + "; ".join(passed_over))
 
 
@@ -145,11 +147,6 @@ def why_not_importable(package: str, extra: str) -> str | None:
             return str(MissingPackageError(package, extra))
         return f"{package} is installed but cannot be imported ({' '.join(str(error).split())}): install it again"
     return None
-
-
-def cpu_count() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cache_folder(*names: str) -> Path | None:

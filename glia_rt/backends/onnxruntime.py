@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from glia_rt.backends import CPU_BATCH_SIZE, BackendOptions, cpu_count, refuse_device, why_not_importable
+from glia_rt.backends import CPU_BATCH_SIZE, BackendOptions, refuse_device, why_not_importable
 from glia_rt.bundle import GRAPHS, Bundle
 from glia_rt.contract import SCORE
+from glia_rt.cores import cpu_count
 from glia_rt.errors import BackendError
 
 #: Two distributions that hold the same package and install over each other.

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from glia_rt.backends import CPU_BATCH_SIZE, BackendOptions, cache_folder, cpu_count, refuse_device, why_not_importable
+from glia_rt.backends import CPU_BATCH_SIZE, BackendOptions, cache_folder, refuse_device, why_not_importable
 from glia_rt.bundle import GRAPHS, Bundle
 from glia_rt.contract import SCORE
+from glia_rt.cores import cpu_count
 from glia_rt.errors import BackendError
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}

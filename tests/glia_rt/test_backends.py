@@ -22,7 +22,6 @@ from glia_rt.backends import (
     GPU_BACKENDS,
     Backend,
     BackendOptions,
-    cpu_count,
     default_precision,
     open_backend,
 )
@@ -303,10 +302,6 @@ def test_auto_passes_over_a_backend_that_cannot_sample(bundle: Bundle) -> None:
     assert backend.name == "onnxruntime"
     assert names(passed_over) == [*GPU_BACKENDS, "openvino"]
     backend.close()
-
-
-def test_cores() -> None:
-    assert 1 <= cpu_count() <= (os.cpu_count() or 1)
 
 
 CHOOSE = """

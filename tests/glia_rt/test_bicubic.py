@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,3 +71,20 @@ def test_without_numba_there_is_no_compiler(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "numba", None)
     assert not has_compiler()
     has_compiler.cache_clear()
+
+
+def test_it_compiles_where_nothing_can_be_cached(tmp_path: Path) -> None:
+    """As in a container whose user has no home, and may not write where packages are."""
+    shutil.copy(bicubic.__file__, tmp_path / "bicubic.py")
+    (tmp_path / "__pycache__").touch()  # no folder can have this name then, not even for root
+    program = "import numpy, bicubic; print(bicubic.resize_across(numpy.full((2, 900, 3), 7, numpy.uint8), 4).tolist())"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "NUMBA_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=environment | {"HOME": str(tmp_path / "__pycache__"), "PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    assert done.stdout == f"{[[[7] * 3] * 4] * 2}\n"

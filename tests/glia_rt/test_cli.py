@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 #: The smallest that trains in seconds.
 BACKBONE = "vit_tiny_r_s16_p8_224"
 HEAVY = {"torch", "timm", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pyarrow", "scipy", "skimage"}
-HEAVY |= {"rich", "glia_train", "glia_export", "glia_engines"}
+HEAVY |= {"rich", "numba", "ray", "matplotlib", "jinja2", "filelock", "glia_train", "glia_export", "glia_engines"}
 PROGRAM = "import sys; from glia_rt.cli import main; sys.exit(main())"
 
 
@@ -323,7 +323,10 @@ def test_a_wrong_output_is_found_before_anything_is_scored(
         (["a.jpg", "--shard", "3"], "--shard 3 is not I/N, as 1/4"),
         (["a.jpg", "--shard", "0/4"], "shards are numbered from 1"),
         (["a.jpg", "--device", "cuda:0"], "--device cuda:0 is not a list of numbers, as 0 or 0,1"),
-        (["a.jpg", "--device", "0,0"], "devices must be different GPUs, not [0, 0]"),
+        (
+            ["a.jpg", "--device", "0,0"],
+            "a list of different ones, as [0, 1], not [0, 0]",
+        ),
         (["a.jpg", "-o", "a.csv", "--resume", "--overwrite"], "resume and overwrite: give one of them"),
     ],
 )

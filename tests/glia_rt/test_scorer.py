@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -143,7 +146,7 @@ def test_what_is_no_picture(scorer: Scorer, source: Any) -> None:
 
 @pytest.mark.parametrize("paths", ["a.jpg", b"a.jpg", Path("a.jpg")])
 def test_one_path_is_not_a_list_of_paths(scorer: Scorer, paths: Any) -> None:
-    with pytest.raises(UsageError, match="paths are a list"):
+    with pytest.raises(UsageError, match="takes a list of paths"):
         next(scorer.score_files(paths))
     with pytest.raises(UsageError, match="takes a list of pictures"):
         scorer.score_batch(paths)
@@ -434,3 +437,40 @@ def test_memory_does_not_grow_with_the_number_of_files(scorer: Scorer, files: li
     assert len(ahead) == 96
     # What `score_stream` holds: a batch for each run under way or waiting, one in the making, one a decoding thread.
     assert max(ahead) <= (scorer.backend.parallel + 4) * scorer.batch_size + 2
+
+
+def test_paths_of_an_iterator(scorer: Scorer, files: list[Path]) -> None:
+    assert [r.path for r in scorer.score_files(path for path in files)] == [str(path) for path in files]
+
+
+def test_no_workers_are_refused(scorer: Scorer, files: list[Path]) -> None:
+    for workers in (0, -1):
+        with pytest.raises(UsageError, match="workers must be at least 1"):
+            scorer.score_files(files, workers=workers)
+
+
+FORK = """
+import multiprocessing, sys
+from glia_rt import Scorer
+from glia_rt.errors import UsageError
+
+def use() -> None:
+    try:
+        scorer.score(sys.argv[2])
+    except UsageError as error:
+        print(error)
+
+scorer = Scorer.open(sys.argv[1], "openvino")
+scorer.score(sys.argv[2])
+child = multiprocessing.get_context("fork").Process(target=use)
+child.start()
+child.join()
+"""
+
+
+def test_a_scorer_stays_in_its_process(scorer: Scorer, tiny_bundle: Path, files: list[Path]) -> None:
+    with pytest.raises(UsageError, match="cannot be sent to another process"):
+        pickle.dumps(scorer)
+    command = [sys.executable, "-W", "ignore", "-c", FORK, str(tiny_bundle), str(files[0])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=60)
+    assert done.stdout == "this scorer was opened before the process forked: open one in the process that uses it\n"

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from glia_rt import Scorer
-from glia_rt.backends import Backend, BackendOptions, open_backend
+from glia_rt.backends import GPU_BACKENDS, Backend, BackendOptions, open_backend
 from glia_rt.backends.several import SeveralBackend
 from glia_rt.bundle import Bundle
+from glia_rt.cli import main
 from glia_rt.errors import BackendError, UsageError
 from glia_rt.images import DEFAULT_MAX_PIXELS
 
@@ -26,6 +30,7 @@ class Watched:
         self.device, self.device_type = f"{device_type}:0", device_type
         self.batch_size, self.parallel = backend.batch_size, backend.parallel
         self.runs = 0
+        self.asked = BackendOptions()
         self.is_closed = False
         self._backend = backend
         self._lock = threading.Lock()
@@ -94,5 +99,60 @@ def test_one_that_fails_is_an_error_and_goes_back(two: tuple[Watched, Watched], 
 def test_a_machine_without_gpus_has_none_to_share(tiny_bundle: Path) -> None:
     with pytest.raises(BackendError, match="backend onnxruntime runs on the CPU; --device is for GPUs"):
         Scorer.open(tiny_bundle, "onnxruntime", device=[0, 1])
-    with pytest.raises(UsageError, match=r"devices must be different GPUs, not \[1, 1\]"):
-        Scorer.open(tiny_bundle, "onnxruntime", device=[1, 1])
+    with pytest.raises(BackendError) as refusal:
+        Scorer.open(tiny_bundle, device=[0, 1])
+    assert [reason.partition(": ")[0] for reason in str(refusal.value).split("here. ")[1].split("; ")] == [
+        *GPU_BACKENDS,
+        "without --device the CPU is taken",
+    ]
+
+
+@pytest.mark.parametrize("device", [[], [1, 1], [0, -1], -1, "0,1", ["0"]])
+def test_what_names_no_gpus(tiny_bundle: Path, device: Any) -> None:
+    with pytest.raises(UsageError, match=r"device is the number of a GPU, or a list of different ones"):
+        Scorer.open(tiny_bundle, "onnxruntime", device=device)
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[Watched]:
+    """Makes --device open an engine on the CPU for each GPU that is named, and keeps them."""
+    engines: list[Watched] = []
+
+    def on_the_cpu(name: str, bundle: Bundle, options: BackendOptions) -> tuple[Backend, list[str]]:
+        if options.device == 9:
+            raise RuntimeError("no such GPU, and no error of ours")
+        engines.append(Watched(open_backend(name, bundle, dataclasses.replace(options, device=None))[0]))
+        engines[-1].asked = dataclasses.replace(options)
+        return engines[-1], []
+
+    monkeypatch.setattr("glia_rt.scorer.open_backend", on_the_cpu)
+    return engines
+
+
+def test_the_command_line_shares_the_work(
+    opened: list[Watched], tiny_bundle: Path, pictures: Path, tmp_path: Path
+) -> None:
+    score = ["score", str(tiny_bundle), str(pictures), "--backend", "onnxruntime", "--batch-size", "2", "-o"]
+    assert main([*score, str(tmp_path / "one.csv")]) == 0
+    assert main([*score, str(tmp_path / "two.csv"), "--device", "0,1"]) == 0
+    assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
+    one, first, second = opened
+    assert [engine.asked.device for engine in opened] == [None, 0, 1]
+    assert (second.asked.precision, second.asked.batch_size) == ("fp32", 2)
+    assert first.runs + second.runs == one.runs
+    assert min(first.runs, second.runs) > 0
+    assert all(engine.is_closed for engine in opened)
+
+
+def test_engines_that_were_opened_are_closed_if_another_cannot_be(opened: list[Watched], tiny_bundle: Path) -> None:
+    with pytest.raises(RuntimeError, match="no such GPU"):
+        Scorer.open(tiny_bundle, "onnxruntime", device=[0, 1, 9])
+    assert [engine.is_closed for engine in opened] == [True, True]
+
+
+def test_arrays_on_a_gpu_are_for_one_gpu(two: tuple[Watched, Watched], tiny_bundle: Path) -> None:
+    scorer = scorer_of(SeveralBackend(two), tiny_bundle)
+    tensor = torch.zeros((1, 224, 224, 3), dtype=torch.uint8)
+    for call in (lambda: scorer.score_views(tensor, tensor), lambda: scorer.score(tensor[0])):
+        with pytest.raises(UsageError, match="several devices take arrays on the host"):
+            call()

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 import glia_rt
-from glia_rt.backends import cpu_count
+from glia_rt.cores import cpu_count
 from glia_rt.errors import GliaError, OutputExistsError, UsageError
 from glia_train.checkpoint import check_adapter_only, make_checkpoint, untrained
 from glia_train.data import Split, ViewLoader, check_pictures, read_labels, split_pictures

@@ -1,0 +1,135 @@
+"""What the command line prints: tables and rows on stdout, diagnostics and progress on stderr."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeAlias
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from glia_rt import job
+    from glia_rt.engine import EngineRecord
+    from glia_rt.results import Result
+    from glia_rt.scorer import Scorer
+    from glia_rt.sources import Summary
+    from glia_rt.verify import Parity
+
+    OnStart: TypeAlias = Callable[[Summary | None, job.Progress], None]
+    OnRow: TypeAlias = Callable[[job.Progress, Result], None]
+
+
+def say(message: str) -> None:
+    """Diagnostics go to stderr, so that stdout holds nothing but what was asked for."""
+    click.echo(message, err=True)
+
+
+def say_notes(error: BaseException) -> None:
+    """Print what was noted on an error on its way up: where the rows are that were scored before it."""
+    for note in getattr(error, "__notes__", ()):
+        say(f"glia-rt: {note}")
+
+
+def say_backend(scorer: Scorer) -> None:
+    """Which engine was taken, and why not the faster ones."""
+    backend = scorer.backend
+    say(f"backend {backend.name}, {backend.precision}, {backend.device}")
+    names_by_reason: dict[str, list[str]] = {}
+    for passed_over in scorer.passed_over:
+        name, _, reason = passed_over.partition(": ")
+        names_by_reason.setdefault(reason, []).append(name)
+    for reason, names in names_by_reason.items():
+        say(f"  not {', '.join(names)}: {reason}")
+    if scorer.contract.score_range is None:
+        say("  this model was never trained: its scores mean nothing and have no unit")
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """Where tables are printed."""
+    from rich.console import Console
+
+    console = Console(stderr=stderr)
+    if not console.is_terminal:
+        console.width = 200  # nobody to fold lines for
+    return console
+
+
+def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table without lines, whose cells are taken as they are."""
+    from rich.table import Table
+
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*(cell.replace("[", "\\[") for cell in row))
+    return table
+
+
+def print_parity(console: Console, rows: Sequence[Parity]) -> None:
+    """The parity table."""
+    cells = [
+        [row.what, f"{row.worst:.1e}", f"{row.limit:.0e}", row.unit, row.picture, "ok" if row.passed else "FAILED"]
+        for row in rows
+    ]
+    console.print(make_table(["compared with PyTorch FP32", "worst", "limit", "measure", "worst picture", ""], cells))
+
+
+def print_engine(console: Console, record: EngineRecord) -> None:
+    """What an engine is, and what TensorRT made of the graph."""
+    layers, kernels = record.layers, "the engine does not say"
+    if layers:
+        others = layers["other_kernels"] - layers["attention_kernels"]
+        kernels = f"{layers['matrix_products']} matrix products, {layers['attention_kernels']} fused attentions"
+        kernels += f", {others} others"
+    rows = [
+        ["engine", f"{record.engine_size / 1e6:.1f} MB in {record.build_seconds:.1f} s"],
+        ["library", f"{record.target} {record.library_version}"],
+        ["GPUs", ", ".join(record.capabilities) or "8.0 and later, those of GeForce and RTX"],
+    ]
+    for name, (low, _, high) in record.profile.items():
+        rows.append([name, " to ".join("x".join(map(str, shape)) for shape in (low, high))])
+    rows.append(["kernels", kernels])
+    console.print(make_table(["", ""], rows))
+
+
+def format_row(result: Result) -> str:
+    """A result as a line under score, size, path."""
+    if result.status != "ok":
+        return f"{'-':>10}  {'-':>11}  {result.path}: {result.error}"
+    return f"{result.score:>10.4f}  {result.width:>5}x{result.height:<5}  {result.path}"
+
+
+@contextmanager
+def show_progress(*, hidden: bool) -> Iterator[tuple[OnStart, OnRow]]:
+    """What `job.score_to_file` calls to tell how far it is: a bar on stderr, with rate and time left.
+
+    Nothing where it is hidden, or stderr is no terminal.
+    """
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("scoring"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+    console = make_console(stderr=True)
+    with Progress(*columns, console=console, disable=hidden or not console.is_terminal) as bar:
+        task = bar.add_task("", total=None, text="")
+        began, first, total = time.monotonic(), 0, ""
+
+        def on_start(summary: Summary | None, progress: job.Progress) -> None:
+            nonlocal began, first, total
+            began, first = time.monotonic(), progress.rows
+            if first:
+                say(f"going on after {first} pictures")
+            if summary is not None:
+                # Bars run over pieces, since a tar shard does not say how many pictures it has.
+                bar.update(task, total=summary.pieces)
+                total = "" if summary.pictures is None else f"/{summary.pictures}"
+
+        def on_row(progress: job.Progress, _: Result) -> None:
+            rate = (progress.rows - first) / (time.monotonic() - began)  # the mean: rows come a batch at a time
+            text = f"{progress.rows}{total} pictures {rate:.1f}/s"
+            bar.update(task, completed=progress.pieces, text=text)
+
+        yield on_start, on_row
