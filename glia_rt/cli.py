@@ -113,7 +113,7 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("bundle", type=click.Path())
-@click.argument("paths", nargs=-1, type=click.Path(), metavar="[PATH]...")
+@click.argument("paths", nargs=-1, type=click.Path(readable=False), metavar="[PATH]...")
 @click.option("--list", "list_file", type=click.Path(), help="Score what a file names: a path a line, or a .csv.")
 @click.option("--column", default=DEFAULT_COLUMN, show_default=True,
               help="Of Parquet, the pictures or their paths; of a .csv, the paths.")  # fmt: skip
@@ -214,7 +214,7 @@ def export(
     """Turn a checkpoint into a bundle: four ONNX graphs, each checked against PyTorch, and a selftest."""
     with _needs("export"):
         from glia_export import export as exporting
-    from glia_rt.sources import find_images
+    from glia_rt.folders import find_images
 
     pictures = list(find_images(images))
     if images and not pictures:
@@ -466,17 +466,29 @@ def _score_to_terminal(scorer: Scorer, sources: Sources, *, workers: int | None,
 
     summary = job.summarize(sources)
     if not as_json:
-        click.echo(f"{'score':>10}  {'size':>11}  path")
+        _print(f"{'score':>10}  {'size':>11}  path")
     rows = bad = 0
     # Rows on a terminal are progress enough, and a bar would run into them.
     with show_progress(hidden=sys.stdout.isatty()) as (on_start, on_row):
         on_start(summary, job.Progress(0, 0))
-        for position, done, result in job.score(scorer, sources, workers=workers):
-            click.echo(json_line(result) if as_json else format_row(result))
+        at_least = 0 if summary is None else summary.pieces
+        for position, done, result in job.score(scorer, sources, at_least=at_least, workers=workers):
+            _print(json_line(result) if as_json else format_row(result))
             rows += 1
             bad += result.status != "ok"
             on_row(job.Progress(rows, position.piece + done), result)
+    if not rows and sources.shard == (1, 1):
+        raise job.nothing_in(sources)
     return rows, bad
+
+
+def _print(line: str) -> None:
+    try:
+        click.echo(line)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise GliaError(f"standard output cannot be written: {error.strerror}") from error
 
 
 @contextmanager

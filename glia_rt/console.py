@@ -5,9 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, TypeAlias
 
 import click
+
+#: Between lines of progress where there is no terminal.
+LOG_SECONDS = 60.0
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -97,17 +101,19 @@ def print_engine(console: Console, record: EngineRecord) -> None:
 
 
 def format_row(result: Result) -> str:
-    """A result as a line under score, size, path."""
+    """A result as one line under score, size, path, without what would command a terminal."""
     if result.status != "ok":
-        return f"{'-':>10}  {'-':>11}  {result.path}: {result.error}"
-    return f"{result.score:>10.4f}  {result.width:>5}x{result.height:<5}  {result.path}"
+        line = f"{'-':>10}  {'-':>11}  {result.path}: {result.error}"
+    else:
+        line = f"{result.score:>10.4f}  {result.width:>5}x{result.height:<5}  {result.path}"
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
 
 
 @contextmanager
 def show_progress(*, hidden: bool) -> Iterator[tuple[OnStart, OnRow]]:
-    """What `job.score_to_file` calls to tell how far it is: a bar on stderr, with rate and time left.
+    """What `job.score_to_file` calls to tell how far it is, on stderr: a bar with rate and time left, unless hidden.
 
-    Nothing where it is hidden, or stderr is no terminal.
+    Where stderr is no terminal, a line a minute.
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -115,7 +121,7 @@ def show_progress(*, hidden: bool) -> Iterator[tuple[OnStart, OnRow]]:
     console = make_console(stderr=True)
     with Progress(*columns, console=console, disable=hidden or not console.is_terminal) as bar:
         task = bar.add_task("", total=None, text="")
-        began, first, total = time.monotonic(), 0, ""
+        began, first, total, said = time.monotonic(), 0, "", time.monotonic()
 
         def on_start(summary: Summary | None, progress: job.Progress) -> None:
             nonlocal began, first, total
@@ -128,8 +134,14 @@ def show_progress(*, hidden: bool) -> Iterator[tuple[OnStart, OnRow]]:
                 total = "" if summary.pictures is None else f"/{summary.pictures}"
 
         def on_row(progress: job.Progress, _: Result) -> None:
-            rate = (progress.rows - first) / (time.monotonic() - began)  # the mean: rows come a batch at a time
+            nonlocal said
+            now = time.monotonic()
+            rate = (progress.rows - first) / max(now - began, 1e-3)  # the mean: rows come a batch at a time
             text = f"{progress.rows}{total} pictures {rate:.1f}/s"
             bar.update(task, completed=progress.pieces, text=text)
+            if not console.is_terminal and now - said >= LOG_SECONDS:
+                said = now
+                left = bar.tasks[0].time_remaining
+                say(text if left is None else f"{text}, {timedelta(seconds=round(left))} left")
 
         yield on_start, on_row

@@ -121,8 +121,13 @@ def picture_extensions() -> frozenset[str]:
     return frozenset(ext for ext, name in known.items() if name in Image.OPEN and name not in _NOT_PICTURES)
 
 
+def is_picture_name(name: str) -> bool:
+    """Whether a file of this name is taken for a picture, by its extension."""
+    return os.path.splitext(name)[1].lower() in picture_extensions()
+
+
 def configure_pillow(max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
-    """Set Pillow's own pixel limit, and silence the warning it gives from half of it.
+    """Set Pillow's own pixel limit, and silence its warnings: of half of that, and of what is odd in a file.
 
     Both are global to the process: for a program to call once before it starts threads, never for a library.
     `read_image` cannot take pictures over Pillow's limit without it, whatever its own `max_pixels`. For a picture
@@ -130,6 +135,7 @@ def configure_pillow(max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
     """
     Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2  # Pillow stops over twice this
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def _checked_array(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
@@ -200,7 +206,10 @@ def _decode_jpeg(image: Image.Image, file: BinaryIO | None) -> npt.NDArray[np.ui
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # noqa: BLE001 - fed hostile bytes, as above; a block that is no EXIF does not turn a picture
+        return None
 
 
 def _int_to_uint8(values: npt.NDArray[Any], transparent: int | None) -> npt.NDArray[np.uint8]:

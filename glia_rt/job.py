@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glia_rt.errors import GliaError, MissingPackageError, OutputExistsError, UsageError
-from glia_rt.parts import Parts, parts_folder, rename_durably, write_durably
+from glia_rt.parts import Parts, rename_durably, write_durably
 from glia_rt.pieces import Picture
 from glia_rt.results import Result
 from glia_rt.sinks import metadata_path, sink_format
@@ -83,24 +82,33 @@ def score_to_file(
         raise UsageError("resume and overwrite: give one of them")
     if (resume or report is not None) and not sources.is_repeatable:
         raise UsageError(
-            "standard input is read once: no run on it is resumed, and no report made; put the names into a --list file"
+            "standard input, or a pipe, is read once: no run on it is resumed, and no report made; put the names into "
+            "a --list file"
         )
-    write_report = _reporter(report)
     if os.path.lexists(output) and not (resume or overwrite):
-        raise OutputExistsError(f"{output} exists; name another file, or give --overwrite to replace it")
+        raise _exists(output)
+    _require_name(output)
+    write_report = _reporter(report, may_exist=resume or overwrite)
     summary = summarize(sources)
     run = describe(scorer, sources, summary)
-    if resume and (finished := _finished(output, run)) is not None:
-        if report is not None and not os.path.exists(report):
-            raise UsageError(f"{output} is whole, and {report} was not asked for when it was made: give --overwrite")
-        # A crash after the output appeared may have left them.
-        shutil.rmtree(parts_folder(output), ignore_errors=True)
-        return finished
-    with Parts(output, run, resume=resume, overwrite=overwrite) as parts:
+    with Parts(output, run, resume=resume, overwrite=overwrite, repeatable=sources.is_repeatable) as parts:
+        # Only now, since another run may have made it meanwhile. Of a run that may replace it there are rows to go on
+        # with, whatever the output is.
+        if os.path.lexists(output) and not parts.replaces:
+            if not resume or parts.rows or (finished := _finished(output, run)) is None:
+                raise _exists(output, ", and is not of this run" if resume else "")
+            if report is not None and not os.path.exists(report):
+                raise UsageError(
+                    f"{output} is whole, and {report} was not asked for when it was made: give --overwrite"
+                )
+            return finished
         on_start(summary, Progress(parts.rows, parts.start.piece))
-        for position, done, result in score(scorer, sources, parts.start, workers=workers):
+        at_least = 0 if summary is None else summary.pieces
+        for position, done, result in score(scorer, sources, parts.start, at_least, workers=workers):
             parts.write(position, result)
             on_row(Progress(parts.rows, position.piece + done), result)
+        if not parts.rows and sources.shard == (1, 1):
+            raise nothing_in(sources)
         parts.commit()
         if write_report is not None:
             write_report(parts.read(), sources, scorer, run)
@@ -119,14 +127,19 @@ def summarize(sources: Sources) -> Summary | None:
         return None
     summary = sources.summary()
     if not summary.pieces and sources.shard == (1, 1):
-        raise UsageError(f"no pictures in {sources}{sources.hint()}")
+        raise nothing_in(sources)
     return summary
 
 
+def nothing_in(sources: Sources) -> UsageError:
+    """What to raise where there is nothing to score."""
+    return UsageError(f"no pictures in {sources}{sources.hint()}")
+
+
 def score(
-    scorer: Scorer, sources: Sources, start: Position = START, *, workers: int | None = None
+    scorer: Scorer, sources: Sources, start: Position = START, at_least: int = 0, *, workers: int | None = None
 ) -> Iterator[tuple[Position, float, Result]]:
-    """Score a listing lazily, from a position on; raises as `Scorer.score_files`.
+    """Score a listing of at least so many pieces lazily, from a position on; raises as `Scorer.score_files`.
 
     Yields:
         Where a picture stands, the share of its piece that is done with it, and its result.
@@ -134,7 +147,7 @@ def score(
     ahead: deque[tuple[Position, float]] = deque()  # of the pictures under way: there is a result for each, in order
 
     def pictures() -> Iterator[Picture]:
-        for position, picture in sources.pictures(start):
+        for position, picture in sources.pictures(start, at_least):
             ahead.append((position, picture.done))
             yield picture
 
@@ -167,6 +180,12 @@ def _merge(parts: Parts, output: Path, make_sink: Callable[[Any], Any], run: dic
             sink.finish(metadata)
             file.flush()
             os.fsync(file.fileno())
+        if not parts.replaces:
+            if os.path.lexists(output):
+                raise OutputExistsError(
+                    f"{output} has appeared since this run began: move it, and give the same command with --resume"
+                )
+            parts.replace_output()
         # In this order: killed in between, the metadata beside an output never promise what it does not hold.
         rename_durably(merged, output)
         write_durably(metadata_path(output), (json.dumps(metadata, indent=2) + "\n").encode())
@@ -179,29 +198,40 @@ def _merge(parts: Parts, output: Path, make_sink: Callable[[Any], Any], run: dic
 
 
 def _finished(output: Path, run: dict[str, Any]) -> Outcome | None:
-    """What is in an output of this run that is whole; None where there is none.
-
-    Raises:
-        OutputExistsError: There is an output, of another run, and nothing to go on with.
-    """
-    if not os.path.lexists(output):
-        return None
+    """What is in an output of this run that is whole; None where it is of another."""
     try:
         before = json.loads(metadata_path(output).read_text(encoding="utf-8"))
         outcome = Outcome(before.pop("rows"), before.pop("bad_images"))
     except (OSError, ValueError, KeyError):
-        before, outcome = {}, Outcome(0, 0)
-    if before == json.loads(json.dumps(run)):
-        return outcome
-    if parts_folder(output).is_dir():
         return None
-    raise OutputExistsError(f"{output} exists, and is not of this run; give --overwrite to replace it")
+    return outcome if before == json.loads(json.dumps(run)) else None
 
 
-def _reporter(path: str | os.PathLike[str] | None) -> Callable[..., None] | None:
-    """What writes the report, looked for before the first picture is scored."""
+def _exists(path: str | os.PathLike[str], what: str = "") -> OutputExistsError:
+    return OutputExistsError(f"{path} exists{what}; name another file, or give --overwrite to replace it")
+
+
+def _require_name(output: Path) -> None:
+    """Find out now, not once all is scored, that a file of this name cannot be made."""
+    longest = metadata_path(output)
+    try:
+        os.lstat(longest.with_name(longest.name + ".partial"))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UsageError(f"{output}: cannot be written: {error.strerror}; name another file") from error
+
+
+def _reporter(path: str | os.PathLike[str] | None, *, may_exist: bool) -> Callable[..., None] | None:
+    """What writes the report; its path is looked at before the first picture is scored."""
     if path is None:
         return None
+    if Path(path).suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"{path}: the report is a page; name it .html")
+    if os.path.lexists(path) and not may_exist:
+        raise _exists(path)
+    if os.path.isdir(path):
+        raise UsageError(f"{path}: a folder; name a file for the report")
     if not Path(path).parent.is_dir():
         raise UsageError(f"{path}: there is no folder {Path(path).parent}; make it first")
     try:

@@ -33,6 +33,12 @@ _LOCK: Final = "lock"
 _NAME_DIGITS: Final = 12
 _OURS: Final = re.compile(r"(run\.json|merged|\d{12}\.jsonl)(\.partial)?")
 _CAUSE: Final = "mend the cause, and give the same command again with --resume"
+_ANEW: Final = "start anew, with --overwrite"
+_REPLACES: Final = "replaces_output"
+
+
+class _DamagedError(GliaError):
+    """What was kept cannot be gone on with."""
 
 
 class Parts:
@@ -42,11 +48,14 @@ class Parts:
 
     Attributes:
         folder: OUTPUT.parts.
-        rows: How many rows are in it, those in memory too.
         start: Where the run goes on.
+        replaces: Whether the run may replace an output that is there: it was said so when the run began, or the output
+            is its own.
     """
 
-    def __init__(self, output: Path, run: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+    def __init__(
+        self, output: Path, run: Mapping[str, Any], *, resume: bool, overwrite: bool, repeatable: bool = True
+    ) -> None:
         """Start a run, or go on with one.
 
         Args:
@@ -54,6 +63,7 @@ class Parts:
             run: What the rows depend on, JSON types only. A run is gone on with only if it says the same.
             resume: Go on with the run that is there; if there is none, start.
             overwrite: Drop the run that is there.
+            repeatable: Whether the run could be gone on with if it broke off.
 
         Raises:
             OutputExistsError: A run is there and neither was asked for, or another process has it.
@@ -61,13 +71,16 @@ class Parts:
             GliaError: A part has been damaged or is missing.
         """
         self.folder = parts_folder(output)
+        self.start, self.replaces = START, overwrite
         self._run = json.loads(json.dumps(run))
-        self.rows, self.start = 0, START
+        self._repeatable = repeatable
+        self._committed = 0
         self._pending: list[str] = []
         self._last_commit = time.monotonic()
         was_there = self.folder.exists()
         try:
             self.folder.mkdir(exist_ok=True)
+            _sync_folder(self.folder.parent)
             self._lock = FileLock(self.folder / _LOCK)
             self._lock.acquire(blocking=False)
         except Timeout:
@@ -85,13 +98,15 @@ class Parts:
         if not (self.folder / _LOCK).exists():
             raise OutputExistsError(f"{output}: another run onto it has just ended")
         if resume and run_file.exists():
-            self._require_same(json.loads(run_file.read_text(encoding="utf-8")))
+            before = self._read_run()
+            self.replaces = before.pop(_REPLACES, False)
+            self._require_same(before)
             self._find_start()
             return
         if run_file.exists() and not overwrite:
+            go_on = "--resume to go on with it, or " if self._repeatable else ""
             raise OutputExistsError(
-                f"{self.folder} has the rows of a run that broke off: give --resume to go on with it, or --overwrite "
-                "to drop it"
+                f"{self.folder} has the rows of a run that broke off: give {go_on}--overwrite to drop it"
             )
         left = [path for path in self.folder.iterdir() if path.name != _LOCK]
         if any(not _OURS.fullmatch(path.name) for path in left):
@@ -99,8 +114,17 @@ class Parts:
         # Run.json last and parts from the last: killed meanwhile, what is left is a run that can be gone on with.
         for path in sorted(left, key=lambda path: (path.name != _RUN, path.name), reverse=True):
             path.unlink()
-        with self._reporting():
-            write_durably(run_file, json.dumps(self._run, indent=2).encode())
+        self._write_run()
+
+    @property
+    def rows(self) -> int:
+        """How many rows are in it, those in memory too."""
+        return self._committed + len(self._pending)
+
+    def replace_output(self) -> None:
+        """Note that an output that is there is this run's from now on; raises as `write` does."""
+        self.replaces = True
+        self._write_run()
 
     def write(self, position: Position, result: Result) -> None:
         """Add the row of the picture at a position.
@@ -110,17 +134,16 @@ class Parts:
         """
         line = {"at": position, **dataclasses.asdict(result)}
         self._pending.append(json.dumps(line, ensure_ascii=False, allow_nan=False))
-        self.rows += 1
         if time.monotonic() - self._last_commit >= PART_SECONDS:
             self.commit()
 
     def commit(self) -> None:
         """Put all rows into parts, on the disk; raises as `write` does."""
         if self._pending:
-            first = self.rows - len(self._pending)
             with self._reporting():
-                write_durably(self._part(first), "".join(f"{line}\n" for line in self._pending).encode())
-            self._pending.clear()
+                write_durably(self._part(self._committed), "".join(f"{line}\n" for line in self._pending).encode())
+            # At once: Ctrl-C in between would lose rows, or write them twice.
+            self._committed, self._pending = self._committed + len(self._pending), []
         self._last_commit = time.monotonic()
 
     def read(self) -> Iterator[tuple[Position, Result]]:
@@ -131,18 +154,19 @@ class Parts:
         """
         rows = 0
         for part in self._parts():
-            if part != self._part(rows):
-                raise GliaError(f"{self._part(rows)} is missing: start anew, with --overwrite")
-            for line in _lines(part):
-                position = Position(*line.pop("at"))
-                yield position, Result(**line)
-                rows += 1
+            self._require_next(part, rows)
+            found = _read_part(part)
+            yield from found
+            rows += len(found)
 
     def remove(self) -> None:
         """Drop the folder, with all that is in it."""
-        self._pending.clear()
+        # First what makes a run of it: killed meanwhile, parts of a run must not be taken for all of it.
+        with contextlib.suppress(OSError):
+            (self.folder / _RUN).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.rows = 0
+        self._pending.clear()
+        self._committed = 0
 
     def __enter__(self) -> Self:
         return self
@@ -153,11 +177,11 @@ class Parts:
         try:
             with contextlib.suppress(GliaError):  # the disk that failed may be what ends the run
                 self.commit()
-            if error is not None and self.rows > len(self._pending):
-                kept = self.rows - len(self._pending)
-                error.add_note(f"{kept} rows are kept in {self.folder}: the same command with --resume goes on")
-            elif self.rows == len(self._pending):
+            if not self._committed:
                 self.remove()
+            elif error is not None and not isinstance(error, _DamagedError):
+                goes_on = "the same command with --resume goes on" if self._repeatable else "such a run cannot go on"
+                error.add_note(f"{self._committed} rows are kept in {self.folder}: {goes_on}")
         finally:
             self._lock.release()
 
@@ -170,13 +194,36 @@ class Parts:
                 f"{self.folder} has rows of another run: {changes}. Go on as it began, or give --overwrite to drop them"
             )
 
+    def _read_run(self) -> dict[str, Any]:
+        try:
+            found = json.loads((self.folder / _RUN).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise _DamagedError(f"{self.folder / _RUN} is damaged ({error}): {_ANEW}") from error
+        if not isinstance(found, dict):
+            raise _DamagedError(f"{self.folder / _RUN} is damaged: {_ANEW}")
+        return found
+
+    def _write_run(self) -> None:
+        with self._reporting():
+            content = json.dumps(self._run | {_REPLACES: self.replaces}, indent=2)
+            write_durably(self.folder / _RUN, content.encode())
+
     def _find_start(self) -> None:
-        """From the last part, which its own name says how many rows come before."""
+        """After the last row. Names of parts say how many rows come before: none may be missing."""
+        for part in self._parts():
+            self._require_next(part, self._committed)
+            with part.open("rb") as file:
+                rows = sum(1 for _ in file)
+            if not rows:
+                raise _DamagedError(f"{part} is damaged (no rows): {_ANEW}")
+            self._committed += rows
         for part in self._parts()[-1:]:
-            lines = _lines(part)
-            self.rows = int(part.stem) + len(lines)
-            piece, picture = lines[-1]["at"]
+            (piece, picture), _ = _read_part(part)[-1]
             self.start = Position(piece, picture + 1)
+
+    def _require_next(self, part: Path, rows: int) -> None:
+        if part != self._part(rows):
+            raise _DamagedError(f"{self._part(rows)} is missing: {_ANEW}")
 
     def _parts(self) -> list[Path]:
         return sorted(self.folder.glob("*.jsonl"))
@@ -214,23 +261,28 @@ def write_durably(path: Path, content: bytes) -> None:
 def rename_durably(source: Path, target: Path) -> None:
     """Rename a file within its folder, on the disk."""
     os.replace(source, target)
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
     if os.name != "posix":  # elsewhere folders cannot be opened
         return
-    folder = os.open(target.parent, os.O_RDONLY)
+    opened = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(opened)
     finally:
-        os.close(folder)
+        os.close(opened)
 
 
-def _lines(part: Path) -> list[dict[str, Any]]:
+def _read_part(part: Path) -> list[tuple[Position, Result]]:
     try:
         lines = [json.loads(line) for line in part.read_bytes().splitlines()]
-        if not lines or not all(isinstance(line["at"], list) for line in lines):
+        rows = [(Position(*line.pop("at")), Result(**line)) for line in lines]
+        if not rows:
             raise ValueError("no rows")
-    except (ValueError, KeyError, TypeError) as error:
-        raise GliaError(f"{part} is damaged ({error}): start anew, with --overwrite") from error
-    return lines
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _DamagedError(f"{part} is damaged ({error}): {_ANEW}") from error
+    return rows
 
 
 def _flat(run: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import lzma
 import os
+import stat
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ from pathlib import PurePosixPath
 from typing import Any, ClassVar, Final, Protocol
 
 from glia_rt.errors import SourceError, UsageError
-from glia_rt.images import display_name, picture_extensions
+from glia_rt.images import display_name, is_picture_name
 
 TAR_ENDINGS: Final = (".tar", ".tar.gz", ".tgz")
 PARQUET_ENDING: Final = ".parquet"
@@ -21,8 +23,17 @@ MAX_ENCODED_BYTES: Final = 1 << 29
 #: Why a row of a table without a picture is not scored.
 NO_PICTURE: Final = "the row has no picture"
 
-_ROWS_AT_ONCE: Final = 16  # that a Parquet reader decodes, so that no row group is held whole
-_DAMAGE: Final = (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error)
+#: What a Parquet reader decodes at once, so that no row group is held whole: so many rows, or of large ones fewer.
+_ROWS_AT_ONCE: Final = 16
+_BYTES_AT_ONCE: Final = 1 << 26
+
+#: Longest header of a tar member: tarfile reads one whole, and it may say that its name has gigabytes.
+_MAX_HEADER: Final = 1 << 20
+_LONG_HEADERS: Final = frozenset(
+    {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE}
+)
+#: What tarfile raises on hostile bytes: damaged numbers in headers are ValueErrors.
+_DAMAGE: Final = (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, ValueError, OverflowError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +67,7 @@ class Piece(Protocol):
         """See above."""
 
     def key(self) -> str:
-        """What it is: for a shard also its size and time of change.
+        """What it is: for a shard also its size and modification time.
 
         Raises:
             SourceError: It is gone.
@@ -107,6 +118,7 @@ class TarShard:
         """See `Piece`."""
         shard, number = display_name(self.path), 0
         try:
+            _require_file(self.path)
             with open(self.path, "rb") as file, tarfile.open(fileobj=file, mode="r:*", tarinfo=_Member) as tar:
                 size = os.fstat(file.fileno()).st_size
                 while (member := tar.next()) is not None:
@@ -120,15 +132,28 @@ class TarShard:
                         if number >= first:
                             yield Picture(name, data, refused, done=file.tell() / size)
                     number += 1
-        except _DAMAGE as error:
+                _check_end(tar)
+                if number == 0 and first == 0:
+                    yield Picture(shard, None, "a tar file without a picture: no name in it has the extension of one")
+        except (*_DAMAGE, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # of the system, not of a decompressor
+                raise _gone(self.path, error) from error
             if number >= first:
-                yield Picture(shard, None, f"a damaged tar file, not read further ({error})")
-        except OSError as error:
-            raise _gone(self.path, error) from error
+                # Of a file that is none tarfile says, over several lines, what each kind of compression finds wrong.
+                lines = str(error).splitlines() or [type(error).__name__]
+                reason = lines[0] if len(lines) == 1 else "no tar file, or damaged at its start"
+                yield Picture(shard, None, f"a damaged tar file, not read further ({reason})")
 
 
 class _Member(tarfile.TarInfo):
-    """A header; tarfile takes a damaged one after the first for the end of the archive, and says nothing."""
+    """A header; tarfile takes a damaged one after the first, and a missing one, for the end, and says nothing."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in _LONG_HEADERS and member.size > _MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {member.size} bytes")
+        return member
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _Member:
@@ -136,11 +161,36 @@ class _Member(tarfile.TarInfo):
             return super().fromtarfile(tarfile_)
         except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
             raise tarfile.ReadError(str(error)) from error
+        except tarfile.EmptyHeaderError as error:  # type: ignore[attr-defined]
+            if tarfile_.offset:
+                raise tarfile.ReadError("cut off: its end is missing") from error
+            raise
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Read what comes after the end, which is zeros; of a compressed archive its checksum, too.
+
+    Raises:
+        ReadError: There is something else, which tarfile would not have read.
+    """
+    while block := tar.fileobj.read(1 << 16):
+        if any(block):
+            raise tarfile.ReadError("more after its end, such as a second archive")
+
+
+def archive_ending(name: str) -> str | None:
+    """By which a file holds pictures and is none itself, in lower case; None for other files."""
+    return next((ending for ending in (*TAR_ENDINGS, PARQUET_ENDING) if name.lower().endswith(ending)), None)
+
+
+def is_archive(name: str) -> bool:
+    """Whether a file of this name holds pictures, and is none itself."""
+    return archive_ending(name) is not None
 
 
 def _is_picture(member: tarfile.TarInfo) -> bool:
     name = PurePosixPath(member.name).name
-    return not member.isdir() and not name.startswith(".") and os.path.splitext(name)[1].lower() in picture_extensions()
+    return not member.isdir() and not name.startswith(".") and is_picture_name(name)
 
 
 def _why_refused(member: tarfile.TarInfo) -> str | None:
@@ -151,8 +201,12 @@ def _why_refused(member: tarfile.TarInfo) -> str | None:
     if not member.isreg():
         return "not a regular file"
     if member.size > MAX_ENCODED_BYTES:
-        return f"{member.size} bytes, over the limit of {MAX_ENCODED_BYTES} for a picture in a shard"
+        return _too_large(member.size)
     return None
+
+
+def _too_large(size: int) -> str:
+    return f"{size} bytes, over the limit of {MAX_ENCODED_BYTES} for a picture in a shard"
 
 
 def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -203,8 +257,12 @@ class RowGroup:
 
         # Without pre_buffer, and with a buffer, pages are read when their turn comes.
         with parquet.ParquetFile(self.path, pre_buffer=False, buffer_size=1 << 20) as file:
+            mean = file.metadata.row_group(self.index).total_byte_size // self.count
             for batch in file.iter_batches(
-                _ROWS_AT_ONCE, row_groups=[self.index], columns=[self.column], use_threads=False
+                max(1, min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // (mean + 1))),
+                row_groups=[self.index],
+                columns=[self.column],
+                use_threads=False,
             ):
                 for value in batch.column(0):
                     yield value.as_py()
@@ -214,6 +272,8 @@ class RowGroup:
         if source is None:
             return Picture(self._name(row), None, NO_PICTURE, done=done)
         if isinstance(source, bytes):
+            if len(source) > MAX_ENCODED_BYTES:
+                return Picture(self._name(row), None, _too_large(len(source)), done=done)
             return Picture(self._name(row), source, done=done)
         path = os.path.join(os.path.dirname(self.path), source)
         return Picture(display_name(path), path, done=done)
@@ -232,6 +292,7 @@ def row_groups(path: str, column: str) -> Iterator[RowGroup]:
     import pyarrow as pa
     from pyarrow import parquet
 
+    _require_file(path)
     try:
         with parquet.ParquetFile(path) as file:
             schema, metadata = file.schema_arrow, file.metadata
@@ -243,15 +304,18 @@ def row_groups(path: str, column: str) -> Iterator[RowGroup]:
         raise UsageError(
             f"{display_name(path)}: no column {column!r}; it has {', '.join(schema.names)}: name one with --column"
         )
+    if schema.names.count(column) > 1:
+        raise UsageError(f"{display_name(path)}: several columns are called {column!r}; rename all but one")
     if not _holds_pictures(schema.field(column).type):
         raise UsageError(
             f"{display_name(path)}: column {column!r} is {schema.field(column).type}; pictures are bytes, or strings "
-            "that are their paths"
+            "that are their paths: name such a column with --column, or cast this one to binary"
         )
     row = 0
     for index in range(metadata.num_row_groups):
         count = metadata.row_group(index).num_rows
-        yield RowGroup(path, column, index, row, count)
+        if count:
+            yield RowGroup(path, column, index, row, count)
         row += count
 
 
@@ -266,16 +330,30 @@ def _holds_pictures(kind: Any) -> bool:
     if types.is_struct(kind):
         names = [kind.field(i).name for i in range(kind.num_fields)]
         return any(name in names and _holds_pictures(kind.field(name).type) for name in ("bytes", "path"))
+    if types.is_dictionary(kind):
+        return _holds_pictures(kind.value_type)
     tests = (types.is_binary, types.is_large_binary, types.is_string, types.is_large_string)
     return any(test(kind) for test in tests)
 
 
 def _key(path: str) -> str:
+    found = _require_file(path)
+    return f"{path} {found.st_size} {found.st_mtime_ns}"
+
+
+def _require_file(path: str) -> os.stat_result:
+    """What it is, if it is a regular file: opening a FIFO would wait for a writer.
+
+    Raises:
+        SourceError: It is not, or it is not there.
+    """
     try:
         found = os.stat(path)
     except OSError as error:
         raise _gone(path, error) from error
-    return f"{path} {found.st_size} {found.st_mtime_ns}"
+    if not stat.S_ISREG(found.st_mode):
+        raise SourceError(f"{display_name(path)}: cannot be read: not a regular file")
+    return found
 
 
 def _gone(path: str, error: BaseException) -> SourceError:

@@ -80,7 +80,8 @@ def write_report(
                 heapq.heappush(heap, item)
             elif item > heap[0]:
                 heapq.heapreplace(heap, item)
-    thumbnails = _thumbnails(sources, {ranked.position for ranked in (*best, *worst)}, scorer.max_pixels)
+    shown = {ranked.position: ranked.result.path for ranked in (*best, *worst)}
+    thumbnails = _thumbnails(sources, shown, scorer.max_pixels)
     values, sizes = np.asarray(scores), np.asarray(megapixels)
     try:
         page.write_page(
@@ -120,8 +121,8 @@ def _quantiles(scores: np.ndarray) -> dict[str, float]:
     return {name: float(np.percentile(scores, level)) for name, level in levels.items()}
 
 
-def _thumbnails(sources: Sources, wanted: set[Position], max_pixels: int) -> dict[Position, str]:
-    """The pictures at these positions, read again; those that have changed or gone since are left out."""
+def _thumbnails(sources: Sources, wanted: Mapping[Position, str], max_pixels: int) -> dict[Position, str]:
+    """The pictures at these positions, read again; where there are others now, by their names, none are shown."""
     found: dict[Position, str] = {}
     pieces = {position.piece for position in wanted}
     for number, piece in enumerate(sources.pieces()):
@@ -129,7 +130,7 @@ def _thumbnails(sources: Sources, wanted: set[Position], max_pixels: int) -> dic
             continue
         places = sorted(position.picture for position in wanted if position.piece == number)
         for i, picture in enumerate(piece.pictures(places[0]), places[0]):
-            if i in places and picture.source is not None:
+            if picture.source is not None and picture.name == wanted.get(Position(number, i)):
                 try:
                     pixels = read_image(picture.source, max_pixels=max_pixels)
                 except BadImageError:

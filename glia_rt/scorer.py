@@ -10,6 +10,7 @@ import dataclasses
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -23,7 +24,7 @@ from glia_rt.bundle import Bundle, Input
 from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW, IMAGE, Contract
 from glia_rt.cores import cpu_count
 from glia_rt.errors import BadImageError, SourceError, UsageError
-from glia_rt.images import DEFAULT_MAX_PIXELS, ImageSource, decoder, read_image
+from glia_rt.images import DEFAULT_MAX_PIXELS, ImageSource, decoder, display_name, read_image
 from glia_rt.pieces import Picture
 from glia_rt.pipeline import Inputs, Sample, check_finite, score_stream, stack
 from glia_rt.results import Result
@@ -42,6 +43,34 @@ def is_foreign(image: Any) -> bool:
     if isinstance(image, np.ndarray):
         return False
     return hasattr(image, "__cuda_array_interface__") or hasattr(image, "__dlpack__")
+
+
+class _Trail:
+    """Where pictures of a stream were read last: whether one file is missing, or all of them have gone.
+
+    Shared by the threads that read. A folder on a disk that was unmounted may still be there, with nothing in it.
+    """
+
+    folder: str | None = None
+
+    def check(self, searched: str | None) -> None:
+        """After a file could not be opened, look at the folder read from last, else at the one that was searched.
+
+        Raises:
+            SourceError: It has gone, or nothing is in it any more, or the system fails to list it.
+        """
+        folder = searched if self.folder is None else self.folder
+        if folder is None:
+            return
+        try:
+            with os.scandir(folder or os.curdir) as entries:
+                reason = None if any(True for _ in entries) else "everything in it has gone"
+        except PermissionError:  # it may have been readable file by file
+            return
+        except OSError as error:
+            reason = error.strerror or str(error)
+        if reason is not None:
+            raise SourceError(f"{display_name(folder)}: pictures can no longer be read from here: {reason}")
 
 
 class Scorer:
@@ -245,7 +274,7 @@ class Scorer:
             raise UsageError(f"workers must be at least 1, not {workers}")
         return score_stream(
             pictures,
-            read=self._read,
+            read=partial(self._read, _Trail()),
             run=self.backend.run,
             batch_size=self.batch_size,
             parallel=self.backend.parallel,
@@ -272,16 +301,18 @@ class Scorer:
             # The engine's threads stayed behind in the other process: its first run would never end.
             raise UsageError("this scorer was opened before the process forked: open one in the process that uses it")
 
-    def _read(self, picture: Picture) -> Sample | Result:
+    def _read(self, trail: _Trail, picture: Picture) -> Sample | Result:
         if picture.source is None:
             return Result(picture.name, None, "bad_image", picture.refused, None, None)
         try:
             pixels = read_image(picture.source, max_pixels=self.max_pixels)
             inputs = self._inputs(pixels)
         except BadImageError as error:
-            if picture.folder is not None and not os.path.isdir(picture.folder):
-                raise SourceError(f"{picture.folder}: the folder has gone") from error
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno is not None:
+                trail.check(picture.folder)
             return Result(picture.name, None, "bad_image", error.reason, None, None)
+        if isinstance(picture.source, str):
+            trail.folder = os.path.dirname(picture.source)
         height, width, _ = pixels.shape
         return Sample(picture.name, width, height, inputs)
 

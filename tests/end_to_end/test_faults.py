@@ -179,7 +179,8 @@ def test_a_folder_that_is_deleted_meanwhile(tiny_bundle: Path, many: Path, tmp_p
     finally:
         process.kill()
     assert process.returncode == 1
-    assert f"glia-rt: {many}: the folder has gone" in stderr.splitlines()
+    gone = f"glia-rt: {many}: pictures can no longer be read from here: No such file or directory"
+    assert gone in stderr.splitlines()
     assert {row["status"] for row in kept(output)} == {"ok"}
 
 

@@ -28,9 +28,9 @@ from glia_rt.bundle import GRAPHS, MANIFEST, Bundle, file_sha256
 from glia_rt.cli import main
 from glia_rt.contract import Contract
 from glia_rt.errors import BundleError, ParityError
+from glia_rt.folders import find_images
 from glia_rt.images import read_image
 from glia_rt.sampler import make_views
-from glia_rt.sources import find_images
 from glia_train.checkpoint import Checkpoint, make_checkpoint, untrained
 from glia_train.model import GLIANet, ModelConfig
 

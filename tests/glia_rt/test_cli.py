@@ -556,3 +556,43 @@ def test_help_takes_under_half_a_second() -> None:
         python(PROGRAM, "--help")
         times.append(time.perf_counter() - began)
     assert min(times) < 0.5
+
+
+def test_a_file_that_may_not_be_read_is_a_row(tiny_bundle: Path, good: Path, tmp_path: Path, capsys: Capture) -> None:
+    """What click.Path refuses by itself ends the run. Not for root, who may read all: a loop of links is as good."""
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    os.chmod(shutil.copy(next(good.iterdir()), tmp_path / "closed.jpg"), 0)
+    paths = [str(tmp_path / "loop.jpg"), str(tmp_path / "closed.jpg"), str(next(good.iterdir()))]
+    assert main(["score", str(tiny_bundle), *paths, "--json"]) == 3
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["path"] for row in rows] == paths
+    assert rows[0]["status"] == "bad_image"
+    [command] = [param for param in cli.commands["score"].params if param.name == "paths"]
+    assert isinstance(command.type, click.Path)
+    assert not command.type.readable
+
+
+def test_a_full_standard_output(tiny_bundle: Path, good: Path) -> None:
+    with open("/dev/full", "w") as full:
+        process = start("score", tiny_bundle, good, stdout=full, stderr=subprocess.PIPE)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert stderr.splitlines()[-1] == "glia-rt: standard output cannot be written: No space left on device"
+    assert "Traceback" not in stderr
+
+
+def test_names_do_not_command_the_terminal(tiny_bundle: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "a\x1b[2J\nb.jpg").write_text("no picture")
+    assert main(["score", str(tiny_bundle), str(tmp_path)]) == 3
+    assert capsys.readouterr().out.splitlines()[1].endswith(r"a\x1b[2J\nb.jpg: not a picture Pillow can read")
+
+
+def test_a_log_has_a_line_of_progress_now_and_then(
+    tiny_bundle: Path, good: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glia_rt.console.LOG_SECONDS", 0.0)
+    assert main(["score", str(tiny_bundle), str(good), "-o", str(tmp_path / "scores.csv")]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "pictures" in line]
+    assert len(lines) == 11
+    assert all(re.fullmatch(r"\d+/11 pictures \d+\.\d/s(, \d+:\d\d:\d\d left)?", line) for line in lines)
+    assert "left" in lines[-2]

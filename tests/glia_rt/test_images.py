@@ -216,6 +216,14 @@ def test_exif_orientation(format: str, options: dict[str, Any], orientation: int
     np.testing.assert_array_equal(turned, TURN[orientation](stored))
 
 
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "JPEG"])
+def test_a_block_that_is_no_exif_does_not_spoil_a_picture(format: str) -> None:
+    plain = encode(photo(), format)
+    spoiled = encode(photo(), format, exif=b"Exif\0\0GARBAGE! and more of it")
+    assert spoiled != plain
+    np.testing.assert_array_equal(read_image(spoiled), read_image(plain))
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "I;16", "I;16B", "I", "F"])
 def test_exif_orientation_in_every_kind_of_pixel(mode: str) -> None:
     image = Image.new(mode, (3, 2))

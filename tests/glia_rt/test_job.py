@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
@@ -186,12 +187,46 @@ def test_a_source_that_goes_away_is_an_error_and_what_was_scored_is_kept(
         except Stop:
             shutil.rmtree(tmp_path / "album")
 
-    with pytest.raises(SourceError, match=r"album: the folder has gone") as caught:
+    with pytest.raises(SourceError, match=r"album: pictures can no longer be read from here: No such file") as caught:
         score_to_file(scorer, Sources([tmp_path / "album"]), tmp_path / "scores.csv", on_row=on_row)
     assert "rows are kept in" in caught.value.__notes__[0]
     lines = (tmp_path / "scores.csv.parts" / "000000000000.jsonl").read_text().splitlines()
     assert len(lines) >= 4
     assert {json.loads(line)["status"] for line in lines} == {"ok"}
+
+
+@pytest.mark.parametrize("named_by", ["folder", "pattern", "list"])
+@pytest.mark.parametrize("how", ["moved", "emptied"])
+def test_a_source_that_goes_away_however_it_was_named(
+    scorer: Scorer, pictures: Path, tmp_path: Path, named_by: str, how: str
+) -> None:
+    """As a disk that is unmounted leaves its folder, with nothing in it."""
+    album = tmp_path / "album"
+    shutil.copytree(pictures, album)
+    (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in sorted(album.iterdir())))
+    sources = {
+        "folder": Sources([album]),
+        "pattern": Sources([tmp_path / "*/*"]),
+        "list": Sources(list_file=tmp_path / "list.txt"),
+    }[named_by]
+
+    def on_row(progress: Progress, result: Result) -> None:
+        if progress.rows == 4:
+            album.rename(tmp_path / "elsewhere")
+            if how == "emptied":
+                album.mkdir()
+
+    with pytest.raises(SourceError, match=r"album: (pictures can no longer be read|this folder cannot be listed)"):
+        score_to_file(scorer, sources, tmp_path / "scores.csv", on_row=on_row)
+    [part] = (tmp_path / "scores.csv.parts").glob("*.jsonl")
+    assert {json.loads(line)["status"] for line in part.read_text().splitlines()} == {"ok"}
+
+
+def test_a_file_that_is_missing_is_a_row(scorer: Scorer, pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(pictures, tmp_path / "album")
+    paths = sorted((tmp_path / "album").iterdir())
+    paths[7].unlink()
+    assert score_to_file(scorer, Sources(paths), tmp_path / "scores.csv") == Outcome(len(paths), 1)
 
 
 def test_a_thread_that_raises_ends_the_run_with_its_error(
@@ -200,10 +235,10 @@ def test_a_thread_that_raises_ends_the_run_with_its_error(
     count = itertools.count()
     read = scorer._read
 
-    def failing(picture: Any) -> Any:
+    def failing(*args: Any) -> Any:
         if next(count) == 9:
             raise RuntimeError("a bug")
-        return read(picture)
+        return read(*args)
 
     monkeypatch.setattr(scorer, "_read", failing)
     with pytest.raises(RuntimeError, match="a bug") as caught:
@@ -262,6 +297,40 @@ def test_resuming_what_is_done_does_nothing_and_says_what_is_there(
     assert names(tmp_path) == ["scores.csv", "scores.csv.meta.json"]
 
 
+def test_rows_of_a_run_win_over_the_output_it_was_to_replace(scorer: Scorer, pictures: Path, tmp_path: Path) -> None:
+    """Pictures are others under the same names: what was scored first must not pass for what --overwrite asked for."""
+    album, output = tmp_path / "album", tmp_path / "scores.csv"
+    shutil.copytree(pictures, album)
+    score_to_file(scorer, Sources([album]), output)
+    for path, other in itertools.pairwise(sorted(pictures.iterdir())):
+        shutil.copy(other, album / path.name)
+    with pytest.raises(Stop):
+        score_to_file(scorer, Sources([album]), output, overwrite=True, on_row=after(5, Stop()))
+    score_to_file(scorer, Sources([album]), output, resume=True)
+    score_to_file(scorer, Sources([album]), tmp_path / "anew.csv")
+    assert output.read_bytes() == (tmp_path / "anew.csv").read_bytes()
+
+
+def test_killed_while_parts_are_removed(
+    scorer: Scorer, listing: Sources, undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "scores.csv"
+    monkeypatch.setattr(parts, "PART_SECONDS", 0.0)
+
+    def killed(folder: Path, **_: Any) -> None:
+        (folder / "000000000003.jsonl").unlink()
+        raise Stop
+
+    rmtree = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(Stop):
+        score_to_file(scorer, listing, output)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    assert score_to_file(scorer, listing, output, resume=True, on_row=after(1, Stop())) == Outcome(ROWS, BAD)
+    assert output.read_bytes() == undisturbed["scores.csv"]
+    assert names(tmp_path) == ["scores.csv", "scores.csv.meta.json"]
+
+
 def test_another_run_is_not_gone_on_with(
     scorer: Scorer, tiny_bundle: Path, listing: Sources, pictures: Path, tmp_path: Path
 ) -> None:
@@ -303,7 +372,9 @@ def test_a_bundle_with_another_identity_is_another_run(
 @pytest.mark.parametrize("option", ["resume", "report"])
 def test_standard_input_is_read_once(scorer: Scorer, tmp_path: Path, option: str) -> None:
     options: dict[str, Any] = {"resume": {"resume": True}, "report": {"report": tmp_path / "r.html"}}[option]
-    with pytest.raises(UsageError, match=r"standard input is read once: .*put the names into a --list file"):
+    with pytest.raises(
+        UsageError, match=r"standard input, or a pipe, is read once: .*put the names into a --list file"
+    ):
         score_to_file(scorer, Sources(["-"]), tmp_path / "scores.csv", **options)
 
 
@@ -329,11 +400,31 @@ def test_two_runs_onto_one_output(scorer: Scorer, listing: Sources, tmp_path: Pa
     output = tmp_path / "scores.csv"
 
     def second(progress: Progress, result: Result) -> None:
-        for options in ({}, {"resume": True}, {"overwrite": True}):
+        for options in ({"resume": True}, {"overwrite": True}, *([] if output.exists() else [{}])):
             with pytest.raises(OutputExistsError, match="another run is writing it"):
                 score_to_file(scorer, listing, output, **options)  # type: ignore[arg-type]
 
     assert score_to_file(scorer, listing, output, on_row=second) == Outcome(ROWS, BAD)
+    assert score_to_file(scorer, listing, output, overwrite=True, on_row=second) == Outcome(ROWS, BAD)
+
+
+def test_an_output_that_appears_meanwhile_is_not_replaced(
+    scorer: Scorer, listing: Sources, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    output = tmp_path / "scores.csv"
+
+    def on_row(progress: Progress, result: Result) -> None:
+        output.write_text("precious")
+
+    with pytest.raises(OutputExistsError, match=r"scores\.csv has appeared since this run began: move it") as caught:
+        score_to_file(scorer, listing, output, on_row=on_row)
+    assert "20 rows are kept" in caught.value.__notes__[0]
+    with pytest.raises(OutputExistsError, match=r"scores\.csv exists, and is not of this run"):
+        score_to_file(scorer, listing, output, resume=True)
+    assert output.read_text() == "precious"
+    output.unlink()
+    assert score_to_file(scorer, listing, output, resume=True, on_row=after(1, Stop())) == Outcome(ROWS, BAD)
+    assert output.read_bytes() == undisturbed["scores.csv"]
 
 
 def test_a_folder_of_parts_that_no_run_wrote_is_left_alone(scorer: Scorer, listing: Sources, tmp_path: Path) -> None:
@@ -357,8 +448,11 @@ def test_a_place_that_cannot_be_written(scorer: Scorer, listing: Sources, tmp_pa
         (lambda folder: (folder / "000000000002.jsonl").unlink(), r"000000000002\.jsonl is missing: start anew"),
         (lambda folder: (folder / "000000000002.jsonl").write_bytes(b"{"), r"000000000002\.jsonl is damaged"),
         (lambda folder: (folder / "000000000002.jsonl").write_bytes(b""), r"000000000002\.jsonl is damaged"),
+        (lambda folder: (folder / "000000000002.jsonl").write_bytes(b'{"at": [0, 2]}\n'), r"02\.jsonl is damaged"),
+        (lambda folder: (folder / "run.json").write_bytes(b"{"), r"run\.json is damaged .*: start anew"),
+        (lambda folder: (folder / "run.json").write_bytes(b"[]"), r"run\.json is damaged: start anew"),
     ],
-    ids=["missing", "damaged", "empty"],
+    ids=["missing", "damaged", "empty", "half a row", "run", "no run"],
 )
 @pytest.mark.usefixtures("often")
 def test_parts_that_were_tampered_with_are_no_output(
@@ -404,7 +498,8 @@ def test_parts_go_into_the_folder_as_whole_files(tmp_path: Path, monkeypatch: py
         run.write(Position(0, 0), Result("a.jpg", 1.0, "ok", None, 3, 4))
         run.commit()
         run.commit()
-    assert calls == ["fsync", "replace", "fsync"] * 2  # run.json, and the part
+    # The folder itself; then run.json, and the part.
+    assert calls == ["fsync", *["fsync", "replace", "fsync"] * 2]
     assert names(tmp_path / "scores.csv.parts") == ["000000000000.jsonl", "lock", "run.json"]
 
 
@@ -464,3 +559,46 @@ def test_what_the_report_needs_is_asked_for_before_the_first_picture(
     monkeypatch.setitem(__import__("sys").modules, "glia_rt.report", None)
     with pytest.raises(MissingPackageError, match=r"glia-rt\[report\]"):
         score_to_file(scorer, listing, tmp_path / "scores.csv", report=tmp_path / "r.html", on_row=after(1, Stop()))
+
+
+def test_a_report_takes_no_ones_place(scorer: Scorer, listing: Sources, tmp_path: Path) -> None:
+    (tmp_path / "r.html").write_text("precious")
+    (tmp_path / "folder.html").mkdir()
+    for report, message in {
+        "r.html": r"r\.html exists; name another file, or give --overwrite",
+        "scores.csv": r"scores\.csv: the report is a page; name it \.html",
+        "folder.html": r"folder\.html",
+    }.items():
+        with pytest.raises(UsageError, match=message):
+            score_to_file(scorer, listing, tmp_path / "scores.csv", report=tmp_path / report)
+    with pytest.raises(UsageError, match=r"folder\.html: a folder; name a file"):
+        score_to_file(scorer, listing, tmp_path / "scores.csv", report=tmp_path / "folder.html", overwrite=True)
+    assert (tmp_path / "r.html").read_text() == "precious"
+    assert names(tmp_path) == ["folder.html", "r.html"]
+
+
+def test_a_name_too_long_for_what_lies_beside_it(scorer: Scorer, listing: Sources, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot be written: File name too long; name another file"):
+        score_to_file(scorer, listing, tmp_path / f"{'a' * 235}.csv", on_row=after(1, Stop()))
+    assert names(tmp_path) == []
+
+
+def test_what_a_run_on_standard_input_leaves(
+    scorer: Scorer, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "scores.csv"
+    lines = b"".join(os.fsencode(path) + b"\n" for path in sorted(pictures.iterdir()))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(lines))))  # type: ignore[arg-type]
+    with pytest.raises(Stop) as stopped:
+        score_to_file(scorer, Sources(["-"]), output, on_row=after(5, Stop()))
+    assert stopped.value.__notes__ == [f"5 rows are kept in {output}.parts: such a run cannot go on"]
+    with pytest.raises(OutputExistsError, match=r"of a run that broke off: give --overwrite to drop it"):
+        score_to_file(scorer, Sources(["-"]), output)
+
+
+def test_shards_without_pictures_are_not_passed_over_in_silence(scorer: Scorer, tmp_path: Path) -> None:
+    parquet.write_table(pa.table({"path": pa.array([], pa.string())}), tmp_path / "0.parquet")
+    with pytest.raises(UsageError, match=r"no pictures in .*0\.parquet"):
+        score_to_file(scorer, Sources([tmp_path / "0.parquet"]), tmp_path / "scores.csv")
+    tarfile.open(tmp_path / "0.tar", "w").close()
+    assert score_to_file(scorer, Sources([tmp_path / "0.tar"]), tmp_path / "scores.csv") == Outcome(1, 1)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -102,6 +104,17 @@ def test_pictures_that_went_away_since(tmp_path: Path, rows: list[tuple[Position
     page = write(tmp_path, rows, sources, scorer)
     assert page.images == []
     assert page.text.count("gone since") == 2 * SHOWN
+
+
+def test_pictures_that_moved_since_are_not_shown_as_others(
+    tmp_path: Path, rows: list[tuple[Position, Result]], pictures: Path, scorer: Scorer
+) -> None:
+    album = tmp_path / "album"
+    shutil.copytree(pictures, album)
+    moved = [(at, dataclasses.replace(row, path=str(album / Path(row.path).name))) for at, row in rows]
+    assert len(write(tmp_path, moved, Sources([album]), scorer).images) == 2 * SHOWN
+    shutil.copy(min(pictures.iterdir()), album / "!.jpg")  # before all others
+    assert write(tmp_path, moved, Sources([album]), scorer).images == []
 
 
 def test_nothing_was_scored(

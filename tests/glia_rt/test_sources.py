@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import sys
 import tarfile
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
@@ -15,7 +17,8 @@ from PIL import Image
 from pyarrow import parquet
 
 from glia_rt.errors import SourceError, UsageError
-from glia_rt.sources import Position, Sources, find_images
+from glia_rt.folders import find_images
+from glia_rt.sources import Position, Sources
 
 
 def make(folder: Path, *names: str) -> None:
@@ -196,15 +199,57 @@ def test_what_an_argument_is_decides_how_it_is_read(tmp_path: Path, monkeypatch:
     assert Sources(["a.jpg", "album", "t.parquet"], column="image").summary()[:2] == (5, 6)
 
 
-def test_a_pattern_stands_for_pictures_and_shards_sorted_by_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+ALL = ["B.jpg", "b.jpg", "deep/c.jpg", "deep/er/d.jpg", "deep-2/e.png", "x.jpg/y.jpg", "é.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*", ["1.tar/p.jpg", *ALL]),
+        ("**", ["1.tar/p.jpg", *ALL[:4], "deep/x.tar/q.jpg", *ALL[4:]]),
+        ("**/*", ["1.tar/p.jpg", *ALL[:4], "deep/x.tar/q.jpg", *ALL[4:]]),
+        ("**/*.jpg", [name for name in ALL if name.endswith("jpg")]),
+        ("**/**/*.jpg", [name for name in ALL if name.endswith("jpg")]),
+        ("**/er/*", ["deep/er/d.jpg"]),
+        ("**/er", ["deep/er/d.jpg"]),
+        ("*/*.jpg", ["deep/c.jpg", "x.jpg/y.jpg"]),
+        ("de*", ["deep/c.jpg", "deep/er/d.jpg", "deep-2/e.png"]),
+        ("deep/**", ["deep/c.jpg", "deep/er/d.jpg", "deep/x.tar/q.jpg"]),
+        ("./[bB].jpg", ["./B.jpg", "./b.jpg"]),
+        ("*.tar", ["1.tar/p.jpg"]),
+        ("d*/*/d.jp?", ["deep/er/d.jpg"]),
+        (".h*/*.jpg", None),
+        (".hidden/*", [".hidden/h.jpg"]),
+    ],
+)
+def test_a_pattern_stands_for_what_matches_in_the_order_of_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, expected: list[str] | None
 ) -> None:
-    make(tmp_path, "b.jpg", "B.jpg", "é.jpg", "notes.txt", ".hidden.jpg", "deep/c.jpg", "deep/er/d.jpg", "x.jpg/y.jpg")
+    make(tmp_path, *ALL, "notes.txt", ".hidden.jpg", ".hidden/h.jpg")
     tar(tmp_path / "1.tar", "p.jpg")
+    tar(tmp_path / "deep/x.tar", "q.jpg")
     monkeypatch.chdir(tmp_path)
-    assert listed(Sources(["*"])) == ["1.tar/p.jpg", "B.jpg", "b.jpg", "é.jpg"]
-    assert listed(Sources(["**/*.jpg"])) == ["B.jpg", "b.jpg", "deep/c.jpg", "deep/er/d.jpg", "x.jpg/y.jpg", "é.jpg"]
-    assert listed(Sources(["[bB].jpg"])) == ["B.jpg", "b.jpg"]
+    if expected is None:
+        with pytest.raises(UsageError, match="no picture, tar or Parquet file matches this pattern"):
+            listed(Sources([pattern]))
+        return
+    assert listed(Sources([pattern])) == expected
+    assert listed(Sources([os.path.join(tmp_path, pattern)])) == [os.path.join(tmp_path, name) for name in expected]
+
+
+def test_patterns_and_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "a/b/c.jpg", "elsewhere/d.jpg")
+    (tmp_path / "a/loop").symlink_to(tmp_path / "a")
+    (tmp_path / "link").symlink_to("elsewhere")
+    monkeypatch.chdir(tmp_path)
+    assert listed(Sources(["**/*.jpg"])) == ["a/b/c.jpg", "elsewhere/d.jpg"]
+    assert listed(Sources(["*"])) == ["a/b/c.jpg", "elsewhere/d.jpg"]
+    assert listed(Sources(["l*k/*.jpg"])) == ["link/d.jpg"]
+
+
+def test_a_pattern_that_matches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "a.jpg")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=r"\*\.png: no picture, tar or Parquet file matches this pattern"):
         listed(Sources(["*.png"]))
 
@@ -320,6 +365,9 @@ def test_the_digest_is_of_names_and_of_what_shards_are(tmp_path: Path) -> None:
     second = sources.summary().digest
     os.utime(tmp_path / "0.tar", (1, 1))
     assert len({first, second, sources.summary().digest}) == 3
+    shards = [dataclasses.replace(sources, shard=(i, 3)).summary() for i in (1, 2, 3)]
+    assert {shard.digest for shard in shards} == {sources.summary().digest}
+    assert [shard.pieces for shard in shards] == [2, 1, 1]
 
 
 def test_walking_holds_no_names(tmp_path: Path) -> None:
@@ -343,6 +391,8 @@ def test_a_folder_of_shards_is_told_from_one_of_pictures(tmp_path: Path) -> None
     sources = Sources([tmp_path / "shards"])
     assert listed(sources) == []
     assert sources.hint() == f"; for the .tar files in {tmp_path}/shards say '{tmp_path}/shards/*.tar'"
+    make(tmp_path, "[1]/0.tar.gz")
+    assert Sources([tmp_path / "[1]"]).hint().endswith(f"say '{tmp_path}/[[]1]/*.tar.gz'")
     assert Sources([tmp_path]).hint() == ""
 
 
@@ -360,8 +410,63 @@ def from_standard_input(content: bytes, *, null: bool = False) -> list[str]:
     return names
 
 
+def test_a_list_that_comes_through_a_pipe_is_read_once(tmp_path: Path) -> None:
+    readable, writable = os.pipe()
+    os.write(writable, b"a.jpg\n")
+    os.close(writable)
+    try:
+        sources = Sources(list_file=f"/dev/fd/{readable}")
+        assert not sources.is_repeatable
+        with pytest.raises(UsageError, match="or a pipe, is read once"):
+            sources.summary()
+        assert [Path(name).name for name in listed(sources)] == ["a.jpg"]
+    finally:
+        os.close(readable)
+    with pytest.raises(UsageError, match="give - as a path"):
+        Sources(list_file="-")
+    assert not Sources([Path("-")]).is_repeatable
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf/a.jpg\r\n/b.jpg")
+    assert listed(Sources(list_file=tmp_path / "list.txt")) == ["/a.jpg", "/b.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "null", "message"),
+    [
+        ("list.txt", b"a.jpg\0b.jpg\0", False, r"there are NULs in it; give -0"),
+        ("list.txt", "a.jpg\nb.jpg\n".encode("utf-16"), False, r"there are NULs in it; .*save it as UTF-8"),
+        ("list.txt", b"a.jpg\n" * 20_000, True, r"its names do not end in NUL: leave out -0"),
+        ("list.txt", b"a" * 100_000, False, r"its names end in NUL: give -0"),
+        ("list.csv", b'path\n"a.jpg\nb.jpg\nc.jpg\n', False, r"list\.csv, line 1: unexpected end of data"),
+    ],
+    ids=["null", "utf-16", "no null", "no line break", "a quote left open"],
+)
+def test_a_list_that_is_none(tmp_path: Path, name: str, content: bytes, null: bool, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=message):
+        listed(Sources(list_file=tmp_path / name, null_separated=null))
+
+
+@pytest.mark.parametrize("paths", [iter(["a.jpg"]), {"a.jpg"}, [b"a.jpg"], b"a.jpg"])
+def test_paths_are_a_list_of_strings(paths: Any) -> None:
+    with pytest.raises(UsageError, match=r"paths are (a list|str)"):
+        Sources(paths)
+
+
+def test_pieces_that_have_gone_since_they_were_counted(tmp_path: Path) -> None:
+    make(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    sources = Sources([tmp_path])
+    count = sources.summary().pieces
+    assert len(list(sources.pictures(at_least=count))) == 3
+    (tmp_path / "b.jpg").unlink()
+    with pytest.raises(SourceError, match="1 of 3 pieces are no longer there"):
+        list(sources.pictures(at_least=count))
+
+
 def test_names_on_standard_input() -> None:
     assert from_standard_input(b"a.jpg\n\nsub/b.jpg\n") == ["first.jpg", "a.jpg", "sub/b.jpg", "last.jpg"]
     assert from_standard_input(b"a\nb.jpg\0\xff.jpg", null=True) == ["first.jpg", "a\nb.jpg", "\\udcff.jpg", "last.jpg"]
-    with pytest.raises(UsageError, match="standard input is read once: put the names into a --list file"):
+    with pytest.raises(UsageError, match="standard input, or a pipe, is read once: put the names into a --list file"):
         Sources(["-"]).summary()

@@ -1,0 +1,134 @@
+"""Pictures in folders, lazily, in an order that depends on names alone: all below one, or what matches a pattern."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
+
+from glia_rt.errors import UsageError
+from glia_rt.images import display_name, is_picture_name
+from glia_rt.pieces import is_archive
+
+
+def find_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
+    """List pictures in files of their own.
+
+    A path that is not a folder comes back as it was given, whatever its extension and even if nothing is there:
+    opening it tells what is wrong. A folder stands for every picture in it and below it, as `walk` has them.
+
+    Args:
+        paths: Files and folders.
+
+    Yields:
+        Paths that begin with the argument they came from; bytes that are not UTF-8 stand as lone surrogates, as in
+        all of `os`.
+
+    Raises:
+        UsageError: A folder cannot be listed; raised when its turn comes. `paths` is one path, not several.
+    """
+    if isinstance(paths, (str, bytes, os.PathLike)):
+        raise UsageError(f"paths are a list: give [{paths!r}]")
+    for path in paths:
+        if os.path.isdir(path):
+            yield from walk(os.fspath(path))
+        else:
+            yield os.fspath(path)
+
+
+def walk(folder: str) -> Iterator[str]:
+    """Every picture in a folder and below it.
+
+    - A picture is a name with an extension of a format that Pillow decodes, in upper or lower case, unless it is a
+      folder or a link to one.
+    - Files and subfolders are taken together, sorted by the bytes of their names (`os.fsencode`).
+    - Names that start with a dot are left out.
+    - Links to folders are not followed, since they can form cycles.
+
+    Raises:
+        UsageError: A folder cannot be listed.
+    """
+    return _search(folder, folder, ())
+
+
+def match(pattern: str) -> Iterator[str]:
+    """Pictures, tar and Parquet files that match a pattern, in the order of `walk`.
+
+    Between separators *, ? and [...] stand for what they do in `fnmatch`, and ** for any folders, or none. A folder
+    that matches stands for the pictures in it and below it. Names that start with a dot match nothing. Links to folders
+    are followed only where a part of the pattern other than the last and ** names them.
+
+    Raises:
+        UsageError: A folder cannot be listed, or nothing matches.
+    """
+    parts = pattern.replace("/", os.sep).split(os.sep)
+    first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    top = os.sep.join([*parts[:first], ""])
+    found = False
+    for path in _search(top or os.curdir, top, parts[first:]):
+        found = True
+        yield path
+    if not found:
+        raise UsageError(f"{display_name(pattern)}: no picture, tar or Parquet file matches this pattern")
+
+
+def _search(folder: str, prefix: str, parts: Sequence[str]) -> Iterator[str]:
+    """What is below a folder and matches the parts of a pattern; with none, every picture.
+
+    Like an automaton over names: with each name under way go the numbers of the parts that may match next.
+    """
+    end = len(parts)
+    # A stack, because folders may nest deeper than Python recurses.
+    pending = [(prefix, entry, _or_none(0, parts)) for entry in _last_to_first(folder)]
+    while pending:
+        parent, entry, before = pending.pop()
+        path = os.path.join(parent, entry.name)
+        matching = _step(before, entry.name, parts)
+        now = matching | before & {end}  # below a folder that has matched everything does
+        is_folder = os.path.isdir(path) if entry.is_symlink() else entry.is_dir()
+        if is_folder:
+            if now and not (entry.is_symlink() and (end in now or _is_any(before, parts))):
+                pending += [(path, inner, now) for inner in _last_to_first(path)]
+        elif end in (matching if is_archive(path) else now):
+            yield path
+
+
+def _step(before: frozenset[int], name: str, parts: Sequence[str]) -> frozenset[int]:
+    now: frozenset[int] = frozenset()
+    for i in before - {len(parts)}:
+        if parts[i] == "**":
+            now |= _or_none(i, parts)
+        elif fnmatchcase(name, parts[i]):
+            now |= _or_none(i + 1, parts)
+    return now
+
+
+def _or_none(i: int, parts: Sequence[str]) -> frozenset[int]:
+    """A part, and what comes after it if it may stand for nothing."""
+    last = i
+    while last < len(parts) and parts[last] == "**":
+        last += 1
+    return frozenset(range(i, last + 1))
+
+
+def _is_any(states: frozenset[int], parts: Sequence[str]) -> bool:
+    return any(i == len(parts) or parts[i] == "**" for i in states)
+
+
+def _last_to_first(folder: str) -> list[os.DirEntry[str]]:
+    """What is right in a folder, in reverse order, ready to be popped; no hidden names, and no files of other kinds."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [
+                entry
+                for entry in entries
+                if not entry.name.startswith(".")
+                and (is_picture_name(entry.name) or is_archive(entry.name) or os.path.isdir(entry))
+            ]
+    except OSError as error:
+        raise UsageError(
+            f"{display_name(folder)}: this folder cannot be listed: {error.strerror}; "
+            "make it readable, or name only what is to be scored"
+        ) from error
+    return sorted(found, key=lambda entry: os.fsencode(entry.name), reverse=True)

@@ -1,0 +1,86 @@
+"""Names of pictures in a list: a name a line, names that end in NUL, or a column of a CSV; never held whole."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import os
+from collections.abc import Iterator
+from io import BufferedReader
+from typing import Final
+
+from glia_rt.errors import SourceError, UsageError
+from glia_rt.images import display_name
+
+#: Longest name, bytes: no system opens one this long.
+MAX_NAME: Final = 1 << 16
+
+
+def list_entries(path: str, column: str, null_separated: bool) -> Iterator[str]:
+    """The names in a list; of a .csv or .tsv file, those in a column.
+
+    Raises:
+        UsageError: It is no list, or has no such column.
+        SourceError: It cannot be read.
+    """
+    try:
+        if path.lower().endswith((".csv", ".tsv")):
+            yield from _column(path, column, "excel-tab" if path.lower().endswith(".tsv") else "excel")
+        else:
+            with open(path, "rb") as file:
+                yield from names(file, display_name(path), null_separated)
+    except OSError as error:
+        raise SourceError(f"{display_name(path)}: this list cannot be read: {error.strerror}") from error
+
+
+def names(file: BufferedReader, called: str, null_separated: bool) -> Iterator[str]:
+    """One name a line, or up to a NUL; empty ones are passed over.
+
+    Args:
+        file: Where they stand; read as far as they are asked for.
+        called: What messages call it.
+        null_separated: Whether they end in NUL.
+
+    Raises:
+        UsageError: These are no names.
+    """
+    end, rest = b"\0" if null_separated else b"\n", b""
+    block = file.read1(MAX_NAME).removeprefix(codecs.BOM_UTF8)
+    while block:
+        *whole, rest = (rest + block).split(end)
+        if len(rest) > MAX_NAME:
+            raise UsageError(
+                f"{called}: no name ends within {MAX_NAME} bytes; this is no list, or "
+                + ("its names do not end in NUL: leave out -0" if null_separated else "its names end in NUL: give -0")
+            )
+        yield from _decoded(whole, called, null_separated)
+        block = file.read1(MAX_NAME)
+    yield from _decoded([rest], called, null_separated)
+
+
+def _decoded(found: list[bytes], called: str, null_separated: bool) -> Iterator[str]:
+    for name in found:
+        if not null_separated:
+            name = name.removesuffix(b"\r")
+            if b"\0" in name:
+                raise UsageError(f"{called}: there are NULs in it; give -0 if its names end so, or save it as UTF-8")
+        if name:
+            yield os.fsdecode(name)
+
+
+def _column(path: str, column: str, dialect: str) -> Iterator[str]:
+    # Bytes that are not UTF-8 stand for themselves, as in all of `os`.
+    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        rows = csv.DictReader(file, dialect=dialect, strict=True)
+        try:
+            if column not in (rows.fieldnames or ()):
+                raise UsageError(
+                    f"{display_name(path)}: no column {column!r}; its first line has "
+                    f"{', '.join(rows.fieldnames or ())}: name one with --column"
+                )
+            for row in rows:
+                if not row[column]:
+                    raise UsageError(f"{display_name(path)}, line {rows.line_num}: no value in column {column!r}")
+                yield row[column]
+        except csv.Error as error:
+            raise UsageError(f"{display_name(path)}, line {rows.line_num}: {error}") from error
