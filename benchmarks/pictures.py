@@ -6,7 +6,9 @@
 
 What is compared is timed in one process in turn, and ratios are taken of neighbours, so that a machine that slows down
 for a while slows all. pyiqa is timed where it is installed; it is not for commercial use, and nothing here needs it.
-Writes results/pictures.json and prints the README's tables.
+The pictures are few photographs, copied: read once, they come from the system's cache, and disks are not measured.
+Writes results/pictures.json and prints the README's tables. With --only, other parts measured on the same machine with
+the same versions are kept.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import importlib
 import io
 import itertools
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -64,24 +67,29 @@ subprocess.run(sys.argv[1:], check=True)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
 COLD_START = """
-import time, json, sys
-from pathlib import Path
-stages, began = {}, time.perf_counter()
+import json, sys, time
+stages, began = {"start Python": time.time() - float(sys.argv[3])}, time.perf_counter()
 def stage(name):
     global began
     stages[name], began = time.perf_counter() - began, time.perf_counter()
 from glia_rt import Scorer
-from glia_rt.bundle import Bundle
-stage("import glia_rt")
+from glia_rt.backends.openvino import OpenVinoBackend
 import openvino
-stage("import openvino")
-bundle = Bundle.open(sys.argv[1])
-bundle.checked_file("scorer.onnx")
-stage("open and check the bundle")
+stage("import")
+compile_graph, compiling = OpenVinoBackend._compile, []
+def timed(*args):
+    before = time.perf_counter()
+    result = compile_graph(*args)
+    compiling.append(time.perf_counter() - before)
+    return result
+OpenVinoBackend._compile = timed
 with Scorer.open(sys.argv[1], "openvino") as scorer:
-    stage("open the scorer: check it again, load the compiled graph")
+    stage("open")
     scorer.score(sys.argv[2])
-    stage("first score")
+    stage("score")
+stages["open"] -= compiling[0]
+stages["score"] -= compiling[1]
+stages["load compiled graphs"] = sum(compiling)
 print(json.dumps(stages))
 """
 
@@ -96,9 +104,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(cpu_count())
     path = options.out / "pictures.json"
-    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     found = versions("simplejpeg", "numba", "opencv-python-headless", "PyTurboJPEG", "pyiqa")
-    result |= {"hardware": hardware(), "versions": found, "backbone": options.backbone, "quick": options.quick}
+    made = {"hardware": hardware(), "versions": found, "backbone": options.backbone, "quick": options.quick}
+    before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    same = all(before.get(key) == value for key, value in made.items())
+    result: dict[str, Any] = before if same else made
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(Path(name), options.backbone, 20 if options.quick else 1)
         for part in options.only:
@@ -185,11 +195,10 @@ def views_of_large(bench: Bench) -> dict[str, Any]:
     for workers in (1, cpu_count()):
         rounds = []
         with ThreadPoolExecutor(workers) as pool:
-            for _ in range(7):
-                pair = [
-                    timed(lambda work: list(pool.map(work, paths)), work) / len(paths) for work in (by_pillow, ours)
-                ]
-                rounds.append(pair)
+            for turn in range(8):
+                order = (by_pillow, ours) if turn % 2 else (ours, by_pillow)
+                times = {work: timed(lambda work: list(pool.map(work, paths)), work) / len(paths) for work in order}
+                rounds.append((times[by_pillow], times[ours]))
         result[f"{workers} threads"] = {
             "pillow_ms": 1e3 * statistics.median(pair[0] for pair in rounds),
             "ours_ms": 1e3 * statistics.median(pair[1] for pair in rounds),
@@ -201,12 +210,13 @@ def views_of_large(bench: Bench) -> dict[str, Any]:
 def end_to_end(bench: Bench) -> dict[str, Any]:
     """Pictures a second of `Scorer.score_files` from files, tar and Parquet, beside its two halves alone."""
     result: dict[str, Any] = {}
-    with Scorer.open(bench.bundle()) as scorer:
+    with Scorer.open(bench.bundle(), "openvino") as scorer:
         inputs = random_views(scorer.batch_size)
         for size in SETS:
             folder = bench.pictures(size)
             paths = sorted(str(path) for path in folder.iterdir())
-            result[size] = {"pictures": len(paths)}
+            mean = statistics.mean(Path(path).stat().st_size for path in paths)
+            result[size] = {"pictures": len(paths), "mean_bytes": mean, "precision": scorer.backend.precision}
             for kind, sources in forms(folder, paths).items():
                 # Both halves right before and right after what they are held against.
                 halves = [(engine_rate(scorer, inputs), decode_rate(scorer, paths[:400]))]
@@ -216,11 +226,12 @@ def end_to_end(bench: Bench) -> dict[str, Any]:
                 halves.append((engine_rate(scorer, inputs), decode_rate(scorer, paths[:400])))
                 if len(rows) != len(paths) or any(row.status != "ok" for row in rows):
                     raise RuntimeError("some pictures failed")
-                engine, decode = (statistics.mean(values) for values in zip(*halves, strict=True))
+                engine, decode = (statistics.harmonic_mean(values) for values in zip(*halves, strict=True))
                 result[size][kind] = {
                     "per_s": rate,
                     "engine_per_s": engine,
                     "decode_per_s": decode,
+                    "engine_and_decode_before_and_after": halves,
                     # The work of both on the same cores, in turn, is what overlap cannot beat.
                     "share_of_ceiling": rate * (1 / engine + 1 / decode),
                 }
@@ -237,7 +248,8 @@ def decode_rate(scorer: Scorer, paths: list[str]) -> float:
     """Pictures a second of reading, decoding and both views, without an engine, on all cores."""
     began = time.perf_counter()
     with ThreadPoolExecutor(cpu_count()) as pool:
-        work = ordered_map(pool, lambda path: make_views(read_image(path), scorer.contract), paths, ahead=8)
+        ahead = scorer.batch_size + cpu_count()  # as in `score_stream`
+        work = ordered_map(pool, lambda path: make_views(read_image(path), scorer.contract), paths, ahead=ahead)
         count = sum(1 for _ in work)
     return count / (time.perf_counter() - began)
 
@@ -259,7 +271,7 @@ def forms(folder: Path, paths: list[str]) -> dict[str, Sources]:
 
 def peak_memory(bench: Bench) -> dict[str, float]:
     """Peak resident memory of `glia-rt score` on the smallest ViT over ever more pictures, MB."""
-    pictures = itertools.cycle(sorted(bench.pictures("768x512").iterdir()))
+    pictures = sorted(bench.pictures("768x512").iterdir())
     bundle = bench.bundle(SMALL_BACKBONE)
     result = {}
     for count in MEMORY:
@@ -268,12 +280,22 @@ def peak_memory(bench: Bench) -> dict[str, float]:
             folder = Path(name) / "pictures"
             folder.mkdir()
             for i in range(count):
-                (folder / f"{i:06}.jpg").symlink_to(next(pictures).resolve())
-            score = [sys.executable, "-m", "glia_rt", "score", str(bundle), str(folder), "-o", f"{name}/scores.csv"]
-            # Through a small process: a child's peak starts at that of the process that started it.
-            done = subprocess.run([sys.executable, "-c", PEAK_OF_CHILD, *score], check=True, stdout=subprocess.PIPE)
-            result[str(count)] = int(done.stdout) / 1024
+                (folder / f"{i:06}.jpg").symlink_to(pictures[i % len(pictures)].resolve())
+            result[f"{count} files"] = peak_of_score(bundle, [str(folder)])
+    for kind, sources in forms(bench.pictures("768x512"), [str(path) for path in pictures]).items():
+        if kind != "files":
+            args = [*map(str, sources.paths), "--column", sources.column]
+            result[f"{len(pictures)} in {kind}"] = peak_of_score(bundle, args)
     return result
+
+
+def peak_of_score(bundle: Path, args: list[str]) -> float:
+    """Peak resident memory of `glia-rt score`, MB."""
+    with tempfile.TemporaryDirectory() as name:
+        score = [sys.executable, "-m", "glia_rt", "score", str(bundle), *args, "-o", f"{name}/scores.csv"]
+        # Through a small process: a child's peak starts at that of the process that started it.
+        done = subprocess.run([sys.executable, "-c", PEAK_OF_CHILD, *score], check=True, stdout=subprocess.PIPE)
+    return int(done.stdout) / 1024
 
 
 def cold_start(bench: Bench) -> dict[str, Any]:
@@ -284,12 +306,19 @@ def cold_start(bench: Bench) -> dict[str, Any]:
     stages = []
     whole = []
     for _ in range(5):
-        staged = [sys.executable, "-c", COLD_START, str(bench.bundle()), str(picture)]
+        staged = [sys.executable, "-c", COLD_START, str(bench.bundle()), str(picture), str(time.time())]
         stages.append(json.loads(subprocess.run(staged, check=True, stdout=subprocess.PIPE).stdout))
         whole.append(timed(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)))
+    with tempfile.TemporaryDirectory() as empty:
+        first = timed(
+            lambda: subprocess.run(
+                command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"XDG_CACHE_HOME": empty}
+            )
+        )
     return {
         "stages": {name: statistics.median(run[name] for run in stages) for name in stages[0]},
         "glia-rt score": statistics.median(whole),
+        "glia-rt score, nothing compiled yet": first,
     }
 
 
@@ -308,16 +337,18 @@ def beside_pyiqa(bench: Bench) -> dict[str, Any]:
         "musiq": musiq.MUSIQ(pretrained=False),
     }
     result: dict[str, Any] = {}
-    with Scorer.open(bench.bundle()) as scorer:
+    with Scorer.open(bench.bundle(), "openvino") as scorer:
         for size in ("768x512", "1024x768"):
             paths = sorted(str(path) for path in bench.pictures(size).iterdir())
             rates: dict[str, list[float]] = {name: [] for name in ("glia-rt", *models)}
+            for model in models.values():
+                score_by_pyiqa(model.eval(), paths[:1])
             for _ in range(3):
                 few = paths[: max(160 // bench.divisor, 8)]
                 rates["glia-rt"].append(len(few) / timed(lambda few: list(scorer.score_files(few)), few))
                 for name, model in models.items():
                     few = paths[: max(16 // bench.divisor, 2)]
-                    rates[name].append(len(few) / timed(score_by_pyiqa, model.eval(), few))
+                    rates[name].append(len(few) / timed(score_by_pyiqa, model, few))
             result[size] = {name: statistics.median(values) for name, values in rates.items()}
             for name in models:
                 ratios = [ours / theirs for ours, theirs in zip(rates["glia-rt"], rates[name], strict=True)]
@@ -326,7 +357,7 @@ def beside_pyiqa(bench: Bench) -> dict[str, Any]:
 
 
 def score_by_pyiqa(model: torch.nn.Module, paths: list[str]) -> None:
-    """One picture after the other, as pyiqa's command line does."""
+    """One picture after the other in float32, as pyiqa's command line does."""
     with torch.inference_mode():
         for path in paths:
             pixels = np.asarray(Image.open(path).convert("RGB"))
@@ -378,7 +409,8 @@ def markdown(result: dict[str, Any]) -> str:
                 for kind in ("files", "tar", "Parquet"):
                     row = kinds[kind]
                     rates = " | ".join(f"{row[name]:.1f}" for name in ("per_s", "engine_per_s", "decode_per_s"))
-                    yield f"| {kinds['pictures']} JPEGs of {size}, {kind} | {rates} | {row['share_of_ceiling']:.1%} |"
+                    what = f"{kinds['pictures']} JPEGs of {size}, {kinds['mean_bytes'] / 1e6:.2f} MB each, {kind}"
+                    yield f"| {what} | {rates} | {row['share_of_ceiling']:.1%} |"
         if "decoders" in result:
             names = list(next(iter(result["decoders"].values())))
             yield "\n| JPEG of 12 MP, ms on one core | " + " | ".join(names) + " |"
@@ -405,11 +437,12 @@ def markdown(result: dict[str, Any]) -> str:
                 )
         if "peak_memory" in result:
             peaks = result["peak_memory"].items()
-            yield "\nPeak memory: " + ", ".join(f"{peak:.0f} MB over {count} pictures" for count, peak in peaks)
+            yield "\nPeak memory: " + ", ".join(f"{peak:.0f} MB over {what}" for what, peak in peaks)
         if "cold_start" in result:
             cold = result["cold_start"]
             stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in cold["stages"].items())
-            yield f"\nCold start: {stages}; `glia-rt score` of one picture {cold['glia-rt score']:.2f} s in all"
+            rest = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in cold.items() if name != "stages")
+            yield f"\nCold start: {stages}; of one picture in all: {rest}"
 
     return "\n".join(lines())
 
