@@ -9,7 +9,7 @@
 
 Any reader will do that gives encoded pictures, or their paths, in a column: `read_parquet`, also of what Hugging Face
 writes; `read_webdataset(..., decoder=None)`, with column="jpg"; `with_column("bytes", download("url"))` for a column of
-addresses.
+URLs.
 
 An actor that dies is started again and what it had in hand is scored again: no row is lost, none comes twice. For a job
 that is to survive its own end, have Ray Data keep a checkpoint, in a folder that all nodes share or an object store:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import json
@@ -12,13 +13,14 @@ import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from glob import glob
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
-from pyarrow import parquet
+from pyarrow import dataset, parquet
 
 from glia_rt import Result, Scorer, parts
 from glia_rt.errors import GliaError, MissingPackageError, OutputExistsError, SourceError, UsageError
@@ -602,3 +604,16 @@ def test_shards_without_pictures_are_not_passed_over_in_silence(scorer: Scorer, 
         score_to_file(scorer, Sources([tmp_path / "0.parquet"]), tmp_path / "scores.csv")
     tarfile.open(tmp_path / "0.tar", "w").close()
     assert score_to_file(scorer, Sources([tmp_path / "0.tar"]), tmp_path / "scores.csv") == Outcome(1, 1)
+
+
+def test_outputs_of_all_shards_are_one_table(
+    scorer: Scorer, listing: Sources, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    for i in (1, 2, 3):
+        score_to_file(scorer, dataclasses.replace(listing, shard=(i, 3)), tmp_path / f"scores-{i}.parquet")
+    table = dataset.dataset(sorted(glob(f"{tmp_path}/scores-*.parquet"))).to_table()
+    whole = parquet.read_table(pa.BufferReader(undisturbed["scores.parquet"]))
+    assert table.sort_by("path").equals(whole.sort_by("path"))
+    digests = [json.loads(path.read_text())["listing"]["sha256"] for path in tmp_path.glob("*.meta.json")]
+    assert len(digests) == 3
+    assert set(digests) == {json.loads(undisturbed["scores.csv.meta.json"])["listing"]["sha256"]}
