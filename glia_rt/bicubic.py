@@ -22,6 +22,8 @@ WEIGHT_BITS: Final = 22
 #: Over so many pixels compiling pays: importing numba takes longer than many a smaller picture.
 LARGE: Final = 1 << 21
 
+_LANES: Final = 32
+
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -70,17 +72,29 @@ def resize_across(image: Pixels, width: int) -> Pixels:
     Returns:
         uint8 (H, width, 3).
     """
-    table = _columns(image.shape[1], width)
-    out = np.empty((image.shape[0], width, 3), np.uint8)
-    _compiled()(image, *table, out)
+    height, side, _ = image.shape
+    out = np.empty((height, width, 3), np.uint8)
+    _compiled()(image.reshape(height, 3 * side), *_samples(side, width), out)
     return out
 
 
 @functools.lru_cache(maxsize=64)
-def _columns(side: int, width: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """First pixels (width,) and weights (width, taps), which the loop below walks along."""
+def _samples(side: int, width: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """The pass over samples instead of pixels, R, G, B, R, G, B...: where each pixel of the view starts, its weights.
+
+    Weights are (width, 3, N): for each channel N samples in a row, those of other channels weighing 0. So three times
+    the products are made, but of samples that lie side by side, which vector instructions do many times as fast.
+    """
     first, *weights = bicubic_table(side, width)
-    return np.ascontiguousarray(first), np.ascontiguousarray(np.transpose(weights))
+    taps = len(weights)
+    count = min(-(-3 * taps // _LANES) * _LANES, 3 * side)  # whole vectors: what is left over is done one by one
+    start = np.minimum(3 * first.astype(np.int64), 3 * side - count)
+    spread = np.zeros((width, 3, count), np.int32)
+    shift = 3 * first - start
+    for channel in range(3):
+        for i, weight in enumerate(weights):
+            spread[np.arange(width), channel, shift + 3 * i + channel] = weight
+    return start, spread
 
 
 @functools.cache
@@ -90,28 +104,21 @@ def _compiled() -> Callable[..., None]:
     half, bits = np.int32(1 << (WEIGHT_BITS - 1)), np.int32(WEIGHT_BITS)
 
     @numba.njit(nogil=True)
-    def across(image: Any, first: Any, weights: Any, out: Any) -> None:
-        last = image.shape[0] - 1
-        for y in range(0, last + 1, 2):
-            other = min(y + 1, last)  # two rows at once, which share the loading of each weight
+    def across(rows: Any, start: Any, weights: Any, out: Any) -> None:
+        count = weights.shape[2]
+        for y in range(out.shape[0]):
             for x in range(out.shape[1]):
+                samples = rows[y, start[x] : start[x] + count]
+                for_red, for_green, for_blue = weights[x, 0], weights[x, 1], weights[x, 2]
                 red = green = blue = half
-                red_2 = green_2 = blue_2 = half
-                start = first[x]
-                for i in range(weights.shape[1]):
-                    weight = weights[x, i]
-                    red += np.int32(image[y, start + i, 0]) * weight
-                    green += np.int32(image[y, start + i, 1]) * weight
-                    blue += np.int32(image[y, start + i, 2]) * weight
-                    red_2 += np.int32(image[other, start + i, 0]) * weight
-                    green_2 += np.int32(image[other, start + i, 1]) * weight
-                    blue_2 += np.int32(image[other, start + i, 2]) * weight
+                for i in range(count):
+                    sample = np.int32(samples[i])
+                    red += sample * for_red[i]
+                    green += sample * for_green[i]
+                    blue += sample * for_blue[i]
                 out[y, x, 0] = min(max(red >> bits, 0), 255)
                 out[y, x, 1] = min(max(green >> bits, 0), 255)
                 out[y, x, 2] = min(max(blue >> bits, 0), 255)
-                out[other, x, 0] = min(max(red_2 >> bits, 0), 255)
-                out[other, x, 1] = min(max(green_2 >> bits, 0), 255)
-                out[other, x, 2] = min(max(blue_2 >> bits, 0), 255)
 
     # Where neither this folder nor the user's cache can be written, as in many a container, each process compiles.
     with contextlib.suppress(RuntimeError):
