@@ -29,7 +29,7 @@ class Progress(NamedTuple):
     """How far a run is.
 
     Attributes:
-        rows: Pictures done, those of the run it goes on with too.
+        rows: Pictures done, those of the run that it resumes too.
         pieces: Pieces done, the started one in part.
     """
 

@@ -35,10 +35,11 @@ _OURS: Final = re.compile(r"(run\.json|merged|\d{12}\.jsonl)(\.partial)?")
 _CAUSE: Final = "mend the cause, and give the same command again with --resume"
 _ANEW: Final = "start anew, with --overwrite"
 _REPLACES: Final = "replaces_output"
+_STARTING: Final = "is_starting"
 
 
 class _DamagedError(GliaError):
-    """What was kept cannot be gone on with."""
+    """What was kept cannot be resumed."""
 
 
 class Parts:
@@ -56,14 +57,14 @@ class Parts:
     def __init__(
         self, output: Path, run: Mapping[str, Any], *, resume: bool, overwrite: bool, repeatable: bool = True
     ) -> None:
-        """Start a run, or go on with one.
+        """Start a run, or resume one.
 
         Args:
             output: What the run is for.
-            run: What the rows depend on, JSON types only. A run is gone on with only if it says the same.
+            run: What the rows depend on, JSON types only. A run is resumed only if it says the same.
             resume: Go on with the run that is there; if there is none, start.
             overwrite: Drop the run that is there.
-            repeatable: Whether the run could be gone on with if it broke off.
+            repeatable: Whether the run could be resumed if it broke off.
 
         Raises:
             OutputExistsError: A run is there and neither was asked for, or another process has it.
@@ -99,11 +100,12 @@ class Parts:
             raise OutputExistsError(f"{output}: another run onto it has just ended")
         if resume and run_file.exists():
             before = self._read_run()
-            self.replaces = before.pop(_REPLACES, False)
+            self.replaces, is_starting = before.pop(_REPLACES, False), before.pop(_STARTING, False)
             self._require_same(before)
-            self._find_start()
-            return
-        if run_file.exists() and not overwrite:
+            if not is_starting:
+                self._find_start()
+                return
+        elif run_file.exists() and not overwrite:
             go_on = "--resume to go on with it, or " if self._repeatable else ""
             raise OutputExistsError(
                 f"{self.folder} has the rows of a run that broke off: give {go_on}--overwrite to drop it"
@@ -111,9 +113,11 @@ class Parts:
         left = [path for path in self.folder.iterdir() if path.name != _LOCK]
         if any(not _OURS.fullmatch(path.name) for path in left):
             raise UsageError(f"{self.folder} holds files that no run wrote: move them, or name another output")
-        # Run.json last and parts from the last: killed meanwhile, what is left is a run that can be gone on with.
-        for path in sorted(left, key=lambda path: (path.name != _RUN, path.name), reverse=True):
-            path.unlink()
+        if left:  # which killed meanwhile must not pass for rows of this run
+            self._write_run(is_starting=True)
+        for path in left:
+            if path.name != _RUN:
+                path.unlink()
         self._write_run()
 
     @property
@@ -203,10 +207,10 @@ class Parts:
             raise _DamagedError(f"{self.folder / _RUN} is damaged: {_ANEW}")
         return found
 
-    def _write_run(self) -> None:
+    def _write_run(self, *, is_starting: bool = False) -> None:
         with self._reporting():
-            content = json.dumps(self._run | {_REPLACES: self.replaces}, indent=2)
-            write_durably(self.folder / _RUN, content.encode())
+            content = self._run | {_REPLACES: self.replaces, _STARTING: is_starting}
+            write_durably(self.folder / _RUN, json.dumps(content, indent=2).encode())
 
     def _find_start(self) -> None:
         """After the last row. Names of parts say how many rows come before: none may be missing."""

@@ -333,6 +333,34 @@ def test_killed_while_parts_are_removed(
     assert names(tmp_path) == ["scores.csv", "scores.csv.meta.json"]
 
 
+@pytest.mark.parametrize("unlinks", [0, 1, 3])
+def test_killed_while_the_rows_of_another_run_are_dropped(
+    scorer: Scorer, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unlinks: int
+) -> None:
+    album, output = tmp_path / "album", tmp_path / "scores.csv"
+    shutil.copytree(pictures, album)
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "PART_SECONDS", 0.0)
+        with pytest.raises(Stop):
+            score_to_file(scorer, Sources([album]), output, on_row=after(5, Stop()))
+    for path, other in itertools.pairwise(sorted(pictures.iterdir())):
+        shutil.copy(other, album / path.name)
+    count, unlink = itertools.count(), Path.unlink
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        if next(count) == unlinks:
+            raise Stop
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(Stop):
+        score_to_file(scorer, Sources([album]), output, overwrite=True)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    score_to_file(scorer, Sources([album]), output, resume=True)
+    score_to_file(scorer, Sources([album]), tmp_path / "anew.csv")
+    assert output.read_bytes() == (tmp_path / "anew.csv").read_bytes()
+
+
 def test_another_run_is_not_gone_on_with(
     scorer: Scorer, tiny_bundle: Path, listing: Sources, pictures: Path, tmp_path: Path
 ) -> None:
