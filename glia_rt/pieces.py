@@ -321,7 +321,9 @@ def row_groups(path: str, column: str) -> Iterator[RowGroup]:
 
 def encoded_or_path(value: Any) -> Any:
     """What a cell has for a picture: of a struct `bytes`, or else `path`; None for nothing, or for nothing in it."""
-    return (value.get("bytes") or value.get("path") if isinstance(value, dict) else value) or None
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    return None if isinstance(value, (bytes, str)) and not value else value
 
 
 def _holds_pictures(kind: Any) -> bool:
