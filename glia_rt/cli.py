@@ -88,8 +88,7 @@ def main(args: Sequence[str] | None = None) -> int:
         say_notes(terminated)
         raise
     except BrokenPipeError:
-        # The reader of stdout went away, as `| head` does; Python would complain once more on exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()  # its reader went away, as `| head` does
         return 0
     return status if isinstance(status, int) else 0
 
@@ -489,7 +488,13 @@ def _print(line: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
+        _drop_stdout()
         raise GliaError(f"standard output cannot be written: {error.strerror}") from error
+
+
+def _drop_stdout() -> None:
+    """Python would complain once more on exit of what it still holds."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

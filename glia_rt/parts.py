@@ -117,7 +117,7 @@ class Parts:
             self._write_run(is_starting=True)
         for path in left:
             if path.name != _RUN:
-                path.unlink()
+                path.unlink(missing_ok=True)
         self._write_run()
 
     @property

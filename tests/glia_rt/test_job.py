@@ -506,7 +506,7 @@ def test_a_disk_that_fills_keeps_what_was_scored(
 ) -> None:
     output = tmp_path / f"scores.{kind}"
     message = rf"scores\.{kind}.*: cannot be written: File too large; .*--resume"
-    with largest_file(900), pytest.raises(GliaError, match=message):
+    with largest_file(1200), pytest.raises(GliaError, match=message):
         score_to_file(scorer, listing, output)  # its only part, at the end
     with pytest.raises(Stop):
         score_to_file(scorer, listing, output, resume=True, on_row=after(19, Stop()))
