@@ -22,6 +22,7 @@ WEIGHT_BITS: Final = 22
 #: Over so many pixels compiling pays: importing numba takes longer than many a smaller picture.
 LARGE: Final = 1 << 21
 
+#: Samples in a whole number of vectors. Of 12 MP the pass takes 18 ms so, 20 ms by 64, 30 ms by 1.
 _LANES: Final = 32
 
 Pixels = npt.NDArray[np.uint8]
@@ -78,7 +79,7 @@ def resize_across(image: Pixels, width: int) -> Pixels:
     return out
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=8)  # few: for pictures 4,000 pixels wide one has 0.6 MB, for 65,535 it has 9
 def _samples(side: int, width: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
     """The pass over samples instead of pixels, R, G, B, R, G, B...: where each pixel of the view starts, its weights.
 
