@@ -54,6 +54,7 @@ SETS = {"768x512": (768, 512, 2000), "1024x768": (1024, 768, 2000), "4000x3000":
 #: For memory and faults the engine does not matter, and the smallest is the quickest.
 SMALL_BACKBONE = "vit_tiny_patch16_224"
 MEMORY = (200, 2_000, 20_000)
+STARTS = 5
 JPEGS: dict[str, dict[str, Any]] = {
     "baseline 4:2:0": {"subsampling": 2},
     "baseline 4:4:4": {"subsampling": 0},
@@ -305,7 +306,7 @@ def cold_start(bench: Bench) -> dict[str, Any]:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # fills the cache
     stages = []
     whole = []
-    for _ in range(5):
+    for _ in range(STARTS):
         staged = [sys.executable, "-c", COLD_START, str(bench.bundle()), str(picture), str(time.time())]
         stages.append(json.loads(subprocess.run(staged, check=True, stdout=subprocess.PIPE).stdout))
         whole.append(timed(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)))

@@ -128,7 +128,7 @@ def cli() -> None:
 @precision_option
 @input_option
 @click.option("--device", metavar="LIST", help="Which GPUs, as 0 or 0,1; default: the first.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Pictures a run; default: 8 on a CPU, 32 on a GPU.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Pictures a run; default: 4 on a CPU, 32 on a GPU.")
 @click.option("--workers", type=click.IntRange(min=1), help="Decoding threads; default: one a core.")
 @click.option("--max-pixels", type=click.IntRange(min=1), default=DEFAULT_MAX_PIXELS, show_default=True,
               help="Largest picture that is decoded, width times height.")  # fmt: skip

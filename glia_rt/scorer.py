@@ -126,7 +126,7 @@ class Scorer:
                 picture size a batch.
             precision: "fp32", "fp16" or "bf16"; None for the backend's default on this machine.
             batch_size: Pictures a run of the engine, at most for arrays, exactly for files; None for the backend's
-                default: 8 on a CPU, 32 on a GPU, or what the engine was built for.
+                default: 4 on a CPU, 32 on a GPU, or what the engine was built for.
             device: Which GPU, by index, or several of one type, which share the work; None for the first GPU, or the
                 CPU where there is none.
             max_pixels: Largest picture that is decoded, width times height.

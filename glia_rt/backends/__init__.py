@@ -30,8 +30,8 @@ CPU_BACKENDS: Final = {
 #: Every backend, fastest first; `auto` takes the first that works here.
 BACKENDS: Final = GPU_BACKENDS | CPU_BACKENDS
 AUTO: Final = "auto"
-#: Pictures a run on a CPU: more are no faster.
-CPU_BATCH_SIZE: Final = 8
+#: Pictures a run on a CPU: more are no faster, and a single picture pays for a whole batch.
+CPU_BATCH_SIZE: Final = 4
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ def pictures_py(monkeypatch: pytest.MonkeyPatch) -> Any:
     sizes = {"768x512": (96, 64, 24), "1024x768": (128, 96, 12), "4000x3000": (1900, 1200, 4)}
     monkeypatch.setattr(module, "SETS", sizes)
     monkeypatch.setattr(module, "MEMORY", (8, 16))
+    monkeypatch.setattr(module, "STARTS", 1)
     return module
 
 

@@ -71,7 +71,7 @@ def test_it_says_what_it_is(tiny_bundle: Path) -> None:
             "precision": default_precision("openvino"),
             "device": "cpu",
             "input": "views",
-            "batch_size": 8,
+            "batch_size": 4,
             "max_pixels": DEFAULT_MAX_PIXELS,
             "decoder": f"simplejpeg {version('simplejpeg')}, Pillow {version('pillow')}",
             "versions": {
