@@ -41,6 +41,7 @@ from pyarrow import parquet
 
 from glia_export.export import SELFTEST
 from glia_rt import Scorer
+from glia_rt.backends import CPU_BATCH_SIZE
 from glia_rt.contract import Contract
 from glia_rt.cores import cpu_count
 from glia_rt.images import read_image
@@ -106,7 +107,13 @@ def main() -> None:
     torch.set_num_threads(cpu_count())
     path = options.out / "pictures.json"
     found = versions("simplejpeg", "numba", "opencv-python-headless", "PyTurboJPEG", "pyiqa")
-    made = {"hardware": hardware(), "versions": found, "backbone": options.backbone, "quick": options.quick}
+    made = {
+        "hardware": hardware(),
+        "versions": found,
+        "backbone": options.backbone,
+        "batch_size": CPU_BATCH_SIZE,
+        "quick": options.quick,
+    }
     before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     same = all(before.get(key) == value for key, value in made.items())
     result: dict[str, Any] = before if same else made

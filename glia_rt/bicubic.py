@@ -75,7 +75,11 @@ def resize_across(image: Pixels, width: int) -> Pixels:
     """
     height, side, _ = image.shape
     out = np.empty((height, width, 3), np.uint8)
-    _compiled()(image.reshape(height, 3 * side), *_samples(side, width), out)
+    arguments = (image.reshape(height, 3 * side), *_samples(side, width), out)
+    try:
+        _compiled()(*arguments)
+    except OSError:  # the disk of numba's cache is full, which is found once all is compiled
+        _compiled()(*arguments)
     return out
 
 

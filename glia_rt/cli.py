@@ -23,6 +23,7 @@ import click
 from glia_rt import __version__
 from glia_rt.backends import AUTO, BACKENDS
 from glia_rt.console import (
+    drop,
     format_row,
     make_console,
     make_table,
@@ -88,7 +89,7 @@ def main(args: Sequence[str] | None = None) -> int:
         say_notes(terminated)
         raise
     except BrokenPipeError:
-        _drop_stdout()  # its reader went away, as `| head` does
+        drop(sys.stdout)  # its reader went away, as `| head` does
         return 0
     return status if isinstance(status, int) else 0
 
@@ -488,13 +489,8 @@ def _print(line: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        _drop_stdout()
+        drop(sys.stdout)
         raise GliaError(f"standard output cannot be written: {error.strerror}") from error
-
-
-def _drop_stdout() -> None:
-    """Python would complain once more on exit of what it still holds."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

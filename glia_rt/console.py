@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TextIO, TypeAlias
 
 import click
 
@@ -30,7 +32,15 @@ if TYPE_CHECKING:
 
 def say(message: str) -> None:
     """Diagnostics go to stderr, so that stdout holds nothing but what was asked for."""
-    click.echo(message, err=True)
+    try:
+        click.echo(message, err=True)
+    except BrokenPipeError:  # nobody reads them any more, which is no reason to stop
+        drop(sys.stderr)
+
+
+def drop(stream: TextIO) -> None:
+    """Send what is written from now on nowhere; else Python would complain on exit of what the stream still holds."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def say_notes(error: BaseException) -> None:

@@ -23,6 +23,10 @@ FRAGMENTS: Final = "fragments"
 IMAGE: Final = "image"
 SCORE: Final = "score"
 
+#: Longest side of a picture, pixels. Beyond it the traced sampler's whole numbers would overflow, CUDA's grids end, and
+#: the global view's first pass, height x 224, may take many times the memory of the picture.
+MAX_SIDE: Final = 65_535
+
 
 @dataclass(frozen=True)
 class Contract:

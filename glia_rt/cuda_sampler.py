@@ -7,21 +7,18 @@ is made of, and their weights. The kernels, in cuda_sampler.cu, do the arithmeti
 from __future__ import annotations
 
 from importlib import resources
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from glia_rt.bicubic import WEIGHT_BITS, bicubic_table
-from glia_rt.contract import Contract
+from glia_rt.contract import MAX_SIDE, Contract
 from glia_rt.errors import BackendError, UsageError
 from glia_rt.sampler import enlarged_side, fragment_positions, neighbours
 
 if TYPE_CHECKING:
     from cuda.core import Buffer, Device, ObjectCode, Stream
-
-#: CUDA's limit on the rows of a grid of blocks; as many as the traced sampler takes.
-MAX_SIDE: Final = 65_535
 
 Table = npt.NDArray[np.int32]
 
@@ -85,10 +82,7 @@ def plan(height: int, width: int, contract: Contract) -> Plan:
     """
     shorter = min(height, width)
     if shorter < 1 or max(height, width) > MAX_SIDE:
-        raise UsageError(
-            f"a picture of {height} x {width}: the CUDA sampler takes sides of 1 to {MAX_SIDE} pixels; "
-            "sample it on the CPU"
-        )
+        raise UsageError(f"a picture of {height} x {width}: sides of 1 to {MAX_SIDE} pixels are taken")
     tall, wide = (enlarged_side(side, shorter, contract.view_size) for side in (height, width))
     rows, columns = fragment_positions(tall, wide, contract)
     # Of a picture that is not enlarged every weight is 0.

@@ -33,10 +33,14 @@ import PIL
 import simplejpeg
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from glia_rt.contract import MAX_SIDE
 from glia_rt.errors import BadImageError, UsageError
 
 #: 2 * PIL.Image.MAX_IMAGE_PIXELS: over this Pillow itself stops (it only warns from half of it).
 DEFAULT_MAX_PIXELS: Final = 178_956_970
+
+#: Largest encoded picture that is held in memory: one of `DEFAULT_MAX_PIXELS` pixels of RGB fits.
+MAX_ENCODED_BYTES: Final = 1 << 29
 
 #: A path, the bytes of an encoded file, a PIL image, or pixels: uint8 (H, W, 3), RGB.
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[Any]
@@ -67,15 +71,16 @@ def read_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
     Args:
         source: A path, the bytes of an encoded file, a PIL image (at the frame it stands at), or an array, which is
             returned as it is.
-        max_pixels: Greatest width times height, read from the header before anything is decoded; arrays, decoded
-            already, are not held to it. Pillow has a limit of its own, for the process: see `configure_pillow`.
+        max_pixels: Greatest width times height, read from the header before anything is decoded, as `MAX_SIDE` is;
+            arrays, decoded already, are not held to it. Pillow has a limit of its own, for the process: see
+            `configure_pillow`.
 
     Returns:
         uint8 (H, W, 3), RGB, C-contiguous. Not to be written to: it may be read-only, or the caller's own array.
 
     Raises:
         BadImageError: Missing, unreadable, not a regular file, not a picture, damaged, truncated, over `max_pixels`,
-            of no size, or of values outside the rules: "NAME: reason".
+            of no size, a side over `MAX_SIDE`, or of values outside the rules: "NAME: reason".
         UsageError: `source` is none of these kinds.
     """
     if not isinstance(source, (str, os.PathLike, bytes, Image.Image, np.ndarray)):
@@ -143,7 +148,13 @@ def _checked_array(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
         raise ValueError(f"an array must be uint8 (H, W, 3), not {pixels.dtype} {pixels.shape}")
     if pixels.size == 0:
         raise ValueError(f"no pixels: {pixels.shape}")
+    _require_sides(*pixels.shape[:2])
     return np.ascontiguousarray(pixels)
+
+
+def _require_sides(*sides: int) -> None:
+    if max(sides) > MAX_SIDE:
+        raise ValueError(f"a side of {max(sides)} pixels, over the limit of {MAX_SIDE}")
 
 
 def _open_binary(source: str | os.PathLike[str] | bytes) -> BinaryIO:
@@ -164,6 +175,7 @@ def _decode(image: Image.Image, max_pixels: int, file: BinaryIO | None) -> npt.N
         raise ValueError(f"no pixels: {width} x {height}")
     if width * height > max_pixels:
         raise ValueError(f"{width} x {height} is over the limit of {max_pixels} pixels (max_pixels)")
+    _require_sides(width, height)
     pixels = _decode_jpeg(image, file)
     if pixels is not None:
         turn = _turn(image)
@@ -190,12 +202,14 @@ def _decode(image: Image.Image, max_pixels: int, file: BinaryIO | None) -> npt.N
 
 
 def _decode_jpeg(image: Image.Image, file: BinaryIO | None) -> npt.NDArray[np.uint8] | None:
-    """Pixels of a JPEG as Pillow would decode it, not turned yet, in less than half its time; None for Pillow to do it.
+    """Pixels of a JPEG as Pillow would decode it, not turned yet, only sooner; None for Pillow to do it.
 
     Both packages hold libjpeg-turbo, and the slow, exact inverse transform and the smooth chroma upsampling are asked
     for here as Pillow does.
     """
     if file is None or image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
+        return None
+    if file.seek(0, os.SEEK_END) > MAX_ENCODED_BYTES:  # Pillow reads no further than the picture
         return None
     file.seek(0)
     try:

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 
 from glia_rt.errors import GliaError, OutputExistsError, UsageError
 from glia_rt.results import Result
@@ -45,11 +45,13 @@ class _DamagedError(GliaError):
 class Parts:
     """OUTPUT.parts/ of a run; a context manager. Not to be shared by threads.
 
-    Leaving it keeps the rows, and forgets a run without any; `remove` is for when they are elsewhere.
+    Leaving it keeps the rows, and forgets a run without any, unless that was to replace an output which is still there;
+    `remove` is for when they are elsewhere.
 
     Attributes:
         folder: OUTPUT.parts.
         start: Where the run goes on.
+        last_read: A picture near the last that could be read before that; None where there is none.
         replaces: Whether the run may replace an output that is there: it was said so when the run began, or the output
             is its own.
     """
@@ -73,23 +75,29 @@ class Parts:
         """
         self.folder = parts_folder(output)
         self.start, self.replaces = START, overwrite
+        self.last_read: Position | None = None
+        self._output = output
         self._run = json.loads(json.dumps(run))
         self._repeatable = repeatable
         self._committed = 0
         self._pending: list[str] = []
         self._last_commit = time.monotonic()
-        was_there = self.folder.exists()
+        self._removed = False
         try:
             self.folder.mkdir(exist_ok=True)
             _sync_folder(self.folder.parent)
             self._lock = FileLock(self.folder / _LOCK)
             self._lock.acquire(blocking=False)
         except Timeout:
-            raise OutputExistsError(f"{output}: another run is writing it; wait, or name another output") from None
+            # Where files cannot be locked the package goes by whether there is one.
+            left = f"; if none is, delete {self._lock.lock_file}" if isinstance(self._lock, SoftFileLock) else ""
+            raise OutputExistsError(
+                f"{output}: another run is writing it; wait, or name another output{left}"
+            ) from None
         except OSError as error:
             raise UsageError(f"{self.folder}: cannot be written: {error.strerror}") from error
         try:
-            self._begin(output, resume=resume and was_there, overwrite=overwrite or not was_there)
+            self._begin(output, resume=resume, overwrite=overwrite)
         except BaseException:
             self._lock.release()
             raise
@@ -165,12 +173,16 @@ class Parts:
 
     def remove(self) -> None:
         """Drop the folder, with all that is in it."""
-        # First what makes a run of it: killed meanwhile, parts of a run must not be taken for all of it.
+        self._removed = True
         with contextlib.suppress(OSError):
+            # First what makes a run of it: killed meanwhile, parts of a run must not be taken for all of it. Last the
+            # lock: a run that begins then has the folder for itself.
             (self.folder / _RUN).unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self._pending.clear()
-        self._committed = 0
+            for path in self.folder.iterdir():
+                if path.name != _LOCK:
+                    path.unlink()
+            (self.folder / _LOCK).unlink()
+            self.folder.rmdir()
 
     def __enter__(self) -> Self:
         return self
@@ -179,11 +191,15 @@ class Parts:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
+            if self._removed:
+                return
             with contextlib.suppress(GliaError):  # the disk that failed may be what ends the run
                 self.commit()
-            if not self._committed:
+            # Of a run that was to replace an output that one must not pass for its own, rows or not.
+            to_replace = self.replaces and error is not None and os.path.lexists(self._output)
+            if not self._committed and not to_replace:
                 self.remove()
-            elif error is not None and not isinstance(error, _DamagedError):
+            elif self._committed and error is not None and not isinstance(error, _DamagedError):
                 goes_on = "the same command with --resume goes on" if self._repeatable else "such a run cannot go on"
                 error.add_note(f"{self._committed} rows are kept in {self.folder}: {goes_on}")
         finally:
@@ -222,8 +238,10 @@ class Parts:
                 raise _DamagedError(f"{part} is damaged (no rows): {_ANEW}")
             self._committed += rows
         for part in self._parts()[-1:]:
-            (piece, picture), _ = _read_part(part)[-1]
+            found = _read_part(part)
+            (piece, picture), _ = found[-1]
             self.start = Position(piece, picture + 1)
+            self.last_read = next((position for position, result in reversed(found) if result.status == "ok"), None)
 
     def _require_next(self, part: Path, rows: int) -> None:
         if part != self._part(rows):
@@ -274,6 +292,9 @@ def _sync_folder(folder: Path) -> None:
     opened = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(opened)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # what file systems say that have no such thing, as some networks'
+            raise
     finally:
         os.close(opened)
 

@@ -14,12 +14,10 @@ from pathlib import PurePosixPath
 from typing import Any, ClassVar, Final, Protocol
 
 from glia_rt.errors import SourceError, UsageError
-from glia_rt.images import display_name, is_picture_name
+from glia_rt.images import MAX_ENCODED_BYTES, display_name, is_picture_name
 
 TAR_ENDINGS: Final = (".tar", ".tar.gz", ".tgz")
 PARQUET_ENDING: Final = ".parquet"
-#: Largest encoded picture that is taken out of a shard: a picture of `images.DEFAULT_MAX_PIXELS` pixels of RGB fits.
-MAX_ENCODED_BYTES: Final = 1 << 29
 #: Why a row of a table without a picture is not scored.
 NO_PICTURE: Final = "the row has no picture"
 
@@ -253,10 +251,14 @@ class RowGroup:
                 yield Picture(self._name(lost), None, reason, done=(lost + 1) / self.count)
 
     def _values(self) -> Iterator[Any]:
+        """The column's Arrow scalars."""
         from pyarrow import parquet
 
         # Without pre_buffer, and with a buffer, pages are read when their turn comes.
-        with parquet.ParquetFile(self.path, pre_buffer=False, buffer_size=1 << 20) as file:
+        with (
+            _open_arrow(self.path) as opened,
+            parquet.ParquetFile(opened, pre_buffer=False, buffer_size=1 << 20) as file,
+        ):
             mean = file.metadata.row_group(self.index).total_byte_size // self.count
             for batch in file.iter_batches(
                 max(1, min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // (mean + 1))),
@@ -264,11 +266,14 @@ class RowGroup:
                 columns=[self.column],
                 use_threads=False,
             ):
-                for value in batch.column(0):
-                    yield value.as_py()
+                yield from batch.column(0)
 
     def _picture(self, row: int, value: Any) -> Picture:
-        done, source = (row + 1) / self.count, encoded_or_path(value)
+        done = (row + 1) / self.count
+        try:
+            source = encoded_or_path(value.as_py())
+        except UnicodeDecodeError:
+            return Picture(self._name(row), None, "a path that is not UTF-8, as strings of Parquet are", done=done)
         if source is None:
             return Picture(self._name(row), None, NO_PICTURE, done=done)
         if isinstance(source, bytes):
@@ -294,7 +299,7 @@ def row_groups(path: str, column: str) -> Iterator[RowGroup]:
 
     _require_file(path)
     try:
-        with parquet.ParquetFile(path) as file:
+        with _open_arrow(path) as opened, parquet.ParquetFile(opened) as file:
             schema, metadata = file.schema_arrow, file.metadata
     except pa.ArrowInvalid as error:
         raise UsageError(f"{display_name(path)}: not a Parquet file ({str(error).splitlines()[0]})") from error
@@ -317,6 +322,13 @@ def row_groups(path: str, column: str) -> Iterator[RowGroup]:
         if count:
             yield RowGroup(path, column, index, row, count)
         row += count
+
+
+def _open_arrow(path: str) -> Any:
+    """A file for Arrow, which takes names that are not UTF-8 as bytes alone."""
+    import pyarrow as pa
+
+    return pa.OSFile(os.fsencode(path))
 
 
 def encoded_or_path(value: Any) -> Any:
@@ -351,7 +363,7 @@ def _require_file(path: str) -> os.stat_result:
     """
     try:
         found = os.stat(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise _gone(path, error) from error
     if not stat.S_ISREG(found.st_mode):
         raise SourceError(f"{display_name(path)}: cannot be read: not a regular file")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,10 @@ from glia_rt.results import Result
 Source = TypeVar("Source")
 Out = TypeVar("Out")
 Inputs: TypeAlias = Mapping[str, npt.NDArray[np.uint8]]
+
+
+#: Over so many bytes of encoded pictures no more are pulled ahead.
+MAX_BYTES_AHEAD: Final = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,7 @@ def score_stream(
     batch_size: int,
     parallel: int,
     workers: int,
+    size: Callable[[Source], int] = lambda _: 0,
 ) -> Generator[Result]:
     """Score pictures lazily, in order. Closing the generator early ends its threads.
 
@@ -60,6 +65,7 @@ def score_stream(
         batch_size: N of every call of `run`: a shorter batch is padded, so that no score depends on its company.
         parallel: Calls of `run` that are of use at once.
         workers: Threads that read.
+        size: Bytes that a source holds until it is read.
 
     Yields:
         A result for each source.
@@ -72,7 +78,7 @@ def score_stream(
         ThreadPoolExecutor(workers, "glia-read") as readers,
         ThreadPoolExecutor(parallel + 1, "glia-run") as runners,
         # Enough ahead to fill a batch while the engine works on others.
-        closing(ordered_map(readers, read, sources, ahead=batch_size + workers)) as samples,
+        closing(ordered_map(readers, read, sources, ahead=batch_size + workers, size=size)) as samples,
         closing(ordered_map(runners, score, _batches(samples, batch_size), ahead=parallel + 1)) as scored,
     ):
         for results in scored:
@@ -80,31 +86,43 @@ def score_stream(
 
 
 def ordered_map(
-    pool: ThreadPoolExecutor, call: Callable[[Source], Out], items: Iterable[Source], *, ahead: int
+    pool: ThreadPoolExecutor,
+    call: Callable[[Source], Out],
+    items: Iterable[Source],
+    *,
+    ahead: int,
+    size: Callable[[Source], int] = lambda _: 0,
 ) -> Generator[Out]:
     """`map(call, items)` in a pool, lazy and in order, with at most `ahead` calls begun beyond the one yielded.
 
+    Fewer where the items whose calls are not done have more than `MAX_BYTES_AHEAD` by `size`.
     An error of `items` itself is raised after the results of all items before it. Closing the iterator, or an error,
     drops the calls that have not begun.
     """
-    pending: deque[Future[Out]] = deque()
+    pending: deque[tuple[Future[Out], int]] = deque()
     iterator = iter(items)
     ended: Exception | None = None
     try:
         while True:
-            while ended is None and len(pending) <= ahead:
+            while ended is None and len(pending) <= ahead and _held(pending) <= MAX_BYTES_AHEAD:
                 try:
-                    pending.append(pool.submit(call, next(iterator)))
+                    item = next(iterator)
+                    pending.append((pool.submit(call, item), size(item)))
+                    del item
                 except Exception as error:  # noqa: BLE001 - StopIteration, or the source's failure: raised in its turn
                     ended = error
             if not pending:
                 break
-            yield pending.popleft().result()
+            yield pending.popleft()[0].result()
         if ended is not None and not isinstance(ended, StopIteration):
             raise ended
     finally:
-        for future in pending:
+        for future, _ in pending:
             future.cancel()
+
+
+def _held(pending: Iterable[tuple[Future[Out], int]]) -> int:
+    return sum(size for future, size in pending if size and not future.done())
 
 
 def _batches(samples: Iterable[Sample | Result], batch_size: int) -> Iterator[list[Sample | Result]]:

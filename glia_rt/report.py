@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import os
 import re
@@ -16,7 +17,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from glia_rt import page
-from glia_rt.errors import BadImageError, GliaError
+from glia_rt.errors import BadImageError, GliaError, SourceError, UsageError
 from glia_rt.images import read_image
 from glia_rt.results import Result
 from glia_rt.sources import Position, Sources
@@ -125,19 +126,20 @@ def _thumbnails(sources: Sources, wanted: Mapping[Position, str], max_pixels: in
     """The pictures at these positions, read again; where there are others now, by their names, none are shown."""
     found: dict[Position, str] = {}
     pieces = {position.piece for position in wanted}
-    for number, piece in enumerate(sources.pieces()):
-        if number not in pieces:
-            continue
-        places = sorted(position.picture for position in wanted if position.piece == number)
-        for i, picture in enumerate(piece.pictures(places[0]), places[0]):
-            if picture.source is not None and picture.name == wanted.get(Position(number, i)):
-                try:
-                    pixels = read_image(picture.source, max_pixels=max_pixels)
-                except BadImageError:
-                    continue
-                found[Position(number, i)] = page.thumbnail(pixels, _THUMBNAIL)
-            if i == places[-1]:
-                break
+    # All is scored: what has gone since must not hold the rows back.
+    with contextlib.suppress(SourceError, UsageError):
+        for number, piece in enumerate(sources.pieces()):
+            if number not in pieces:
+                continue
+            places = sorted(position.picture for position in wanted if position.piece == number)
+            with contextlib.suppress(SourceError):
+                for i, picture in enumerate(piece.pictures(places[0]), places[0]):
+                    if picture.source is not None and picture.name == wanted.get(Position(number, i)):
+                        with contextlib.suppress(BadImageError):
+                            pixels = read_image(picture.source, max_pixels=max_pixels)
+                            found[Position(number, i)] = page.thumbnail(pixels, _THUMBNAIL)
+                    if i == places[-1]:
+                        break
     return found
 
 

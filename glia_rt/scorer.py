@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -34,8 +35,8 @@ from glia_rt.sources import Sources
 if TYPE_CHECKING:
     from glia_rt.backends.gpu import GpuBackend
 
-#: Of longer pictures the image graph's whole-number arithmetic would overflow.
-MAX_IMAGE_SIDE: Final = 65_535
+#: Folders that are remembered to have been read from.
+_FOLDERS: Final = 1_000
 
 
 def is_foreign(image: Any) -> bool:
@@ -46,22 +47,40 @@ def is_foreign(image: Any) -> bool:
 
 
 class _Trail:
-    """Where pictures of a stream were read last: whether one file is missing, or all of them have gone.
+    """Where pictures of a stream were read: whether one file is missing, or all of them have gone.
 
     Shared by the threads that read. A folder on a disk that was unmounted may still be there, with nothing in it.
     """
 
-    folder: str | None = None
+    def __init__(self) -> None:
+        self._folders: dict[str, None] = {}  # the one read from last is the last
+        self._lock = threading.Lock()
 
-    def check(self, searched: str | None) -> None:
-        """After a file could not be opened, look at the folder read from last, else at the one that was searched.
+    def add(self, path: str) -> None:
+        """Note that a picture could be read."""
+        folder = os.path.dirname(path)
+        with self._lock:
+            self._folders.pop(folder, None)
+            self._folders[folder] = None
+            if len(self._folders) > _FOLDERS:
+                del self._folders[next(iter(self._folders))]
+
+    def check(self, path: str, searched: str | None) -> None:
+        """After a file could not be opened, look at its folder, if that was read from, and at the one read from last.
+
+        Before anything was read: at the folder that was searched.
 
         Raises:
             SourceError: It has gone, or nothing is in it any more, or the system fails to list it.
         """
-        folder = searched if self.folder is None else self.folder
-        if folder is None:
-            return
+        own = os.path.dirname(path)
+        with self._lock:
+            last = next(reversed(self._folders), searched)
+            folders = {folder for folder in (own if own in self._folders else None, last) if folder is not None}
+        for folder in folders:
+            self._require(folder)
+
+    def _require(self, folder: str) -> None:
         try:
             with os.scandir(folder or os.curdir) as entries:
                 reason = None if any(True for _ in entries) else "everything in it has gone"
@@ -279,6 +298,7 @@ class Scorer:
             batch_size=self.batch_size,
             parallel=self.backend.parallel,
             workers=workers or cpu_count(),
+            size=lambda picture: len(picture.source) if isinstance(picture.source, bytes) else 0,
         )
 
     def close(self) -> None:
@@ -308,20 +328,16 @@ class Scorer:
             pixels = read_image(picture.source, max_pixels=self.max_pixels)
             inputs = self._inputs(pixels)
         except BadImageError as error:
-            if isinstance(error.__cause__, OSError) and error.__cause__.errno is not None:
-                trail.check(picture.folder)
+            if isinstance(picture.source, str) and getattr(error.__cause__, "errno", None) is not None:
+                trail.check(picture.source, picture.folder)
             return Result(picture.name, None, "bad_image", error.reason, None, None)
         if isinstance(picture.source, str):
-            trail.folder = os.path.dirname(picture.source)
+            trail.add(picture.source)
         height, width, _ = pixels.shape
         return Sample(picture.name, width, height, inputs)
 
     def _inputs(self, pixels: Pixels) -> Inputs:
         if self.input == "image":
-            if (longest := max(pixels.shape)) > MAX_IMAGE_SIDE:
-                raise BadImageError(
-                    f"a side of {longest} pixels, the graph's sampler takes {MAX_IMAGE_SIDE}; score it from views"
-                )
             return {IMAGE: pixels}
         views = make_views(pixels, self.contract)
         return {GLOBAL_VIEW: views.global_view, FRAGMENTS: views.fragments}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import re
@@ -278,6 +279,18 @@ def test_one_block_in_float32_asks_for_the_opset_without_attention(small: tuple[
     assert graphs.opset_for(half.half_copy(model)) == 23
     assert graphs.opset_for(half.half_copy(model, [half.EMBEDDING, half.PROJECTION])) == 23
     assert graphs.opset_for(half.half_copy(model, ["block 2"])) == 20
+
+
+def test_the_rule_that_is_left_out_changes_nothing(
+    traced: ModelProto, small: tuple[GLIANet, Contract], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "_no_rule_for_pairs", contextlib.nullcontext)
+    whole = graphs.trace_views(*small)
+    for graph in (whole.graph, mine := copy.deepcopy(traced).graph):
+        del graph.value_info[:], graph.metadata_props[:]
+        for node in graph.node:
+            del node.metadata_props[:]
+    assert whole.graph == mine
 
 
 def test_tracing_leaves_warnings_and_logs_as_they_were(

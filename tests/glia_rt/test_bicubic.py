@@ -73,6 +73,17 @@ def test_without_numba_there_is_no_compiler(monkeypatch: pytest.MonkeyPatch) -> 
     has_compiler.cache_clear()
 
 
+def test_it_compiles_where_the_caches_disk_is_full(tmp_path: Path) -> None:
+    program = (
+        "import numpy, resource; from glia_rt import bicubic; resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000));"
+        "print(bicubic.resize_across(numpy.full((2, 900, 3), 7, numpy.uint8), 4).tolist())"
+    )
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
+    assert done.stdout == f"{[[[7] * 3] * 4] * 2}\n"
+
+
 def test_it_compiles_where_nothing_can_be_cached(tmp_path: Path) -> None:
     """As in a container whose user has no home, and may not write where packages are."""
     shutil.copy(bicubic.__file__, tmp_path / "bicubic.py")

@@ -226,6 +226,20 @@ def test_a_reader_that_has_seen_enough_is_no_error(tiny_bundle: Path, many: Path
     assert [line.split()[0] for line in stderr.splitlines()] == ["backend", "not"]
 
 
+def test_a_reader_of_messages_that_went_away_does_not_stop_a_run(
+    tiny_bundle: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """As in `glia-rt score ... 2>&1 | tee log` when tee dies: the output is what was asked for."""
+    process = start("score", tiny_bundle, pictures, "-o", tmp_path / "scores.csv", stderr=subprocess.PIPE)
+    try:
+        assert process.stderr is not None
+        process.stderr.close()
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
+    assert len((tmp_path / "scores.csv").read_text().splitlines()) == 33
+
+
 def test_what_an_interrupt_says_is_passed_on(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     @click.command()
     def stopped() -> None:
@@ -266,7 +280,7 @@ def test_files(
     assert metadata["bundle"] == "tiny.glia"
     assert (metadata["backend"], metadata["precision"]) == ("openvino", default_precision("openvino"))
     assert (metadata["device"], metadata["input"]) == ("cpu", "views")
-    assert (metadata["batch_size"], metadata["rows"], metadata["bad_images"]) == (8, 13, 2)
+    assert (metadata["batch_size"], metadata["rows"], metadata["bad_images"]) == (4, 13, 2)
     assert metadata["versions"]["glia_rt"] == glia_rt.__version__
     assert sorted(path.name for path in tmp_path.glob("scores*")) == [output.name, f"{output.name}.meta.json"]
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
 import itertools
 import json
 import os
 import resource
 import shutil
+import socket
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -224,6 +226,49 @@ def test_a_source_that_goes_away_however_it_was_named(
     assert {json.loads(line)["status"] for line in part.read_text().splitlines()} == {"ok"}
 
 
+@pytest.mark.parametrize("named_by", ["paths", "list", "Parquet"])
+def test_a_source_that_is_still_gone_when_a_run_goes_on(
+    scorer: Scorer, pictures: Path, tmp_path: Path, named_by: str
+) -> None:
+    """Pictures that were not scored for it must not become rows that say that they are missing."""
+    album = tmp_path / "album"
+    shutil.copytree(pictures, album)
+    paths = [str(path) for path in sorted(album.iterdir())]
+    (tmp_path / "list.txt").write_text("\n".join(paths))
+    parquet.write_table(pa.table({"path": paths}), tmp_path / "list.parquet")
+    sources = {
+        "paths": Sources(paths),
+        "list": Sources(list_file=tmp_path / "list.txt"),
+        "Parquet": Sources([tmp_path / "list.parquet"]),
+    }[named_by]
+    output = tmp_path / "scores.csv"
+
+    def on_row(progress: Progress, result: Result) -> None:
+        if progress.rows == 4:
+            album.rename(tmp_path / "elsewhere")
+
+    with pytest.raises(SourceError, match=r"album: pictures can no longer be read"):
+        score_to_file(scorer, sources, output, on_row=on_row)
+    for _ in range(2):
+        with pytest.raises(SourceError, match=r"album: pictures can no longer be read"):
+            score_to_file(scorer, sources, output, resume=True)
+    (tmp_path / "elsewhere").rename(album)
+    assert score_to_file(scorer, sources, output, resume=True) == Outcome(len(paths), 0)
+
+
+def test_a_source_that_goes_away_beside_one_that_stays(scorer: Scorer, pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(pictures, tmp_path / "a")
+    shutil.copytree(pictures, tmp_path / "b")
+    paths = [tmp_path / folder / path.name for path in sorted(pictures.iterdir()) for folder in "ab"]
+
+    def on_row(progress: Progress, result: Result) -> None:
+        if progress.rows == 4:
+            (tmp_path / "b").rename(tmp_path / "elsewhere")
+
+    with pytest.raises(SourceError, match=r"/b: pictures can no longer be read"):
+        score_to_file(scorer, Sources(paths), tmp_path / "scores.csv", on_row=on_row)
+
+
 def test_a_file_that_is_missing_is_a_row(scorer: Scorer, pictures: Path, tmp_path: Path) -> None:
     shutil.copytree(pictures, tmp_path / "album")
     paths = sorted((tmp_path / "album").iterdir())
@@ -313,21 +358,53 @@ def test_rows_of_a_run_win_over_the_output_it_was_to_replace(scorer: Scorer, pic
     assert output.read_bytes() == (tmp_path / "anew.csv").read_bytes()
 
 
+def test_an_overwrite_that_ends_before_its_first_row_is_not_forgotten(
+    scorer: Scorer, pictures: Path, tmp_path: Path
+) -> None:
+    album, output = tmp_path / "album", tmp_path / "scores.csv"
+    shutil.copytree(pictures, album)
+    score_to_file(scorer, Sources([album]), output)
+    for path, other in itertools.pairwise(sorted(pictures.iterdir())):
+        shutil.copy(other, album / path.name)
+
+    def stop(*_: Any) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        score_to_file(scorer, Sources([album]), output, overwrite=True, on_start=stop)
+    score_to_file(scorer, Sources([album]), output, resume=True)
+    score_to_file(scorer, Sources([album]), tmp_path / "anew.csv")
+    assert output.read_bytes() == (tmp_path / "anew.csv").read_bytes()
+
+
+def killing(patch: pytest.MonkeyPatch, unlinks: int) -> None:
+    """Let the process end, as far as it can tell, in the place of the unlink of this number."""
+    count, unlink = itertools.count(), Path.unlink
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        if next(count) == unlinks:
+            raise Stop
+        unlink(path, missing_ok)
+
+    patch.setattr(Path, "unlink", killed)
+
+
+@pytest.mark.parametrize("unlinks", [0, 1, 4])
 def test_killed_while_parts_are_removed(
-    scorer: Scorer, listing: Sources, undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scorer: Scorer,
+    listing: Sources,
+    undisturbed: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    unlinks: int,
 ) -> None:
     output = tmp_path / "scores.csv"
     monkeypatch.setattr(parts, "PART_SECONDS", 0.0)
-
-    def killed(folder: Path, **_: Any) -> None:
-        (folder / "000000000003.jsonl").unlink()
-        raise Stop
-
-    rmtree = shutil.rmtree
-    monkeypatch.setattr(shutil, "rmtree", killed)
-    with pytest.raises(Stop):
-        score_to_file(scorer, listing, output)
-    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    with monkeypatch.context() as patch:
+        killing(patch, unlinks)
+        with pytest.raises(Stop):
+            score_to_file(scorer, listing, output)
+    assert (tmp_path / "scores.csv.parts").exists()
     assert score_to_file(scorer, listing, output, resume=True, on_row=after(1, Stop())) == Outcome(ROWS, BAD)
     assert output.read_bytes() == undisturbed["scores.csv"]
     assert names(tmp_path) == ["scores.csv", "scores.csv.meta.json"]
@@ -345,17 +422,10 @@ def test_killed_while_the_rows_of_another_run_are_dropped(
             score_to_file(scorer, Sources([album]), output, on_row=after(5, Stop()))
     for path, other in itertools.pairwise(sorted(pictures.iterdir())):
         shutil.copy(other, album / path.name)
-    count, unlink = itertools.count(), Path.unlink
-
-    def killed(path: Path, missing_ok: bool = False) -> None:
-        if next(count) == unlinks:
-            raise Stop
-        unlink(path, missing_ok)
-
-    monkeypatch.setattr(Path, "unlink", killed)
-    with pytest.raises(Stop):
-        score_to_file(scorer, Sources([album]), output, overwrite=True)
-    monkeypatch.setattr(Path, "unlink", unlink)
+    with monkeypatch.context() as patch:
+        killing(patch, unlinks)
+        with pytest.raises(Stop):
+            score_to_file(scorer, Sources([album]), output, overwrite=True)
     score_to_file(scorer, Sources([album]), output, resume=True)
     score_to_file(scorer, Sources([album]), tmp_path / "anew.csv")
     assert output.read_bytes() == (tmp_path / "anew.csv").read_bytes()
@@ -436,6 +506,27 @@ def test_two_runs_onto_one_output(scorer: Scorer, listing: Sources, tmp_path: Pa
 
     assert score_to_file(scorer, listing, output, on_row=second) == Outcome(ROWS, BAD)
     assert score_to_file(scorer, listing, output, overwrite=True, on_row=second) == Outcome(ROWS, BAD)
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_where_files_cannot_be_locked(
+    scorer: Scorer, listing: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was killed on another machine leaves what no one can tell from a run that goes on."""
+
+    def missing(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", missing)
+    output, lock = tmp_path / "scores.csv", tmp_path / "scores.csv.parts" / "lock"
+    held = []
+    with pytest.raises(Stop):
+        score_to_file(scorer, listing, output, on_row=lambda *_: held.append(lock.read_text()) or after(1, Stop())(*_))
+    lock.write_text(held[0].replace(socket.gethostname(), "another-machine"))
+    with pytest.raises(OutputExistsError, match=r"another run is writing it; .*; if none is, delete .*parts/lock$"):
+        score_to_file(scorer, listing, output, resume=True)
+    lock.unlink()
+    assert score_to_file(scorer, listing, output, resume=True) == Outcome(ROWS, BAD)
 
 
 def test_an_output_that_appears_meanwhile_is_not_replaced(
@@ -581,6 +672,25 @@ def test_killed_between_the_output_and_its_metadata(
     score_to_file(scorer, listing, output, resume=True)
     assert output.read_bytes() == undisturbed["scores.csv"]
     assert names(tmp_path) == ["scores.csv", "scores.csv.meta.json"]
+
+
+def test_a_shard_that_goes_after_its_last_row_is_missed_by_the_report_alone(
+    scorer: Scorer, pictures: Path, tmp_path: Path
+) -> None:
+    paths = sorted(pictures.iterdir())[:4]
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for path in paths:
+            tar.add(path, path.name)
+
+    def on_row(progress: Progress, result: Result) -> None:
+        if progress.rows == len(paths):
+            (tmp_path / "0.tar").unlink()
+
+    report = tmp_path / "r.html"
+    sources = Sources([tmp_path / "0.tar"])
+    outcome = score_to_file(scorer, sources, tmp_path / "scores.csv", report=report, on_row=on_row)
+    assert outcome == Outcome(len(paths), 0)
+    assert "gone since" in report.read_text()
 
 
 def test_what_the_report_needs_is_asked_for_before_the_first_picture(

@@ -354,6 +354,25 @@ def test_pictures_as_hugging_face_writes_them(tmp_path: Path) -> None:
     ]
 
 
+def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    """A cell of strings may hold any bytes, and a file may have any name."""
+    column = pa.array([b"a.jpg", b"\xff.jpg", b"b.jpg"], pa.binary()).view(pa.string())
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xfe.parquet"))
+    write_parquet(tmp_path / "a.parquet", column).rename(path)
+    shown = f"{tmp_path}/\\udcfe.parquet"
+    assert [(picture.name, picture.source, picture.refused) for picture in all_rows(path)] == [
+        (f"{tmp_path}/a.jpg", f"{tmp_path}/a.jpg", None),
+        (f"{shown}/1", None, "a path that is not UTF-8, as strings of Parquet are"),
+        (f"{tmp_path}/b.jpg", f"{tmp_path}/b.jpg", None),
+    ]
+
+
+@pytest.mark.parametrize("ending", [".tar", ".parquet"])
+def test_a_name_with_a_nul(ending: str) -> None:
+    with pytest.raises(SourceError, match="cannot be read: embedded null byte"):
+        next(Sources([f"a\0b{ending}"]).pieces()).key()
+
+
 def test_rows_without_a_picture(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", pa.array([None, b"", b"x"], pa.binary()))
     assert [picture.refused for picture in all_rows(path)] == ["the row has no picture", "the row has no picture", None]

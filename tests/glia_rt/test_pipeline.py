@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
@@ -114,6 +115,20 @@ def test_an_error_of_the_items_keeps_its_place_in_the_source() -> None:
     with ThreadPoolExecutor(1) as pool, pytest.raises(OSError, match="disk") as caught:
         list(ordered_map(pool, lambda i: i, Counter(2, OSError("disk")), ahead=5))
     assert caught.traceback[-1].name == "__iter__"
+
+
+def test_fewer_large_items_are_pulled_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What counts are those that no call is done with: here the first holds up the one thread."""
+    monkeypatch.setattr("glia_rt.pipeline.MAX_BYTES_AHEAD", 1000)
+    items, go = Counter(), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        results = ordered_map(pool, lambda i: go.wait(LIMIT), items, ahead=50, size=lambda i: 300)
+        threading.Timer(0.2, go.set).start()
+        assert next(results)
+        assert items.pulled == 4
+        assert all(itertools.islice(results, 40))
+        assert 40 < items.pulled <= 92
+        results.close()
 
 
 # score_stream

@@ -152,14 +152,16 @@ def test_one_path_is_not_a_list_of_paths(scorer: Scorer, paths: Any) -> None:
         scorer.score_batch(paths)
 
 
-def test_a_side_longer_than_the_graph_samples(tiny_bundle: Path, tmp_path: Path) -> None:
-    Image.new("RGB", (65_536, 1)).save(tmp_path / "long.png")
-    with Scorer.open(tiny_bundle, "onnxruntime", input="image") as scorer:
-        [result] = scorer.score_files([tmp_path / "long.png"])
-        assert result.status == "bad_image"
-        assert result.error == "a side of 65536 pixels, the graph's sampler takes 65535; score it from views"
-        with pytest.raises(BadImageError, match="a side of 65536 pixels"):
-            scorer.score(tmp_path / "long.png")
+def test_a_side_too_long(scorer: Scorer, tmp_path: Path) -> None:
+    """A picture 1 pixel wide and 100 million high is kilobytes, and would be gigabytes on its way to its view."""
+    Image.new("1", (65_536, 1)).save(tmp_path / "long.png")
+    [result] = scorer.score_files([tmp_path / "long.png"])
+    assert result.status == "bad_image"
+    assert result.error == "a side of 65536 pixels, over the limit of 65535"
+    with pytest.raises(BadImageError, match="a side of 65536 pixels"):
+        scorer.score(tmp_path / "long.png")
+    with pytest.raises(BadImageError, match="a side of 65536 pixels"):
+        scorer.score(np.zeros((65_536, 1, 3), np.uint8))
 
 
 def test_the_limit_of_pixels(tiny_bundle: Path, files: list[Path]) -> None:
