@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, TextIO, TypeAlias
 
@@ -34,13 +34,14 @@ def say(message: str) -> None:
     """Diagnostics go to stderr, so that stdout holds nothing but what was asked for."""
     try:
         click.echo(message, err=True)
-    except BrokenPipeError:  # nobody reads them any more, which is no reason to stop
+    except OSError:  # their reader went away, or their disk is full, which is no reason to stop
         drop(sys.stderr)
 
 
 def drop(stream: TextIO) -> None:
     """Send what is written from now on nowhere; else Python would complain on exit of what the stream still holds."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def say_notes(error: BaseException) -> None:

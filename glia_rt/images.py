@@ -39,7 +39,7 @@ from glia_rt.errors import BadImageError, UsageError
 #: 2 * PIL.Image.MAX_IMAGE_PIXELS: over this Pillow itself stops (it only warns from half of it).
 DEFAULT_MAX_PIXELS: Final = 178_956_970
 
-#: Largest encoded picture that is held in memory: one of `DEFAULT_MAX_PIXELS` pixels of RGB fits.
+#: Largest encoded picture that is taken out of a shard, or given to simplejpeg: `DEFAULT_MAX_PIXELS` of RGB fit.
 MAX_ENCODED_BYTES: Final = 1 << 29
 
 #: A path, the bytes of an encoded file, a PIL image, or pixels: uint8 (H, W, 3), RGB.
@@ -146,15 +146,17 @@ def configure_pillow(max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
 def _checked_array(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(f"an array must be uint8 (H, W, 3), not {pixels.dtype} {pixels.shape}")
-    if pixels.size == 0:
-        raise ValueError(f"no pixels: {pixels.shape}")
-    _require_sides(*pixels.shape[:2])
+    _require_size(pixels.shape[1], pixels.shape[0])
     return np.ascontiguousarray(pixels)
 
 
-def _require_sides(*sides: int) -> None:
-    if max(sides) > MAX_SIDE:
-        raise ValueError(f"a side of {max(sides)} pixels, over the limit of {MAX_SIDE}")
+def _require_size(width: int, height: int, max_pixels: int | None = None) -> None:
+    if width < 1 or height < 1:
+        raise ValueError(f"no pixels: {width} x {height}")
+    if max_pixels is not None and width * height > max_pixels:
+        raise ValueError(f"{width} x {height} is over the limit of {max_pixels} pixels (max_pixels)")
+    if max(width, height) > MAX_SIDE:
+        raise ValueError(f"a side of {max(width, height)} pixels, over the limit of {MAX_SIDE}")
 
 
 def _open_binary(source: str | os.PathLike[str] | bytes) -> BinaryIO:
@@ -170,12 +172,7 @@ def _open_binary(source: str | os.PathLike[str] | bytes) -> BinaryIO:
 
 
 def _decode(image: Image.Image, max_pixels: int, file: BinaryIO | None) -> npt.NDArray[np.uint8]:
-    width, height = image.size
-    if width < 1 or height < 1:
-        raise ValueError(f"no pixels: {width} x {height}")
-    if width * height > max_pixels:
-        raise ValueError(f"{width} x {height} is over the limit of {max_pixels} pixels (max_pixels)")
-    _require_sides(width, height)
+    _require_size(*image.size, max_pixels)
     pixels = _decode_jpeg(image, file)
     if pixels is not None:
         turn = _turn(image)
@@ -183,6 +180,7 @@ def _decode(image: Image.Image, max_pixels: int, file: BinaryIO | None) -> npt.N
     # Only loading settles the mode, the size and the orientation: an ICNS takes those of the picture within, a TIFF
     # turns itself.
     image.load()
+    _require_size(*image.size, max_pixels)
     turn = _turn(image)
     if turn is not None:
         image = image.transpose(turn)

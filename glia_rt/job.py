@@ -5,11 +5,10 @@ Rows go into OUTPUT.parts/ while the run lasts (`parts`), and from there into OU
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -105,8 +104,9 @@ def score_to_file(
             return finished
         on_start(summary, Progress(parts.rows, parts.start.piece))
         at_least = 0 if summary is None else summary.pieces
-        folder = _folder_of(sources, parts.last_read)
-        for position, done, result in score(scorer, sources, parts.start, at_least, folder, workers=workers):
+        for position, done, result in score(
+            scorer, sources, parts.start, at_least, workers=workers, read_from=parts.folders()
+        ):
             parts.write(position, result)
             on_row(Progress(parts.rows, position.piece + done), result)
         if not parts.rows and sources.shard == (1, 1):
@@ -143,13 +143,11 @@ def score(
     sources: Sources,
     start: Position = START,
     at_least: int = 0,
-    folder: str | None = None,
     *,
     workers: int | None = None,
+    read_from: Iterable[str] = (),
 ) -> Iterator[tuple[Position, float, Result]]:
-    """Score a listing of at least so many pieces lazily, from a position on; raises as `Scorer.score_files`.
-
-    `folder` is one that pictures before that position were read from: if it has gone, so has the source.
+    """Score a listing of at least so many pieces lazily, from a position on; else as `Scorer.score_pictures`.
 
     Yields:
         Where a picture stands, the share of its piece that is done with it, and its result.
@@ -159,25 +157,12 @@ def score(
     def pictures() -> Iterator[Picture]:
         for position, picture in sources.pictures(start, at_least):
             ahead.append((position, picture.done))
-            yield picture if folder is None else dataclasses.replace(picture, folder=folder)
+            yield picture
 
-    with closing(scorer.score_pictures(pictures(), workers=workers)) as results:
+    with closing(scorer.score_pictures(pictures(), workers=workers, read_from=read_from)) as results:
         for result in results:
             position, done = ahead.popleft()
             yield position, done, result
-
-
-def _folder_of(sources: Sources, at: Position | None) -> str | None:
-    """The folder of the picture at a position, if that is a file of its own."""
-    if at is not None:
-        for number, piece in enumerate(sources.pieces()):
-            if number == at.piece and piece.count is not None:  # a tar shard has no files of their own
-                picture = next(piece.pictures(at.picture), None)
-                if picture is not None and isinstance(picture.source, str):
-                    return os.path.dirname(picture.source)
-            if number == at.piece:
-                break
-    return None
 
 
 def describe(scorer: Scorer, sources: Sources, summary: Summary | None) -> dict[str, Any]:

@@ -28,11 +28,15 @@ from glia_rt.sources import START, Position
 #: How long a row waits in memory until it is in a part.
 PART_SECONDS: Final = 5.0
 
+#: Over so many rows a run that goes on looks for folders that pictures were read from.
+_FOLDERS_OF_ROWS: Final = 100_000
+
 _RUN: Final = "run.json"
 _LOCK: Final = "lock"
 _NAME_DIGITS: Final = 12
 _OURS: Final = re.compile(r"(run\.json|merged|\d{12}\.jsonl)(\.partial)?")
 _CAUSE: Final = "mend the cause, and give the same command again with --resume"
+_AGAIN: Final = "mend the cause, and give the same command again"
 _ANEW: Final = "start anew, with --overwrite"
 _REPLACES: Final = "replaces_output"
 _STARTING: Final = "is_starting"
@@ -51,7 +55,6 @@ class Parts:
     Attributes:
         folder: OUTPUT.parts.
         start: Where the run goes on.
-        last_read: A picture near the last that could be read before that; None where there is none.
         replaces: Whether the run may replace an output that is there: it was said so when the run began, or the output
             is its own.
     """
@@ -75,7 +78,6 @@ class Parts:
         """
         self.folder = parts_folder(output)
         self.start, self.replaces = START, overwrite
-        self.last_read: Position | None = None
         self._output = output
         self._run = json.loads(json.dumps(run))
         self._repeatable = repeatable
@@ -122,11 +124,11 @@ class Parts:
         if any(not _OURS.fullmatch(path.name) for path in left):
             raise UsageError(f"{self.folder} holds files that no run wrote: move them, or name another output")
         if left:  # which killed meanwhile must not pass for rows of this run
-            self._write_run(is_starting=True)
+            self._write_run(is_starting=True, cause=_AGAIN)
         for path in left:
             if path.name != _RUN:
                 path.unlink(missing_ok=True)
-        self._write_run()
+        self._write_run(cause=_AGAIN)
 
     @property
     def rows(self) -> int:
@@ -171,17 +173,28 @@ class Parts:
             yield from found
             rows += len(found)
 
+    def folders(self) -> list[str]:
+        """Folders that pictures of the last rows were read from, the last one last; raises as `read` does."""
+        found: dict[str, None] = {}
+        rows = 0
+        for part in reversed(self._parts()):
+            results = _read_part(part)
+            found |= {os.path.dirname(result.path): None for _, result in reversed(results) if result.status == "ok"}
+            rows += len(results)
+            if rows >= _FOLDERS_OF_ROWS:
+                break
+        return list(reversed(found))
+
     def remove(self) -> None:
         """Drop the folder, with all that is in it."""
         self._removed = True
+        # First what makes a run of it: killed meanwhile, parts of a run must not be taken for all of it. Last the lock:
+        # a run that begins then has the folder for itself.
+        turns = {_RUN: 0, _LOCK: 2}
         with contextlib.suppress(OSError):
-            # First what makes a run of it: killed meanwhile, parts of a run must not be taken for all of it. Last the
-            # lock: a run that begins then has the folder for itself.
-            (self.folder / _RUN).unlink(missing_ok=True)
-            for path in self.folder.iterdir():
-                if path.name != _LOCK:
+            for path in sorted(self.folder.iterdir(), key=lambda path: turns.get(path.name, 1)):
+                with contextlib.suppress(OSError):
                     path.unlink()
-            (self.folder / _LOCK).unlink()
             self.folder.rmdir()
 
     def __enter__(self) -> Self:
@@ -196,14 +209,17 @@ class Parts:
             with contextlib.suppress(GliaError):  # the disk that failed may be what ends the run
                 self.commit()
             # Of a run that was to replace an output that one must not pass for its own, rows or not.
-            to_replace = self.replaces and error is not None and os.path.lexists(self._output)
+            to_replace = self.replaces and self._repeatable and error is not None and os.path.lexists(self._output)
             if not self._committed and not to_replace:
                 self.remove()
-            elif self._committed and error is not None and not isinstance(error, _DamagedError):
+            elif error is not None and not isinstance(error, _DamagedError):
                 goes_on = "the same command with --resume goes on" if self._repeatable else "such a run cannot go on"
                 error.add_note(f"{self._committed} rows are kept in {self.folder}: {goes_on}")
         finally:
             self._lock.release()
+            if self._removed:
+                with contextlib.suppress(OSError):  # over NFS the folder was not empty while the lock was open
+                    self.folder.rmdir()
 
     def _require_same(self, before: Mapping[str, Any]) -> None:
         then, now = _flat(before), _flat(self._run)
@@ -223,8 +239,8 @@ class Parts:
             raise _DamagedError(f"{self.folder / _RUN} is damaged: {_ANEW}")
         return found
 
-    def _write_run(self, *, is_starting: bool = False) -> None:
-        with self._reporting():
+    def _write_run(self, *, is_starting: bool = False, cause: str = _CAUSE) -> None:
+        with self._reporting(cause):
             content = self._run | {_REPLACES: self.replaces, _STARTING: is_starting}
             write_durably(self.folder / _RUN, json.dumps(content, indent=2).encode())
 
@@ -238,10 +254,8 @@ class Parts:
                 raise _DamagedError(f"{part} is damaged (no rows): {_ANEW}")
             self._committed += rows
         for part in self._parts()[-1:]:
-            found = _read_part(part)
-            (piece, picture), _ = found[-1]
+            (piece, picture), _ = _read_part(part)[-1]
             self.start = Position(piece, picture + 1)
-            self.last_read = next((position for position, result in reversed(found) if result.status == "ok"), None)
 
     def _require_next(self, part: Path, rows: int) -> None:
         if part != self._part(rows):
@@ -254,11 +268,11 @@ class Parts:
         return self.folder / f"{first_row:0{_NAME_DIGITS}}.jsonl"
 
     @contextlib.contextmanager
-    def _reporting(self) -> Iterator[None]:
+    def _reporting(self, cause: str = _CAUSE) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise GliaError(f"{self.folder}: cannot be written: {error.strerror or error}; {_CAUSE}") from error
+            raise GliaError(f"{self.folder}: cannot be written: {error.strerror or error}; {cause}") from error
 
 
 def parts_folder(output: Path) -> Path:

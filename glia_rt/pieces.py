@@ -18,9 +18,6 @@ from glia_rt.images import MAX_ENCODED_BYTES, display_name, is_picture_name
 
 TAR_ENDINGS: Final = (".tar", ".tar.gz", ".tgz")
 PARQUET_ENDING: Final = ".parquet"
-#: Why a row of a table without a picture is not scored.
-NO_PICTURE: Final = "the row has no picture"
-
 #: What a Parquet reader decodes at once, so that no row group is held whole: so many rows, or of large ones fewer.
 _ROWS_AT_ONCE: Final = 16
 _BYTES_AT_ONCE: Final = 1 << 26
@@ -239,9 +236,9 @@ class RowGroup:
 
         row = 0
         try:
-            for value in self._values():
+            for cell in self._cells():
                 if row >= first:
-                    yield self._picture(row, value)
+                    yield self._picture(row, cell)
                 row += 1
         except (pa.ArrowException, OSError) as error:
             if not os.path.exists(self.path):
@@ -250,7 +247,7 @@ class RowGroup:
             for lost in range(max(row, first), self.count):
                 yield Picture(self._name(lost), None, reason, done=(lost + 1) / self.count)
 
-    def _values(self) -> Iterator[Any]:
+    def _cells(self) -> Iterator[Any]:
         """The column's Arrow scalars."""
         from pyarrow import parquet
 
@@ -268,14 +265,10 @@ class RowGroup:
             ):
                 yield from batch.column(0)
 
-    def _picture(self, row: int, value: Any) -> Picture:
-        done = (row + 1) / self.count
-        try:
-            source = encoded_or_path(value.as_py())
-        except UnicodeDecodeError:
-            return Picture(self._name(row), None, "a path that is not UTF-8, as strings of Parquet are", done=done)
-        if source is None:
-            return Picture(self._name(row), None, NO_PICTURE, done=done)
+    def _picture(self, row: int, cell: Any) -> Picture:
+        done, (source, refused) = (row + 1) / self.count, read_cell(cell)
+        if refused is not None:
+            return Picture(self._name(row), None, refused, done=done)
         if isinstance(source, bytes):
             if len(source) > MAX_ENCODED_BYTES:
                 return Picture(self._name(row), None, _too_large(len(source)), done=done)
@@ -331,11 +324,17 @@ def _open_arrow(path: str) -> Any:
     return pa.OSFile(os.fsencode(path))
 
 
-def encoded_or_path(value: Any) -> Any:
-    """What a cell has for a picture: of a struct `bytes`, or else `path`; None for nothing, or for nothing in it."""
+def read_cell(cell: Any) -> tuple[Any, str | None]:
+    """What an Arrow scalar has for a picture, of a struct `bytes`, or else `path`; or None, and why it has none."""
+    try:
+        value = cell.as_py()
+    except UnicodeDecodeError:
+        return None, "a path that is not UTF-8, as strings of Arrow are"
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
-    return None if isinstance(value, (bytes, str)) and not value else value
+    if value is None or (isinstance(value, (bytes, str)) and not value):
+        return None, "the row has no picture"
+    return value, None
 
 
 def _holds_pictures(kind: Any) -> bool:

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any, Final
 from glia_rt.backends import AUTO
 from glia_rt.errors import MissingPackageError, UsageError
 from glia_rt.images import DEFAULT_MAX_PIXELS, configure_pillow
-from glia_rt.pieces import NO_PICTURE, Picture, encoded_or_path
+from glia_rt.pieces import Picture, read_cell
 from glia_rt.results import COLUMNS
 from glia_rt.scorer import Scorer
 from glia_rt.sinks import METADATA_KEY, arrow_schema
@@ -158,7 +158,7 @@ class _ScorePictures:
         import pyarrow as pa
 
         _check_columns(table.column_names, self._column)
-        pictures = (_picture(value.as_py(), self._column) for value in table[self._column])
+        pictures = (_picture(cell, self._column) for cell in table[self._column])
         results = self._scorer.score_pictures(pictures, workers=self._workers)
         schema = pa.schema([field for field in arrow_schema() if field.name in _ADDED])
         scored = pa.RecordBatch.from_pylist([dataclasses.asdict(result) for result in results], schema)
@@ -170,14 +170,14 @@ class _ScorePictures:
         return table.replace_schema_metadata((table.schema.metadata or {}) | self._metadata)
 
 
-def _picture(value: Any, column: str) -> Picture:
-    source = encoded_or_path(value)
+def _picture(cell: Any, column: str) -> Picture:
+    source, refused = read_cell(cell)
     if source is not None and not isinstance(source, (bytes, str)):
         raise UsageError(
             f"column {column!r} holds {type(source).__name__}; pictures are encoded bytes, or strings that are their "
             "paths (of read_webdataset, with decoder=None)"
         )
-    return Picture("", source, refused=NO_PICTURE if source is None else None)
+    return Picture("", source, refused)
 
 
 def _check_columns(names: Iterable[str], column: str) -> None:

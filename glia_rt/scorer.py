@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from glia_rt.backends.gpu import GpuBackend
 
 #: Folders that are remembered to have been read from.
-_FOLDERS: Final = 1_000
+_FOLDERS: Final = 100_000
 
 
 def is_foreign(image: Any) -> bool:
@@ -52,8 +52,8 @@ class _Trail:
     Shared by the threads that read. A folder on a disk that was unmounted may still be there, with nothing in it.
     """
 
-    def __init__(self) -> None:
-        self._folders: dict[str, None] = {}  # the one read from last is the last
+    def __init__(self, read_from: Iterable[str] = ()) -> None:
+        self._folders = dict.fromkeys(read_from)  # the one read from last is the last
         self._lock = threading.Lock()
 
     def add(self, path: str) -> None:
@@ -277,7 +277,9 @@ class Scorer:
         pictures = (picture for listing in listings for _, picture in listing.pictures())
         return self.score_pictures(pictures, workers=workers)
 
-    def score_pictures(self, pictures: Iterable[Picture], *, workers: int | None = None) -> Generator[Result]:
+    def score_pictures(
+        self, pictures: Iterable[Picture], *, workers: int | None = None, read_from: Iterable[str] = ()
+    ) -> Generator[Result]:
         """Score encoded pictures lazily, in order; `score_files` for a stream that a program makes itself.
 
         Made for throughput: pictures are pulled in the thread that asks for results, batches ahead of them, and while
@@ -287,13 +289,15 @@ class Scorer:
         Args:
             pictures: Paths or bytes, with the names that their results get. Pulled only as far ahead as is of use.
             workers: As `score_files` has it; so are results and errors.
+            read_from: Folders that a run which this one goes on with read pictures from, the last one last: where one
+                is gone, so is the source, and not one file.
         """
         self._require_own_process()
         if workers is not None and workers < 1:
             raise UsageError(f"workers must be at least 1, not {workers}")
         return score_stream(
             pictures,
-            read=partial(self._read, _Trail()),
+            read=partial(self._read, _Trail(read_from)),
             run=self.backend.run,
             batch_size=self.batch_size,
             parallel=self.backend.parallel,

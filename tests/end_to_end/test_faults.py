@@ -103,7 +103,7 @@ def test_fifty_kills_and_the_same_file(tiny_bundle: Path, pictures: Path, tmp_pa
             assert output.read_bytes() == (tmp_path / "undisturbed.csv").read_bytes()
             output.unlink()
             shutil.rmtree(tmp_path / "scores.csv.parts", ignore_errors=True)
-    assert len(found) > 10, "the kills came at different moments"
+    assert len(found) > 5, "the kills came at different moments"
     assert run("score", tiny_bundle, *sources, "-o", output, "--resume")[0] == 3
     assert output.read_bytes() == (tmp_path / "undisturbed.csv").read_bytes()
     assert sorted(path.name for path in tmp_path.glob("scores*")) == ["scores.csv", "scores.csv.meta.json"]

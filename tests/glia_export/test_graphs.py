@@ -16,6 +16,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx import ModelProto, TensorProto, shape_inference
+from onnxscript.rewriter.rules.common import slice_split_rule
 from timm.layers.std_conv import StdConv2d, StdConv2dSame
 
 from glia_export import graphs, half
@@ -284,6 +285,10 @@ def test_one_block_in_float32_asks_for_the_opset_without_attention(small: tuple[
 def test_the_rule_that_is_left_out_changes_nothing(
     traced: ModelProto, small: tuple[GLIANet, Contract], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    with graphs._no_rule_for_pairs():
+        assert slice_split_rule.try_rewrite(None, None, None) is None  # type: ignore[arg-type]
+    with pytest.raises(AttributeError):
+        slice_split_rule.try_rewrite(None, None, None)  # type: ignore[arg-type]
     monkeypatch.setattr(graphs, "_no_rule_for_pairs", contextlib.nullcontext)
     whole = graphs.trace_views(*small)
     for graph in (whole.graph, mine := copy.deepcopy(traced).graph):

@@ -240,6 +240,13 @@ def test_a_reader_of_messages_that_went_away_does_not_stop_a_run(
     assert len((tmp_path / "scores.csv").read_text().splitlines()) == 33
 
 
+def test_messages_that_find_no_room_do_not_stop_a_run(tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        process = start("score", tiny_bundle, pictures, "-o", tmp_path / "scores.csv", stderr=full)
+        assert process.wait(timeout=60) == 0
+    assert len((tmp_path / "scores.csv").read_text().splitlines()) == 33
+
+
 def test_what_an_interrupt_says_is_passed_on(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     @click.command()
     def stopped() -> None:

@@ -69,6 +69,11 @@ def png(size: tuple[int, int], depth: int, colour: int, rows: bytes, trns: bytes
     return b"\x89PNG\r\n\x1a\n" + header + transparency + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
+def ico(picture: bytes) -> bytes:
+    """An icon of 16 x 16 pixels, as its header says; what is in it is a file of its own."""
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(picture), 22) + picture
+
+
 def over_white(values: npt.NDArray[Any], alpha: npt.NDArray[Any]) -> Pixels:
     # No ties: 255 is odd.
     mixed = alpha.astype(int) * values + (255 - alpha.astype(int)) * 255
@@ -689,3 +694,11 @@ def test_no_file_is_left_open(tmp_path: Path) -> None:
             with pytest.raises(BadImageError):
                 read_image(tmp_path / name)
     assert open_files() == before
+
+
+def test_limits_hold_for_a_picture_within_a_picture() -> None:
+    assert read_image(ico(png((3, 2), 8, 2, bytes(2 * 10)))).shape == (2, 3, 3)
+    with pytest.raises(BadImageError, match="a side of 70000 pixels, over the limit of 65535"):
+        read_image(ico(png((1, 70_000), 1, 0, bytes(2 * 70_000))))
+    with pytest.raises(BadImageError, match="30 x 20 is over the limit of 500 pixels"):
+        read_image(ico(png((30, 20), 8, 2, bytes(20 * 91))), max_pixels=500)

@@ -267,6 +267,24 @@ def test_a_source_that_goes_away_beside_one_that_stays(scorer: Scorer, pictures:
 
     with pytest.raises(SourceError, match=r"/b: pictures can no longer be read"):
         score_to_file(scorer, Sources(paths), tmp_path / "scores.csv", on_row=on_row)
+    with pytest.raises(SourceError, match=r"/b: pictures can no longer be read"):
+        score_to_file(scorer, Sources(paths), tmp_path / "scores.csv", resume=True)
+    (tmp_path / "elsewhere").rename(tmp_path / "b")
+    assert score_to_file(scorer, Sources(paths), tmp_path / "scores.csv", resume=True) == Outcome(len(paths), 0)
+
+
+@pytest.mark.usefixtures("often")
+def test_a_source_that_is_still_gone_after_a_bad_picture(scorer: Scorer, pictures: Path, tmp_path: Path) -> None:
+    """The last part says nothing of where pictures could be read from."""
+    album = tmp_path / "album"
+    shutil.copytree(pictures, album)
+    paths = sorted(album.iterdir())
+    paths[5].write_text("no picture")
+    with pytest.raises(Stop):
+        score_to_file(scorer, Sources(paths), tmp_path / "scores.csv", on_row=after(6, Stop()))
+    album.rename(tmp_path / "elsewhere")
+    with pytest.raises(SourceError, match=r"album: pictures can no longer be read"):
+        score_to_file(scorer, Sources(paths), tmp_path / "scores.csv", resume=True)
 
 
 def test_a_file_that_is_missing_is_a_row(scorer: Scorer, pictures: Path, tmp_path: Path) -> None:
@@ -607,6 +625,14 @@ def test_a_disk_that_fills_keeps_what_was_scored(
     assert not output.exists()
     score_to_file(scorer, listing, output, resume=True)
     assert output.read_bytes() == undisturbed[output.name]
+
+
+def test_a_disk_that_is_full_from_the_start(scorer: Scorer, listing: Sources, tmp_path: Path) -> None:
+    """Nothing began that --resume could go on with: least of all with what --overwrite was to replace."""
+    output = tmp_path / "scores.csv"
+    with largest_file(0), pytest.raises(GliaError, match=r"mend the cause, and give the same command again$"):
+        score_to_file(scorer, listing, output, overwrite=True)
+    assert score_to_file(scorer, listing, output) == Outcome(ROWS, BAD)
 
 
 def test_parts_go_into_the_folder_as_whole_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

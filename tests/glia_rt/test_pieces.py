@@ -362,7 +362,7 @@ def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
     shown = f"{tmp_path}/\\udcfe.parquet"
     assert [(picture.name, picture.source, picture.refused) for picture in all_rows(path)] == [
         (f"{tmp_path}/a.jpg", f"{tmp_path}/a.jpg", None),
-        (f"{shown}/1", None, "a path that is not UTF-8, as strings of Parquet are"),
+        (f"{shown}/1", None, "a path that is not UTF-8, as strings of Arrow are"),
         (f"{tmp_path}/b.jpg", f"{tmp_path}/b.jpg", None),
     ]
 
