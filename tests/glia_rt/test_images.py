@@ -696,6 +696,7 @@ def test_no_file_is_left_open(tmp_path: Path) -> None:
     assert open_files() == before
 
 
+@pytest.mark.filterwarnings("ignore:Image was not the expected size")
 def test_limits_hold_for_a_picture_within_a_picture() -> None:
     assert read_image(ico(png((3, 2), 8, 2, bytes(2 * 10)))).shape == (2, 3, 3)
     with pytest.raises(BadImageError, match="a side of 70000 pixels, over the limit of 65535"):
