@@ -84,8 +84,8 @@ class _Trail:
         try:
             with os.scandir(folder or os.curdir) as entries:
                 reason = None if any(True for _ in entries) else "everything in it has gone"
-        except PermissionError:  # it may have been readable file by file
-            return
+        except (PermissionError, NotADirectoryError):
+            return  # it may have been readable file by file; or rows of another run were named by a shard
         except OSError as error:
             reason = error.strerror or str(error)
         if reason is not None:

@@ -287,6 +287,19 @@ def test_a_source_that_is_still_gone_after_a_bad_picture(scorer: Scorer, picture
         score_to_file(scorer, Sources(paths), tmp_path / "scores.csv", resume=True)
 
 
+@pytest.mark.usefixtures("often")
+def test_a_file_that_is_missing_is_a_row_after_a_shard_too(scorer: Scorer, pictures: Path, tmp_path: Path) -> None:
+    """Rows of a shard are named as if it were a folder, which no run that goes on must take it for."""
+    paths = sorted(pictures.iterdir())[:4]
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for path in paths:
+            tar.add(path, f"within/{path.name}")
+    sources = Sources([tmp_path / "0.tar", tmp_path / "missing.jpg", *paths])
+    with pytest.raises(Stop):
+        score_to_file(scorer, sources, tmp_path / "scores.csv", on_row=after(4, Stop()))
+    assert score_to_file(scorer, sources, tmp_path / "scores.csv", resume=True) == Outcome(9, 1)
+
+
 def test_a_file_that_is_missing_is_a_row(scorer: Scorer, pictures: Path, tmp_path: Path) -> None:
     shutil.copytree(pictures, tmp_path / "album")
     paths = sorted((tmp_path / "album").iterdir())
