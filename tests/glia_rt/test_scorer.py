@@ -30,12 +30,6 @@ SPAN = 4.0  # the tiny bundle's range is 1 to 5
 UNPADDED = {"fp32": 1e-6, "bf16": 1e-2}
 
 
-@pytest.fixture(autouse=True)
-def _no_thread_stays() -> Iterator[None]:
-    yield
-    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("glia-")] == []
-
-
 @pytest.fixture(scope="module", params=CPU_BACKENDS)
 def scorer(request: pytest.FixtureRequest, tiny_bundle: Path) -> Iterator[Scorer]:
     with Scorer.open(tiny_bundle, request.param) as scorer:

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,12 +14,6 @@ from glia_rt.errors import GliaError
 from glia_rt.job import describe
 from glia_rt.report import SHOWN, write_report
 from glia_rt.sources import Position, Sources
-
-
-@pytest.fixture(scope="module")
-def scorer(tiny_bundle: Path) -> Iterator[Scorer]:
-    with Scorer.open(tiny_bundle, "onnxruntime") as scorer:
-        yield scorer
 
 
 @pytest.fixture(scope="module")

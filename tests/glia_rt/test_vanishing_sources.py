@@ -1,0 +1,165 @@
+"""Sources that go away while they are scored: an error, with what was scored kept, and no rows for good."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa  # type: ignore[import-untyped]
+import pytest
+from pyarrow import parquet
+from runs import Stop, after
+
+from glia_rt import Result, Scorer
+from glia_rt.errors import SourceError
+from glia_rt.job import Outcome, Progress, score_to_file
+from glia_rt.sources import Sources
+
+
+def test_a_source_that_goes_away_is_an_error_and_what_was_scored_is_kept(
+    scorer: Scorer, pictures: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(pictures, tmp_path / "album")
+    gone = after(4, Stop())
+
+    def on_row(progress: Progress, result: Result) -> None:
+        try:
+            gone(progress, result)
+        except Stop:
+            shutil.rmtree(tmp_path / "album")
+
+    with pytest.raises(SourceError, match=r"album: pictures can no longer be read from here: No such file") as caught:
+        score_to_file(scorer, Sources([tmp_path / "album"]), tmp_path / "scores.csv", on_row=on_row)
+    assert "rows are kept in" in caught.value.__notes__[0]
+    lines = (tmp_path / "scores.csv.parts" / "000000000000.jsonl").read_text().splitlines()
+    assert len(lines) >= 4
+    assert {json.loads(line)["status"] for line in lines} == {"ok"}
+
+
+@pytest.mark.parametrize("named_by", ["folder", "pattern", "list"])
+@pytest.mark.parametrize("how", ["moved", "emptied"])
+def test_a_source_that_goes_away_however_it_was_named(
+    scorer: Scorer, pictures: Path, tmp_path: Path, named_by: str, how: str
+) -> None:
+    """As a disk that is unmounted leaves its folder, with nothing in it."""
+    album = tmp_path / "album"
+    shutil.copytree(pictures, album)
+    (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in sorted(album.iterdir())))
+    sources = {
+        "folder": Sources([album]),
+        "pattern": Sources([tmp_path / "*/*"]),
+        "list": Sources(list_file=tmp_path / "list.txt"),
+    }[named_by]
+
+    def on_row(progress: Progress, result: Result) -> None:
+        if progress.rows == 4:
+            album.rename(tmp_path / "elsewhere")
+            if how == "emptied":
+                album.mkdir()
+
+    with pytest.raises(SourceError, match=r"album: (pictures can no longer be read|this folder cannot be listed)"):
+        score_to_file(scorer, sources, tmp_path / "scores.csv", on_row=on_row)
+    [part] = (tmp_path / "scores.csv.parts").glob("*.jsonl")
+    assert {json.loads(line)["status"] for line in part.read_text().splitlines()} == {"ok"}
+
+
+@pytest.mark.parametrize("named_by", ["paths", "list", "Parquet"])
+def test_a_source_that_is_still_gone_when_a_run_goes_on(
+    scorer: Scorer, pictures: Path, tmp_path: Path, named_by: str
+) -> None:
+    """Pictures that were not scored for it must not become rows that say that they are missing."""
+    album = tmp_path / "album"
+    shutil.copytree(pictures, album)
+    paths = [str(path) for path in sorted(album.iterdir())]
+    (tmp_path / "list.txt").write_text("\n".join(paths))
+    parquet.write_table(pa.table({"path": paths}), tmp_path / "list.parquet")
+    sources = {
+        "paths": Sources(paths),
+        "list": Sources(list_file=tmp_path / "list.txt"),
+        "Parquet": Sources([tmp_path / "list.parquet"]),
+    }[named_by]
+    output = tmp_path / "scores.csv"
+
+    def on_row(progress: Progress, result: Result) -> None:
+        if progress.rows == 4:
+            album.rename(tmp_path / "elsewhere")
+
+    with pytest.raises(SourceError, match=r"album: pictures can no longer be read"):
+        score_to_file(scorer, sources, output, on_row=on_row)
+    for _ in range(2):
+        with pytest.raises(SourceError, match=r"album: pictures can no longer be read"):
+            score_to_file(scorer, sources, output, resume=True)
+    (tmp_path / "elsewhere").rename(album)
+    assert score_to_file(scorer, sources, output, resume=True) == Outcome(len(paths), 0)
+
+
+def test_a_source_that_goes_away_beside_one_that_stays(scorer: Scorer, pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(pictures, tmp_path / "a")
+    shutil.copytree(pictures, tmp_path / "b")
+    paths = [tmp_path / folder / path.name for path in sorted(pictures.iterdir()) for folder in "ab"]
+
+    def on_row(progress: Progress, result: Result) -> None:
+        if progress.rows == 4:
+            (tmp_path / "b").rename(tmp_path / "elsewhere")
+
+    with pytest.raises(SourceError, match=r"/b: pictures can no longer be read"):
+        score_to_file(scorer, Sources(paths), tmp_path / "scores.csv", on_row=on_row)
+    with pytest.raises(SourceError, match=r"/b: pictures can no longer be read"):
+        score_to_file(scorer, Sources(paths), tmp_path / "scores.csv", resume=True)
+    (tmp_path / "elsewhere").rename(tmp_path / "b")
+    assert score_to_file(scorer, Sources(paths), tmp_path / "scores.csv", resume=True) == Outcome(len(paths), 0)
+
+
+@pytest.mark.usefixtures("often")
+def test_a_source_that_is_still_gone_after_a_bad_picture(scorer: Scorer, pictures: Path, tmp_path: Path) -> None:
+    """The last part says nothing of where pictures could be read from."""
+    album = tmp_path / "album"
+    shutil.copytree(pictures, album)
+    paths = sorted(album.iterdir())
+    paths[5].write_text("no picture")
+    with pytest.raises(Stop):
+        score_to_file(scorer, Sources(paths), tmp_path / "scores.csv", on_row=after(6, Stop()))
+    album.rename(tmp_path / "elsewhere")
+    with pytest.raises(SourceError, match=r"album: pictures can no longer be read"):
+        score_to_file(scorer, Sources(paths), tmp_path / "scores.csv", resume=True)
+
+
+@pytest.mark.usefixtures("often")
+def test_a_file_that_is_missing_is_a_row_after_a_shard_too(scorer: Scorer, pictures: Path, tmp_path: Path) -> None:
+    """Rows of a shard are named as if it were a folder, which no run that goes on must take it for."""
+    paths = sorted(pictures.iterdir())[:4]
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for path in paths:
+            tar.add(path, f"within/{path.name}")
+    sources = Sources([tmp_path / "0.tar", tmp_path / "missing.jpg", *paths])
+    with pytest.raises(Stop):
+        score_to_file(scorer, sources, tmp_path / "scores.csv", on_row=after(4, Stop()))
+    assert score_to_file(scorer, sources, tmp_path / "scores.csv", resume=True) == Outcome(9, 1)
+
+
+def test_a_file_that_is_missing_is_a_row(scorer: Scorer, pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(pictures, tmp_path / "album")
+    paths = sorted((tmp_path / "album").iterdir())
+    paths[7].unlink()
+    assert score_to_file(scorer, Sources(paths), tmp_path / "scores.csv") == Outcome(len(paths), 1)
+
+
+def test_a_shard_that_goes_after_its_last_row_is_missed_by_the_report_alone(
+    scorer: Scorer, pictures: Path, tmp_path: Path
+) -> None:
+    paths = sorted(pictures.iterdir())[:4]
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for path in paths:
+            tar.add(path, path.name)
+
+    def on_row(progress: Progress, result: Result) -> None:
+        if progress.rows == len(paths):
+            (tmp_path / "0.tar").unlink()
+
+    report = tmp_path / "r.html"
+    sources = Sources([tmp_path / "0.tar"])
+    outcome = score_to_file(scorer, sources, tmp_path / "scores.csv", report=report, on_row=on_row)
+    assert outcome == Outcome(len(paths), 0)
+    assert "gone since" in report.read_text()
