@@ -31,6 +31,8 @@ SHOWN: Final = 10
 _THUMBNAIL: Final = 320
 #: Over this many pictures a point each would be a blot, and a file of megabytes.
 _POINTS: Final = 2_000
+#: Errors that are told apart.
+_KINDS: Final = 100
 
 
 @dataclass(frozen=True, order=True)
@@ -70,6 +72,8 @@ def write_report(
     for number, (position, result) in enumerate(rows):
         if result.score is None or result.width is None or result.height is None:
             kind = _kind(result.error or "")
+            if kind not in errors and len(errors) >= _KINDS:
+                kind = "other reasons"  # some quote the damage itself, so that no two are equal
             errors[kind] += 1
             examples.setdefault(kind, result.path)
             continue
@@ -93,6 +97,7 @@ def write_report(
             run=run,
             contract=scorer.contract,
             scored=len(scores),
+            is_binned=len(scores) > _POINTS,
             quantiles=_quantiles(values),
             histogram=_histogram(values) if len(scores) else None,
             by_size=_by_size(sizes, values) if len(scores) else None,
