@@ -23,6 +23,7 @@ import functools
 import importlib.metadata
 import io
 import os
+import re
 import stat
 import warnings
 from typing import Any, BinaryIO, Final, TypeAlias
@@ -50,6 +51,8 @@ ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | npt.NDAr
 _NOT_PICTURES: Final = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
 
 _RUN_PROGRAMS = ("EPS", "IPTC")
+
+_ESCAPE: Final = re.compile(r"\\u(dc[89a-f][0-9a-f])")
 
 # Not ImageOps.exif_transpose, which writes the whole EXIF block anew and fails where some other tag is malformed.
 _TURNS = {
@@ -112,6 +115,11 @@ def display_name(source: ImageSource) -> str:
     if isinstance(source, (str, os.PathLike)):
         return os.fsdecode(source).encode("utf-8", "backslashreplace").decode("utf-8")
     return f"<{type(source).__name__}>"
+
+
+def named_path(name: str) -> str:
+    """The path that `display_name` calls so, unless it holds the text of an escape itself."""
+    return _ESCAPE.sub(lambda found: chr(int(found[1], 16)), name)
 
 
 def decoder() -> str:

@@ -22,14 +22,13 @@ from typing import Any, Final, Self
 from filelock import FileLock, SoftFileLock, Timeout
 
 from glia_rt.errors import GliaError, OutputExistsError, UsageError
+from glia_rt.images import named_path
 from glia_rt.results import Result
 from glia_rt.sources import START, Position
+from glia_rt.trail import FOLDERS
 
 #: How long a row waits in memory until it is in a part.
 PART_SECONDS: Final = 5.0
-
-#: Over so many rows a run that goes on looks for folders that pictures were read from.
-_FOLDERS_OF_ROWS: Final = 100_000
 
 _RUN: Final = "run.json"
 _LOCK: Final = "lock"
@@ -179,9 +178,10 @@ class Parts:
         rows = 0
         for part in reversed(self._parts()):
             results = _read_part(part)
-            found |= {os.path.dirname(result.path): None for _, result in reversed(results) if result.status == "ok"}
+            ok = (named_path(result.path) for _, result in reversed(results) if result.status == "ok")
+            found |= {os.path.dirname(path): None for path in ok}
             rows += len(results)
-            if rows >= _FOLDERS_OF_ROWS:
+            if rows >= FOLDERS:
                 break
         return list(reversed(found))
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,19 +23,17 @@ from glia_rt.bicubic import Pixels
 from glia_rt.bundle import Bundle, Input
 from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW, IMAGE, Contract
 from glia_rt.cores import cpu_count
-from glia_rt.errors import BadImageError, SourceError, UsageError
-from glia_rt.images import DEFAULT_MAX_PIXELS, ImageSource, decoder, display_name, read_image
+from glia_rt.errors import BadImageError, UsageError
+from glia_rt.images import DEFAULT_MAX_PIXELS, ImageSource, decoder, read_image
 from glia_rt.pieces import Picture
 from glia_rt.pipeline import Inputs, Sample, check_finite, score_stream, stack
 from glia_rt.results import Result
 from glia_rt.sampler import make_views
 from glia_rt.sources import Sources
+from glia_rt.trail import Trail
 
 if TYPE_CHECKING:
     from glia_rt.backends.gpu import GpuBackend
-
-#: Folders that are remembered to have been read from.
-_FOLDERS: Final = 100_000
 
 
 def is_foreign(image: Any) -> bool:
@@ -44,52 +41,6 @@ def is_foreign(image: Any) -> bool:
     if isinstance(image, np.ndarray):
         return False
     return hasattr(image, "__cuda_array_interface__") or hasattr(image, "__dlpack__")
-
-
-class _Trail:
-    """Where pictures of a stream were read: whether one file is missing, or all of them have gone.
-
-    Shared by the threads that read. A folder on a disk that was unmounted may still be there, with nothing in it.
-    """
-
-    def __init__(self, read_from: Iterable[str] = ()) -> None:
-        self._folders = dict.fromkeys(read_from)  # the one read from last is the last
-        self._lock = threading.Lock()
-
-    def add(self, path: str) -> None:
-        """Note that a picture could be read."""
-        folder = os.path.dirname(path)
-        with self._lock:
-            self._folders.pop(folder, None)
-            self._folders[folder] = None
-            if len(self._folders) > _FOLDERS:
-                del self._folders[next(iter(self._folders))]
-
-    def check(self, path: str, searched: str | None) -> None:
-        """After a file could not be opened, look at its folder, if that was read from, and at the one read from last.
-
-        Before anything was read: at the folder that was searched.
-
-        Raises:
-            SourceError: It has gone, or nothing is in it any more, or the system fails to list it.
-        """
-        own = os.path.dirname(path)
-        with self._lock:
-            last = next(reversed(self._folders), searched)
-            folders = {folder for folder in (own if own in self._folders else None, last) if folder is not None}
-        for folder in folders:
-            self._require(folder)
-
-    def _require(self, folder: str) -> None:
-        try:
-            with os.scandir(folder or os.curdir) as entries:
-                reason = None if any(True for _ in entries) else "everything in it has gone"
-        except (PermissionError, NotADirectoryError):
-            return  # it may have been readable file by file; or rows of another run were named by a shard
-        except OSError as error:
-            reason = error.strerror or str(error)
-        if reason is not None:
-            raise SourceError(f"{display_name(folder)}: pictures can no longer be read from here: {reason}")
 
 
 class Scorer:
@@ -297,7 +248,7 @@ class Scorer:
             raise UsageError(f"workers must be at least 1, not {workers}")
         return score_stream(
             pictures,
-            read=partial(self._read, _Trail(read_from)),
+            read=partial(self._read, Trail(read_from)),
             run=self.backend.run,
             batch_size=self.batch_size,
             parallel=self.backend.parallel,
@@ -325,7 +276,7 @@ class Scorer:
             # The engine's threads stayed behind in the other process: its first run would never end.
             raise UsageError("this scorer was opened before the process forked: open one in the process that uses it")
 
-    def _read(self, trail: _Trail, picture: Picture) -> Sample | Result:
+    def _read(self, trail: Trail, picture: Picture) -> Sample | Result:
         if picture.source is None:
             return Result(picture.name, None, "bad_image", picture.refused, None, None)
         try:
