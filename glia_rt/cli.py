@@ -40,8 +40,10 @@ from glia_rt.images import DEFAULT_MAX_PIXELS, configure_pillow
 from glia_rt.sources import DEFAULT_COLUMN
 
 if TYPE_CHECKING:
+    from glia_rt.job import Outcome
+    from glia_rt.results import Result
     from glia_rt.scorer import Scorer
-    from glia_rt.sources import Sources
+    from glia_rt.sources import Position, Sources
 
 SOME_BAD = 3
 INTERRUPTED = 130
@@ -158,6 +160,7 @@ def score(
     One row a picture, in order: path, score, status, error, width, height. A picture that cannot be read is a row
     too; the exit status is then 3.
     """
+    from glia_rt import job
     from glia_rt.scorer import Scorer
     from glia_rt.sources import Sources
 
@@ -165,9 +168,11 @@ def score(
         raise UsageError("nothing to score: give PATHs, or --list")
     if output and as_json:
         raise UsageError("--json is for the terminal; for a file name it .jsonl")
-    if not output and (resume or report):
-        raise UsageError("--resume and --report are for a file: give -o too")
+    if not output and (resume or overwrite or report):
+        raise UsageError("--resume, --overwrite and --report are for a file: give -o too")
     sources = Sources(paths, list_file, column, parse_shard(shard), null)
+    if output:  # before the engine is opened, which takes seconds
+        job.require_output(sources, output, resume=resume, overwrite=overwrite, report=report)
     configure_pillow(max_pixels)
     with Scorer.open(
         bundle,
@@ -180,10 +185,8 @@ def score(
     ) as scorer:
         say_backend(scorer)
         if output:
-            from glia_rt.job import score_to_file
-
             with show_progress(hidden=False) as (on_start, on_row):
-                rows, bad = score_to_file(
+                outcome = job.score_to_file(
                     scorer,
                     sources,
                     output,
@@ -194,11 +197,13 @@ def score(
                     on_start=on_start,
                     on_row=on_row,
                 )
-            say(f"{rows} rows in {output}" + (f"; {report} shows them" if report else ""))
+            say(f"{outcome.rows} rows in {output}" + (f"; {report} shows them" if report else ""))
         else:
-            rows, bad = _score_to_terminal(scorer, sources, workers=workers, as_json=as_json)
-    if bad:
-        say(f"{bad} of {rows} pictures could not be read: see the status and error columns")
+            outcome = _score_to_terminal(scorer, sources, workers=workers, as_json=as_json)
+    if outcome.has_changed:
+        say(f"{sources} has changed meanwhile: the rows are of what was found when its turn came")
+    if outcome.bad:
+        say(f"{outcome.bad} of {outcome.rows} pictures could not be read: see the status and error columns")
         return SOME_BAD
     return 0
 
@@ -461,7 +466,7 @@ def parse_devices(text: str | None) -> list[int] | None:
     return [int(part) for part in text.split(",")]
 
 
-def _score_to_terminal(scorer: Scorer, sources: Sources, *, workers: int | None, as_json: bool) -> tuple[int, int]:
+def _score_to_terminal(scorer: Scorer, sources: Sources, *, workers: int | None, as_json: bool) -> Outcome:
     from glia_rt import job
     from glia_rt.sinks import json_line
 
@@ -470,17 +475,17 @@ def _score_to_terminal(scorer: Scorer, sources: Sources, *, workers: int | None,
         _print(f"{'score':>10}  {'size':>11}  path")
     rows = bad = 0
     # Rows on a terminal are progress enough, and a bar would run into them.
-    with show_progress(hidden=sys.stdout.isatty()) as (on_start, on_row):
+    with show_progress(hidden=sys.stdout.isatty()) as (on_start, show):
         on_start(summary, job.Progress(0, 0))
-        at_least = 0 if summary is None else summary.pieces
-        for position, done, result in job.score(scorer, sources, at_least=at_least, workers=workers):
+
+        def on_row(_: Position, progress: job.Progress, result: Result) -> None:
+            nonlocal rows, bad
             _print(json_line(result) if as_json else format_row(result))
-            rows += 1
-            bad += result.status != "ok"
-            on_row(job.Progress(rows, position.piece + done), result)
-    if not rows and sources.shard == (1, 1):
-        raise job.nothing_in(sources)
-    return rows, bad
+            rows, bad = progress.rows, bad + (result.status != "ok")
+            show(progress, result)
+
+        walked = job.score_each(scorer, sources, on_row, expected=summary, workers=workers)
+    return job.Outcome(rows, bad, job.has_changed(summary, walked))
 
 
 def _print(line: str) -> None:

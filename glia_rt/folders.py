@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
-from glia_rt.errors import UsageError
+from glia_rt.errors import SourceError, UsageError
 from glia_rt.images import display_name, is_picture_name
 from glia_rt.pieces import is_archive
 
@@ -48,6 +48,7 @@ def walk(folder: str) -> Iterator[str]:
 
     Raises:
         UsageError: A folder cannot be listed.
+        SourceError: One has gone since its name was read.
     """
     return _search(folder, folder, ())
 
@@ -61,6 +62,7 @@ def match(pattern: str) -> Iterator[str]:
 
     Raises:
         UsageError: A folder cannot be listed, or nothing matches.
+        SourceError: A folder has gone since its name was read.
     """
     parts = pattern.replace("/", os.sep).split(os.sep)
     first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
@@ -80,7 +82,10 @@ def _search(folder: str, prefix: str, parts: Sequence[str]) -> Iterator[str]:
     """
     end = len(parts)
     # A stack, because folders may nest deeper than Python recurses.
-    pending = [(prefix, entry, _or_none(0, parts)) for entry in _last_to_first(folder)]
+    try:
+        pending = [(prefix, entry, _or_none(0, parts)) for entry in _last_to_first(folder)]
+    except OSError as error:
+        raise _not_listed(folder, error) from error
     while pending:
         parent, entry, before = pending.pop()
         path = os.path.join(parent, entry.name)
@@ -89,7 +94,12 @@ def _search(folder: str, prefix: str, parts: Sequence[str]) -> Iterator[str]:
         is_folder = os.path.isdir(path) if entry.is_symlink() else entry.is_dir()
         if is_folder:
             if now and not (entry.is_symlink() and (end in now or _is_any(before, parts))):
-                pending += [(path, inner, now) for inner in _last_to_first(path)]
+                try:
+                    pending += [(path, inner, now) for inner in _last_to_first(path)]
+                except PermissionError as error:
+                    raise _not_listed(path, error) from error
+                except OSError as error:  # it was there a moment ago
+                    raise SourceError(f"{display_name(path)}: can no longer be listed: {error.strerror}") from error
         elif end in (matching if is_archive(path) else now):
             yield path
 
@@ -118,17 +128,18 @@ def _is_any(states: frozenset[int], parts: Sequence[str]) -> bool:
 
 def _last_to_first(folder: str) -> list[os.DirEntry[str]]:
     """What is right in a folder, in reverse order, ready to be popped; no hidden names, and no files of other kinds."""
-    try:
-        with os.scandir(folder) as entries:
-            found = [
-                entry
-                for entry in entries
-                if not entry.name.startswith(".")
-                and (is_picture_name(entry.name) or is_archive(entry.name) or os.path.isdir(entry))
-            ]
-    except OSError as error:
-        raise UsageError(
-            f"{display_name(folder)}: this folder cannot be listed: {error.strerror}; "
-            "make it readable, or name only what is to be scored"
-        ) from error
+    with os.scandir(folder) as entries:
+        found = [
+            entry
+            for entry in entries
+            if not entry.name.startswith(".")
+            and (is_picture_name(entry.name) or is_archive(entry.name) or os.path.isdir(entry))
+        ]
     return sorted(found, key=lambda entry: os.fsencode(entry.name), reverse=True)
+
+
+def _not_listed(folder: str, error: OSError) -> UsageError:
+    return UsageError(
+        f"{display_name(folder)}: this folder cannot be listed: {error.strerror}; "
+        "make it readable, or name only what is to be scored"
+    )

@@ -10,16 +10,15 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from glia_rt.errors import GliaError, MissingPackageError, OutputExistsError, UsageError
+from glia_rt.errors import GliaError, MissingPackageError, OutputExistsError, SourceError, UsageError
 from glia_rt.parts import Parts, rename_durably, write_durably
 from glia_rt.pieces import Picture
 from glia_rt.results import Result
 from glia_rt.sinks import metadata_path, sink_format
-from glia_rt.sources import START, Position, Sources, Summary
+from glia_rt.sources import START, Position, Sources, Summary, Tally
 
 if TYPE_CHECKING:
     from glia_rt.scorer import Scorer
@@ -38,10 +37,17 @@ class Progress(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What an output holds: rows, and how many of them are pictures that could not be read."""
+    """What a run came to.
+
+    Attributes:
+        rows: How many there are.
+        bad: How many of them are pictures that could not be read.
+        has_changed: Whether the listing has changed meanwhile: the rows are of what was found when its turn came.
+    """
 
     rows: int
     bad: int
+    has_changed: bool = False
 
 
 def score_to_file(
@@ -74,21 +80,11 @@ def score_to_file(
         OutputExistsError: The output, or a run that broke off, is there and neither flag was given; or another process
             is writing it.
         UsageError: The arguments do not go together, there is nothing to score, or the run there is another one.
-        GliaError: The disk is full, or what is to be scored has gone, or the engine failed. What was scored is kept.
+        GliaError: The disk is full, or what is to be scored has gone, or the engine failed, or the listing of a shard
+            has changed. What was scored is kept.
     """
     output = Path(output)
-    make_sink = sink_format(output)
-    if resume and overwrite:
-        raise UsageError("resume and overwrite: give one of them")
-    if (resume or report is not None) and not sources.is_repeatable:
-        raise UsageError(
-            "standard input, or a pipe, is read once: no run on it is resumed, and no report made; put the names into "
-            "a --list file"
-        )
-    if os.path.lexists(output) and not (resume or overwrite):
-        raise _exists(output)
-    _require_name(output)
-    write_report = _reporter(report, may_exist=resume or overwrite)
+    require_output(sources, output, resume=resume, overwrite=overwrite, report=report)
     summary = summarize(sources)
     run = describe(scorer, sources, summary)
     with Parts(output, run, resume=resume, overwrite=overwrite, repeatable=sources.is_repeatable) as parts:
@@ -103,20 +99,61 @@ def score_to_file(
                 )
             return finished
         on_start(summary, Progress(parts.rows, parts.start.piece))
-        at_least = 0 if summary is None else summary.pieces
-        for position, done, result in score(
-            scorer, sources, parts.start, at_least, workers=workers, read_from=parts.folders()
-        ):
+
+        def keep(position: Position, progress: Progress, result: Result) -> None:
             parts.write(position, result)
-            on_row(Progress(parts.rows, position.piece + done), result)
-        if not parts.rows and sources.shard == (1, 1):
-            raise nothing_in(sources)
+            on_row(progress, result)
+
+        walked = score_each(
+            scorer,
+            sources,
+            keep,
+            expected=summary,
+            start=parts.start,
+            rows=parts.rows,
+            workers=workers,
+            read_from=parts.folders(),
+        )
         parts.commit()
-        if write_report is not None:
-            write_report(parts.read(), sources, scorer, run)
-        outcome = _merge(parts, output, make_sink, run)
+        run = describe(scorer, sources, walked)
+        if report is not None:
+            from glia_rt.report import write_report
+
+            write_report(report, parts.read(), sources, scorer, run)
+        rows, bad = _merge(parts, output, run)
         parts.remove()
-    return outcome
+    return Outcome(rows, bad, has_changed(summary, walked))
+
+
+def require_output(
+    sources: Sources,
+    output: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    report: str | os.PathLike[str] | None = None,
+) -> None:
+    """Find out what `score_to_file` would refuse, as far as that takes no engine and no walk of the listing.
+
+    Raises:
+        OutputExistsError: As `score_to_file`.
+        UsageError: Likewise.
+        MissingPackageError: What a report takes is not installed.
+    """
+    output = Path(output)
+    sink_format(output)
+    if resume and overwrite:
+        raise UsageError("resume and overwrite: give one of them")
+    if (resume or report is not None) and not sources.is_repeatable:
+        raise UsageError(
+            "standard input, or a pipe, is read once: no run on it is resumed, and no report made; put the names into "
+            "a --list file"
+        )
+    if os.path.lexists(output) and not (resume or overwrite):
+        raise _exists(output)
+    _require_name(output)
+    if report is not None:
+        _require_report(report, may_exist=resume or overwrite)
 
 
 def summarize(sources: Sources) -> Summary | None:
@@ -129,40 +166,75 @@ def summarize(sources: Sources) -> Summary | None:
         return None
     summary = sources.summary()
     if not summary.pieces and sources.shard == (1, 1):
-        raise nothing_in(sources)
+        raise _nothing_in(sources)
     return summary
 
 
-def nothing_in(sources: Sources) -> UsageError:
-    """What to raise where there is nothing to score."""
+def _nothing_in(sources: Sources) -> UsageError:
     return UsageError(f"no pictures in {sources}{sources.hint()}")
 
 
-def score(
+def score_each(
     scorer: Scorer,
     sources: Sources,
-    start: Position = START,
-    at_least: int = 0,
+    on_row: Callable[[Position, Progress, Result], None],
     *,
+    expected: Summary | None,
+    start: Position = START,
+    rows: int = 0,
     workers: int | None = None,
     read_from: Iterable[str] = (),
-) -> Iterator[tuple[Position, float, Result]]:
-    """Score a listing of at least so many pieces lazily, from a position on; else as `Scorer.score_pictures`.
+) -> Summary | None:
+    """Score a listing, picture by picture.
 
-    Yields:
-        Where a picture stands, the share of its piece that is done with it, and its result.
+    Args:
+        scorer: What to score with.
+        sources: What to score.
+        on_row: Called with each result in order, where its picture stands, and how far the run is.
+        expected: What the listing came to before; None for standard input.
+        start: Where to begin.
+        rows: How many there are before that.
+        workers: As `Scorer.score_pictures` has it; so is `read_from`.
+        read_from: See `workers`.
+
+    Returns:
+        What the listing came to now.
+
+    Raises:
+        UsageError: There is nothing to score; and as `Sources.pieces`.
+        SourceError: What is to be scored has gone, or the listing, one shard of which this is, has changed.
+        BackendError: The engine failed.
     """
+    tally = None if expected is None else Tally()
     ahead: deque[tuple[Position, float]] = deque()  # of the pictures under way: there is a result for each, in order
 
     def pictures() -> Iterator[Picture]:
-        for position, picture in sources.pictures(start, at_least):
+        for position, picture in sources.pictures(start, tally):
             ahead.append((position, picture.done))
             yield picture
 
     with closing(scorer.score_pictures(pictures(), workers=workers, read_from=read_from)) as results:
         for result in results:
+            rows += 1
             position, done = ahead.popleft()
-            yield position, done, result
+            on_row(position, Progress(rows, position.piece + done), result)
+    walked = None if tally is None else tally.summary()
+    if expected is not None and walked is not None and walked.pieces < expected.pieces:
+        lost = expected.pieces - walked.pieces
+        raise SourceError(f"{sources}: {lost} of {expected.pieces} pieces are no longer there")
+    if sources.shard != (1, 1) and has_changed(expected, walked):
+        raise SourceError(
+            f"{sources}: the listing has changed meanwhile, and with it what each shard is: put the names into a "
+            "--list file, and start all shards anew"
+        )
+    if not rows and sources.shard == (1, 1):
+        raise _nothing_in(sources)
+    return walked
+
+
+def has_changed(expected: Summary | None, walked: Summary | None) -> bool:
+    """Whether these are of different listings."""
+    return expected is not None and walked is not None and expected.digest != walked.digest
 
 
 def describe(scorer: Scorer, sources: Sources, summary: Summary | None) -> dict[str, Any]:
@@ -174,12 +246,13 @@ def describe(scorer: Scorer, sources: Sources, summary: Summary | None) -> dict[
     return scorer.resolved | {"listing": listing}
 
 
-def _merge(parts: Parts, output: Path, make_sink: Callable[[Any], Any], run: dict[str, Any]) -> Outcome:
+def _merge(parts: Parts, output: Path, run: dict[str, Any]) -> tuple[int, int]:
+    """Make the output of the parts; how many rows it has, and how many of them are of bad pictures."""
     rows = bad = 0
     merged = parts.folder / "merged"
     try:
         with merged.open("wb") as file:
-            sink = make_sink(file)
+            sink = sink_format(output)(file)
             for _, result in parts.read():
                 sink.write(result)
                 rows += 1
@@ -202,7 +275,7 @@ def _merge(parts: Parts, output: Path, make_sink: Callable[[Any], Any], run: dic
             f"{output}: cannot be written: {error.strerror or error}; make room, and give the same command again with "
             "--resume"
         ) from error
-    return Outcome(rows, bad)
+    return rows, bad
 
 
 def _finished(output: Path, run: dict[str, Any]) -> Outcome | None:
@@ -230,10 +303,7 @@ def _require_name(output: Path) -> None:
         raise UsageError(f"{output}: cannot be written: {error.strerror}; name another file") from error
 
 
-def _reporter(path: str | os.PathLike[str] | None, *, may_exist: bool) -> Callable[..., None] | None:
-    """What writes the report; its path is looked at before the first picture is scored."""
-    if path is None:
-        return None
+def _require_report(path: str | os.PathLike[str], *, may_exist: bool) -> None:
     if Path(path).suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"{path}: the report is a page; name it .html")
     if os.path.lexists(path) and not may_exist:
@@ -243,7 +313,6 @@ def _reporter(path: str | os.PathLike[str] | None, *, may_exist: bool) -> Callab
     if not Path(path).parent.is_dir():
         raise UsageError(f"{path}: there is no folder {Path(path).parent}; make it first")
     try:
-        from glia_rt.report import write_report
+        import glia_rt.report  # noqa: F401
     except ModuleNotFoundError as error:
         raise MissingPackageError(error.name or "a package", "report") from error
-    return partial(write_report, path)

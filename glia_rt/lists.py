@@ -45,7 +45,13 @@ def names(file: BufferedReader, called: str, null_separated: bool) -> Iterator[s
         UsageError: These are no names.
     """
     end, rest = b"\0" if null_separated else b"\n", b""
-    block = file.read1(MAX_NAME).removeprefix(codecs.BOM_UTF8)
+    block = file.read1(MAX_NAME)
+    while block and len(block) < len(codecs.BOM_UTF8) and codecs.BOM_UTF8.startswith(block):
+        more = file.read1(MAX_NAME)  # a pipe may bring its bytes one by one
+        if not more:
+            break
+        block += more
+    block = block.removeprefix(codecs.BOM_UTF8) or file.read1(MAX_NAME)
     while block:
         *whole, rest = (rest + block).split(end)
         if len(rest) > MAX_NAME:
@@ -78,6 +84,8 @@ def _column(path: str, column: str, dialect: str) -> Iterator[str]:
                     f"{display_name(path)}: no column {column!r}; its first line has "
                     f"{', '.join(rows.fieldnames or ())}: name one with --column"
                 )
+            if (rows.fieldnames or []).count(column) > 1:
+                raise UsageError(f"{display_name(path)}: several columns are called {column!r}; rename all but one")
             for row in rows:
                 if not row[column]:
                     raise UsageError(f"{display_name(path)}, line {rows.line_num}: no value in column {column!r}")

@@ -38,7 +38,8 @@ from typing import TYPE_CHECKING, Any, Final
 from glia_rt.backends import AUTO
 from glia_rt.errors import MissingPackageError, UsageError
 from glia_rt.images import DEFAULT_MAX_PIXELS, configure_pillow
-from glia_rt.pieces import Picture, read_cell
+from glia_rt.parquet_pieces import holds_bytes, read_cell
+from glia_rt.pieces import Picture
 from glia_rt.results import COLUMNS
 from glia_rt.scorer import Scorer
 from glia_rt.sinks import METADATA_KEY, arrow_schema
@@ -84,7 +85,7 @@ def score_dataset(
         precision: See `backend`.
         batch_size: See `backend`.
         max_pixels: See `backend`.
-        workers: Decoding threads of an actor; None for one a core of its node.
+        workers: Decoding threads of each of the two lots that an actor has in work; None for one a core of its node.
         rows: Pictures that an actor gets at once, two such lots being in work: fewer for very large files, more for
             engines on very many cores. Also what a checkpoint advances by.
         num_cpus: CPUs that an actor reserves; None for 1.
@@ -92,9 +93,10 @@ def score_dataset(
         options: Others of `Dataset.map_batches`, such as accelerator_type, label_selector, memory, runtime_env.
 
     Returns:
-        The dataset, in no fixed order, without `column` if that held the pictures themselves, and with score (float32,
-        null for a bad image), status, error, width and height (int32) as `Result` has them. How the scores were made
-        is in its schema's metadata, and so in Parquet files, as `Scorer.resolved` in JSON under the key `glia-rt`.
+        The dataset, in no fixed order, without `column` if its type is for the pictures themselves, and with score
+        (float32, null for a bad image), status, error, width and height (int32) as `Result` has them. How the scores
+        were made is in its schema's metadata, and so in Parquet files, as `Scorer.resolved` in JSON under the key
+        `glia-rt`.
 
     Raises:
         MissingPackageError: Ray Data is not installed.
@@ -162,8 +164,7 @@ class _ScorePictures:
         results = self._scorer.score_pictures(pictures, workers=self._workers)
         schema = pa.schema([field for field in arrow_schema() if field.name in _ADDED])
         scored = pa.RecordBatch.from_pylist([dataclasses.asdict(result) for result in results], schema)
-        kind = table.schema.field(self._column).type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        if holds_bytes(table.schema.field(self._column).type):
             table = table.drop_columns([self._column])
         for field, values in zip(schema, scored.columns, strict=True):
             table = table.append_column(field, values)

@@ -11,11 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from glia_rt.errors import SourceError, UsageError
+from glia_rt.errors import UsageError
 from glia_rt.folders import match, walk
 from glia_rt.images import display_name
 from glia_rt.lists import list_entries, names
-from glia_rt.pieces import PARQUET_ENDING, TAR_ENDINGS, File, Picture, Piece, TarShard, archive_ending, row_groups
+from glia_rt.parquet_pieces import row_groups
+from glia_rt.pieces import PARQUET_ENDING, TAR_ENDINGS, File, Picture, Piece, archive_ending
+from glia_rt.tar_shards import TarShard
 
 STANDARD_INPUT: Final = "-"
 DEFAULT_COLUMN: Final = "path"
@@ -45,6 +47,26 @@ class Summary(NamedTuple):
     pieces: int
     pictures: int | None
     digest: str
+
+
+class Tally:
+    """What a listing comes to, as it is walked."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+        self._pieces = 0
+        self._pictures: int | None = 0
+
+    def add(self, piece: Piece, is_own: bool) -> None:
+        """Count a piece, which is of this shard or of another; raises as `Piece.key` does."""
+        self._digest.update(os.fsencode(piece.key()) + b"\0")
+        if is_own:
+            self._pieces += 1
+            self._pictures = None if self._pictures is None or piece.count is None else self._pictures + piece.count
+
+    def summary(self) -> Summary:
+        """Of what was walked so far."""
+        return Summary(self._pieces, self._pictures, self._digest.hexdigest())
 
 
 @dataclass(frozen=True)
@@ -97,29 +119,30 @@ class Sources:
             return STANDARD_INPUT not in self.paths and stat.S_ISREG(os.stat(self.list_file).st_mode)
         return STANDARD_INPUT not in self.paths
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self, tally: Tally | None = None) -> Iterator[Piece]:
         """The pieces of this shard, lazily, in an order that depends on names only.
 
-        Raises:
-            UsageError: A folder cannot be listed, a pattern matches nothing, a list or a Parquet file is not one.
-            SourceError: A list or a Parquet file cannot be read.
-        """
-        return (piece for number, piece in enumerate(self._all_pieces()) if self._has(number))
-
-    def pictures(self, start: Position = START, at_least: int = 0) -> Iterator[tuple[Position, Picture]]:
-        """The pictures in order, from a position on; raises as `pieces` and `Piece.pictures` do.
+        Args:
+            tally: Where all pieces are counted, those of other shards too.
 
         Raises:
-            SourceError: There were not so many pieces as `at_least`.
+            UsageError: A folder may not be listed, a pattern matches nothing, a list is none, a column is missing.
+            SourceError: A folder, a list or a Parquet file cannot be read.
         """
-        number = -1
-        for number, piece in enumerate(self.pieces()):
+        for number, piece in enumerate(self._all_pieces()):
+            is_own = number % self.shard[1] == self.shard[0] - 1
+            if tally is not None:
+                tally.add(piece, is_own)
+            if is_own:
+                yield piece
+
+    def pictures(self, start: Position = START, tally: Tally | None = None) -> Iterator[tuple[Position, Picture]]:
+        """The pictures in order, from a position on; else as `pieces`, and raises as `Piece.pictures` does, too."""
+        for number, piece in enumerate(self.pieces(tally)):
             if number >= start.piece:
                 first = start.picture if number == start.piece else 0
                 for i, picture in enumerate(piece.pictures(first), first):
                     yield Position(number, i), picture
-        if number + 1 < at_least:
-            raise SourceError(f"{self}: {at_least - number - 1} of {at_least} pieces are no longer there")
 
     def summary(self) -> Summary:
         """Walk the listing once, without reading a picture; raises as `pieces` does.
@@ -130,15 +153,10 @@ class Sources:
         """
         if not self.is_repeatable:
             raise UsageError(READ_ONCE)
-        digest, pieces, pictures = hashlib.sha256(), 0, 0
-        counted = True
-        for number, piece in enumerate(self._all_pieces()):
-            digest.update(os.fsencode(piece.key()) + b"\0")
-            if self._has(number):
-                pieces += 1
-                counted &= piece.count is not None
-                pictures += piece.count or 0
-        return Summary(pieces, pictures if counted else None, digest.hexdigest())
+        tally = Tally()
+        for _ in self.pieces(tally):
+            pass
+        return tally.summary()
 
     def __str__(self) -> str:
         named = [display_name(path) for path in [*self.paths, *([self.list_file] if self.list_file else [])]]
@@ -178,7 +196,3 @@ class Sources:
             yield from row_groups(path, self.column)
         else:
             yield File(path)
-
-    def _has(self, number: int) -> bool:
-        i, n = self.shard
-        return number % n == i - 1

@@ -152,13 +152,23 @@ def test_an_interrupted_run_keeps_its_rows_and_says_where(
 
 
 def test_ctrl_c_twice_ends_at_once(tiny_bundle: Path, many: Path, tmp_path: Path) -> None:
-    output = tmp_path / "scores.csv"
-    process = start("score", tiny_bundle, many, "-o", output)
+    """The first lets the run keep its rows, on a disk that hangs."""
+    output, hangs = tmp_path / "scores.csv", tmp_path / "hangs"
+    hanging = f"""
+import os, pathlib, time
+fsync = os.fsync
+os.fsync = lambda fd: time.sleep({LIMIT}) if pathlib.Path({str(hangs)!r}).exists() else fsync(fd)
+{PROGRAM}"""
+    command = [sys.executable, "-c", hanging, "score", str(tiny_bundle), str(many), "-o", str(output)]
+    process = subprocess.Popen(command, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
         wait_for(lambda: len(kept(output)) >= 20, process)
+        hangs.touch()
         process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=3)
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=10)
+        _, stderr = process.communicate(timeout=5)
     finally:
         process.kill()
     assert process.returncode == 130

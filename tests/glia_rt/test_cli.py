@@ -339,8 +339,9 @@ def test_a_wrong_output_is_found_before_anything_is_scored(
     ("args", "message"),
     [
         ([], "nothing to score: give PATHs, or --list"),
-        (["a.jpg", "--resume"], "--resume and --report are for a file: give -o too"),
-        (["a.jpg", "--report", "r.html"], "--resume and --report are for a file: give -o too"),
+        (["a.jpg", "--resume"], "--resume, --overwrite and --report are for a file: give -o too"),
+        (["a.jpg", "--overwrite"], "--resume, --overwrite and --report are for a file: give -o too"),
+        (["a.jpg", "--report", "r.html"], "--resume, --overwrite and --report are for a file: give -o too"),
         (["a.jpg", "--shard", "3"], "--shard 3 is not I/N, as 1/4"),
         (["a.jpg", "--shard", "0/4"], "shards are numbered from 1"),
         (["a.jpg", "--device", "cuda:0"], "--device cuda:0 is not a list of numbers, as 0 or 0,1"),
@@ -617,3 +618,29 @@ def test_a_log_has_a_line_of_progress_now_and_then(
     assert len(lines) == 11
     assert all(re.fullmatch(r"\d+/11 pictures \d+\.\d/s(, \d+:\d\d:\d\d left)?", line) for line in lines)
     assert "left" in lines[-2]
+
+
+def test_what_is_in_the_way_is_said_before_the_engine_is_opened(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "scores.csv").touch()
+    assert main(["score", str(tmp_path / "no.glia"), "a.jpg", "-o", str(tmp_path / "scores.csv")]) == 2
+    assert "scores.csv exists; name another file, or give --overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("to_file", [False, True])
+def test_a_listing_that_grows_meanwhile(
+    tiny_bundle: Path, good: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, to_file: bool
+) -> None:
+    shutil.copytree(good, tmp_path / "album" / "a")
+    (tmp_path / "album" / "z").mkdir()
+    read = Scorer._read
+
+    def growing(*args: Any) -> Any:
+        shutil.copy(good / "00.jpg", tmp_path / "album" / "z" / "late.jpg")
+        return read(*args)
+
+    monkeypatch.setattr(Scorer, "_read", growing)
+    output = ["-o", str(tmp_path / "scores.csv")] if to_file else []
+    assert main(["score", str(tiny_bundle), str(tmp_path / "album"), "--batch-size", "2", *output]) == 0
+    said = capsys.readouterr()
+    assert f"{tmp_path}/album has changed meanwhile: the rows are of what was found when its turn came" in said.err
+    assert "late.jpg" in ((tmp_path / "scores.csv").read_text() if to_file else said.out)

@@ -36,6 +36,47 @@ def test_parts_go_into_the_folder_as_whole_files(tmp_path: Path, monkeypatch: py
     assert names(tmp_path / "scores.csv.parts") == ["000000000000.jsonl", "lock", "run.json"]
 
 
+def test_an_output_is_on_the_disk_before_its_parts_go(
+    scorer: Scorer, listing: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, ...]] = []
+    fsync, replace, unlink = os.fsync, os.replace, Path.unlink
+
+    def named(path: Any) -> str:
+        return os.path.relpath(path, tmp_path)
+
+    def synced(descriptor: int) -> None:
+        calls.append(("fsync", named(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        fsync(descriptor)
+
+    def replaced(source: Any, target: Any) -> None:
+        calls.append(("replace", named(source), named(target)))
+        replace(source, target)
+
+    def unlinked(path: Path, missing_ok: bool = False) -> None:
+        calls.append(("unlink", named(path)))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    monkeypatch.setattr(Path, "unlink", unlinked)
+    score_to_file(scorer, listing, tmp_path / "scores.csv")
+    merged = calls.index(("fsync", "scores.csv.parts/merged"))
+    assert calls[merged:-2] == [
+        ("fsync", "scores.csv.parts/merged"),
+        # First this, so that killed in between the run takes the output for its own.
+        ("fsync", "scores.csv.parts/run.json.partial"),
+        ("replace", "scores.csv.parts/run.json.partial", "scores.csv.parts/run.json"),
+        ("fsync", "scores.csv.parts"),
+        ("replace", "scores.csv.parts/merged", "scores.csv"),
+        ("fsync", "."),
+        ("fsync", "scores.csv.meta.json.partial"),
+        ("replace", "scores.csv.meta.json.partial", "scores.csv.meta.json"),
+        ("fsync", "."),
+        ("unlink", "scores.csv.parts/run.json"),
+    ]
+
+
 def test_an_output_is_replaced_only_if_asked(scorer: Scorer, listing: Sources, tmp_path: Path) -> None:
     output = tmp_path / "scores.csv"
     output.write_text("precious")

@@ -187,6 +187,22 @@ def test_parquet_to_parquet(score: Score, tiny_bundle: Path, selftest_pictures: 
     assert len(list((tmp_path / "out").iterdir())) == 3, "a row group is not cut into lots of 3, 3 and 2"
 
 
+def test_columns_of_paths_are_kept(score: Score, photographs: Path, expected: dict[str, Result]) -> None:
+    """Scores without names would be of no use."""
+    import ray
+
+    paths = sorted(expected)[:4]
+    columns = {
+        "dictionary": pa.array(paths).dictionary_encode(),
+        "struct": pa.array([{"path": path} for path in paths]),
+    }
+    for name, column in columns.items():
+        rows = score(ray.data.from_arrow(pa.table({name: column})), column=name, actors=1).take_all()
+        found = [row[name]["path"] if name == "struct" else row[name] for row in rows]
+        assert sorted(found) == paths
+        assert [row["score"] for row in rows] == [expected[path].score for path in found]
+
+
 def test_tar_shards(score: Score, photographs: Path, expected: dict[str, Result], tmp_path: Path) -> None:
     import ray
 

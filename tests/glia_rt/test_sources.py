@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import io
 import json
 import os
 import shutil
@@ -18,7 +20,8 @@ from pyarrow import parquet
 
 from glia_rt.errors import SourceError, UsageError
 from glia_rt.folders import find_images
-from glia_rt.sources import Position, Sources
+from glia_rt.lists import names
+from glia_rt.sources import Position, Sources, Tally
 
 
 def make(folder: Path, *names: str) -> None:
@@ -143,14 +146,30 @@ def test_folders_are_read_only_when_their_turn_comes(tmp_path: Path) -> None:
     assert list(images) == [str(tmp_path / "2/b.jpg"), str(tmp_path / "2/c.jpg")]
 
 
-def test_a_folder_that_cannot_be_listed_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_a_folder_that_goes_while_it_is_walked_is_an_error_that_names_it(tmp_path: Path) -> None:
     gone = tmp_path / os.fsdecode(b"gone\xff")
     make(tmp_path, "a.jpg", f"{gone}/b.jpg")
     images = find_images([tmp_path])
     assert next(images) == str(tmp_path / "a.jpg")
     shutil.rmtree(gone)
-    with pytest.raises(UsageError, match=r"gone\\udcff: this folder cannot be listed: No such file"):
+    with pytest.raises(SourceError, match=r"gone\\udcff: can no longer be listed: No such file"):
         next(images)
+
+
+def test_folders_that_may_not_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of another user's; whoever runs this may be root, to whom nothing is forbidden."""
+    make(tmp_path, "a.jpg", "private/b.jpg")
+    scandir = os.scandir
+
+    def guarded(path: str) -> Any:
+        if Path(path).name == "private":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    for top in (tmp_path, tmp_path / "private"):
+        with pytest.raises(UsageError, match=r"private: this folder cannot be listed: Permission denied; make it read"):
+            list(find_images([top]))
 
 
 def test_an_empty_folder_yields_nothing(tmp_path: Path) -> None:
@@ -432,6 +451,35 @@ def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
     assert listed(Sources(list_file=tmp_path / "list.txt")) == ["/a.jpg", "/b.jpg"]
 
 
+class _InPieces(io.RawIOBase):
+    """What a slow writer puts into a pipe."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self._pieces = list(pieces)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        piece = self._pieces.pop(0) if self._pieces else b""
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [(b"\xef\xbb\xbf", b"a.jpg\n"), (b"\xef", b"\xbb", b"\xbfa.jpg"), (b"a", b".jp", b"g")],
+    ids=["alone", "in two halves", "none"],
+)
+def test_a_byte_order_mark_may_come_in_pieces(pieces: tuple[bytes, ...]) -> None:
+    assert list(names(io.BufferedReader(_InPieces(*pieces)), "it", False)) == ["a.jpg"]
+
+
+def test_a_byte_order_mark_and_nothing_else() -> None:
+    assert list(names(io.BufferedReader(_InPieces(b"\xef\xbb\xbf")), "it", False)) == []
+    assert list(names(io.BufferedReader(_InPieces(b"\xef\xbb")), "it", True)) == [os.fsdecode(b"\xef\xbb")]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "null", "message"),
     [
@@ -440,8 +488,9 @@ def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
         ("list.txt", b"a.jpg\n" * 20_000, True, r"its names do not end in NUL: leave out -0"),
         ("list.txt", b"a" * 100_000, False, r"its names end in NUL: give -0"),
         ("list.csv", b'path\n"a.jpg\nb.jpg\nc.jpg\n', False, r"list\.csv, line 1: unexpected end of data"),
+        ("list.csv", b"path,path\na.jpg,b.jpg\n", False, r"list\.csv: several columns are called 'path'"),
     ],
-    ids=["null", "utf-16", "no null", "no line break", "a quote left open"],
+    ids=["null", "utf-16", "no null", "no line break", "a quote left open", "a column twice"],
 )
 def test_a_list_that_is_none(tmp_path: Path, name: str, content: bytes, null: bool, message: str) -> None:
     (tmp_path / name).write_bytes(content)
@@ -458,11 +507,13 @@ def test_paths_are_a_list_of_strings(paths: Any) -> None:
 def test_pieces_that_have_gone_since_they_were_counted(tmp_path: Path) -> None:
     make(tmp_path, "a.jpg", "b.jpg", "c.jpg")
     sources = Sources([tmp_path])
-    count = sources.summary().pieces
-    assert len(list(sources.pictures(at_least=count))) == 3
+    summary, tally = sources.summary(), Tally()
+    assert len(list(sources.pictures(tally=tally))) == 3
+    assert tally.summary() == summary
     (tmp_path / "b.jpg").unlink()
-    with pytest.raises(SourceError, match="1 of 3 pieces are no longer there"):
-        list(sources.pictures(at_least=count))
+    tally = Tally()
+    assert len(list(sources.pictures(tally=tally))) == 2
+    assert tally.summary() == sources.summary() != summary
 
 
 def test_names_on_standard_input() -> None:

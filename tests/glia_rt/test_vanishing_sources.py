@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -59,7 +60,7 @@ def test_a_source_that_goes_away_however_it_was_named(
             if how == "emptied":
                 album.mkdir()
 
-    with pytest.raises(SourceError, match=r"album: (pictures can no longer be read|this folder cannot be listed)"):
+    with pytest.raises(SourceError, match=r"album: pictures can no longer be read"):
         score_to_file(scorer, sources, tmp_path / "scores.csv", on_row=on_row)
     [part] = (tmp_path / "scores.csv.parts").glob("*.jsonl")
     assert {json.loads(line)["status"] for line in part.read_text().splitlines()} == {"ok"}
@@ -110,6 +111,84 @@ def test_a_source_that_goes_away_beside_one_that_stays(scorer: Scorer, pictures:
         score_to_file(scorer, Sources(paths), tmp_path / "scores.csv", resume=True)
     (tmp_path / "elsewhere").rename(tmp_path / "b")
     assert score_to_file(scorer, Sources(paths), tmp_path / "scores.csv", resume=True) == Outcome(len(paths), 0)
+
+
+def test_a_missing_file_in_a_folder_whose_name_is_not_utf_8(scorer: Scorer, pictures: Path, tmp_path: Path) -> None:
+    """Rows have such a name with its bytes spelled out, and a run that goes on must not look for that."""
+    album = tmp_path / os.fsdecode(b"caf\xe9")
+    shutil.copytree(pictures, album)
+    paths = sorted(album.iterdir())
+    with pytest.raises(Stop):
+        score_to_file(scorer, Sources(paths), tmp_path / "scores.csv", on_row=after(5, Stop()))
+    paths[5].unlink()
+    assert score_to_file(scorer, Sources(paths), tmp_path / "scores.csv", resume=True) == Outcome(len(paths), 1)
+
+
+def test_a_parquet_file_that_goes_between_two_row_groups(scorer: Scorer, pictures: Path, tmp_path: Path) -> None:
+    encoded = pa.array([path.read_bytes() for path in sorted(pictures.iterdir())], pa.binary())
+    parquet.write_table(pa.table({"image": encoded}), tmp_path / "t.parquet", row_group_size=4)
+    sources = Sources([tmp_path / "t.parquet"], column="image")
+
+    def on_row(progress: Progress, result: Result) -> None:
+        if progress.rows == 1:
+            (tmp_path / "t.parquet").rename(tmp_path / "elsewhere")
+
+    with pytest.raises(SourceError, match=r"t\.parquet: cannot be read: No such file"):
+        score_to_file(scorer, sources, tmp_path / "scores.csv", on_row=on_row)
+    [part] = (tmp_path / "scores.csv.parts").glob("*.jsonl")
+    assert {json.loads(line)["status"] for line in part.read_text().splitlines()} == {"ok"}
+    (tmp_path / "elsewhere").rename(tmp_path / "t.parquet")
+    assert score_to_file(scorer, sources, tmp_path / "scores.csv", resume=True) == Outcome(32, 0)
+
+
+@pytest.mark.parametrize("source", ["0.tar", "list.txt"])
+def test_a_file_that_is_deleted_while_it_is_read(scorer: Scorer, pictures: Path, tmp_path: Path, source: str) -> None:
+    """It stays until it is closed."""
+    paths = sorted(pictures.iterdir())
+    (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in paths))
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for path in paths:
+            tar.add(path, path.name)
+    shard, names = tmp_path / "0.tar", tmp_path / "list.txt"
+    sources = Sources([shard]) if source == "0.tar" else Sources(list_file=names)
+
+    def on_row(progress: Progress, result: Result) -> None:
+        (tmp_path / source).unlink(missing_ok=True)
+
+    assert score_to_file(scorer, sources, tmp_path / "scores.csv", on_row=on_row) == Outcome(32, 0)
+
+
+def test_a_listing_that_grows_meanwhile(scorer: Scorer, pictures: Path, tmp_path: Path) -> None:
+    """The output says so, and of what listing it is; one shard of it would be of no use beside the others."""
+    album = tmp_path / "album"
+    shutil.copytree(pictures, album / "a")
+    (album / "z").mkdir()
+
+    def on_row(progress: Progress, result: Result) -> None:
+        shutil.copy(pictures / "00.jpg", album / "z" / "late.jpg")
+
+    sources, output = Sources([album]), tmp_path / "scores.csv"
+    before = sources.summary()
+    assert score_to_file(scorer, sources, output, on_row=on_row) == Outcome(33, 0, has_changed=True)
+    listing = json.loads((tmp_path / "scores.csv.meta.json").read_text())["listing"]
+    assert (listing["pieces"], listing["sha256"]) == (33, sources.summary().digest)
+    assert listing["sha256"] != before.digest
+    assert score_to_file(scorer, sources, output, resume=True) == Outcome(33, 0)
+    (album / "z" / "late.jpg").unlink()
+    shard = Sources([album], shard=(1, 2))
+    with pytest.raises(SourceError, match="the listing has changed meanwhile, and with it what each shard is: put the"):
+        score_to_file(scorer, shard, tmp_path / "scores-1.csv", on_row=on_row)
+
+
+def test_a_listing_that_shrinks_meanwhile(scorer: Scorer, pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(pictures, tmp_path / "album" / "a")
+    shutil.copytree(pictures, tmp_path / "album" / "z")
+
+    def on_row(progress: Progress, result: Result) -> None:
+        (tmp_path / "album" / "z" / "31.jpg").unlink(missing_ok=True)
+
+    with pytest.raises(SourceError, match="album: 1 of 64 pieces are no longer there"):
+        score_to_file(scorer, Sources([tmp_path / "album"]), tmp_path / "scores.csv", on_row=on_row)
 
 
 @pytest.mark.usefixtures("often")

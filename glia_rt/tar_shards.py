@@ -1,0 +1,135 @@
+"""Tar shards, as WebDataset has them: read in one pass, and whatever is in them, in rows."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import os
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import ClassVar, Final
+
+from glia_rt.images import display_name, is_picture_name
+from glia_rt.pieces import Picture, gone, require_file, shard_key, too_large
+
+#: Longest header of a tar member: tarfile reads one whole, and it may say that its name has gigabytes.
+_MAX_HEADER: Final = 1 << 20
+_LONG_HEADERS: Final = frozenset(
+    {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE}
+)
+#: What tarfile raises on hostile bytes: damaged numbers in headers are ValueErrors, a header that is cut off an
+#: IndexError, and one header that announces the next, hundreds of times, a RecursionError.
+_DAMAGE: Final = (
+    tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, ValueError, OverflowError, IndexError,
+    RecursionError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TarShard:
+    """A tar file, also compressed with gzip, as WebDataset has them: the members with the extension of a picture.
+
+    Members are named SHARD/MEMBER. What else a sample has (.json, .txt, .cls) and hidden files are passed over; links
+    and names that lead out of the archive are rows that say so.
+    """
+
+    path: str
+    count: ClassVar[None] = None
+
+    def key(self) -> str:
+        """See `Piece`."""
+        return shard_key(self.path)
+
+    def pictures(self, first: int = 0) -> Iterator[Picture]:
+        """See `Piece`."""
+        shard, number = display_name(self.path), 0
+        try:
+            require_file(self.path)
+            with open(self.path, "rb") as file, tarfile.open(fileobj=file, mode="r:*", tarinfo=_Member) as tar:
+                size = os.fstat(file.fileno()).st_size
+                while (member := tar.next()) is not None:
+                    tar.members.clear()  # type: ignore[attr-defined]  # it keeps every header that it has read
+                    if not _is_picture(member):
+                        continue
+                    # The one before the first, too: if it is cut off, its row was the shard's last.
+                    if number >= first - 1:
+                        name, refused = f"{shard}/{display_name(member.name)}", _why_refused(member)
+                        data = None if refused else _read(tar, member)
+                        if number >= first:
+                            yield Picture(name, data, refused, done=file.tell() / size)
+                    number += 1
+                _check_end(tar)
+                if number == 0 and first == 0:
+                    yield Picture(shard, None, "a tar file without a picture: no name in it has the extension of one")
+        except (*_DAMAGE, OSError) as error:
+            if getattr(error, "errno", None) is not None:  # of the system, not of a decompressor
+                raise gone(self.path, error) from error
+            if number >= first:
+                # Of a file that is none tarfile says, over several lines, what each kind of compression finds wrong.
+                lines = str(error).splitlines() or [type(error).__name__]
+                reason = lines[0] if len(lines) == 1 else "no tar file, or damaged at its start"
+                yield Picture(shard, None, f"a damaged tar file, not read further ({reason})")
+
+
+class _Member(tarfile.TarInfo):
+    """A header; tarfile takes a damaged one after the first, and a missing one, for the end, and says nothing."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in _LONG_HEADERS and not 0 <= member.size <= _MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {member.size} bytes")
+        return member
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _Member:
+        before = tarfile_.offset
+        try:
+            member = super().fromtarfile(tarfile_)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(str(error)) from error
+        except tarfile.EmptyHeaderError as error:  # type: ignore[attr-defined]
+            if tarfile_.offset:
+                raise tarfile.ReadError("cut off: its end is missing") from error
+            raise
+        # A negative size, of a header or of what extends it, leads back: the archive would never end (CVE-2025-8194).
+        if member.size < 0 or tarfile_.offset <= before:
+            raise tarfile.ReadError(f"{display_name(member.name)} has {member.size} bytes")
+        return member
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Read what comes after the end, which is zeros; of a compressed archive its checksum, too.
+
+    Raises:
+        ReadError: There is something else, which tarfile would not have read.
+    """
+    while block := tar.fileobj.read(1 << 16):
+        if any(block):
+            raise tarfile.ReadError("more after its end, such as a second archive")
+
+
+def _is_picture(member: tarfile.TarInfo) -> bool:
+    name = PurePosixPath(member.name).name
+    return not member.isdir() and not name.startswith(".") and is_picture_name(name)
+
+
+def _why_refused(member: tarfile.TarInfo) -> str | None:
+    if member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
+        return "a name that leads out of the archive: not read"
+    if member.issym() or member.islnk():
+        return "a link: not followed"
+    if not member.isreg():
+        return "not a regular file"
+    return too_large(member.size)
+
+
+def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    if file is None:
+        raise tarfile.ReadError(f"{member.name} has no content")
+    with file:
+        return file.read()

@@ -1,0 +1,205 @@
+"""Parquet files of pictures, made with pyarrow: whole, odd and damaged."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa  # type: ignore[import-untyped]
+import pytest
+from pyarrow import parquet
+
+from glia_rt.errors import SourceError, UsageError
+from glia_rt.parquet_pieces import RowGroup, row_groups
+from glia_rt.pieces import Picture
+from glia_rt.sources import Sources
+
+
+def write_parquet(path: Path, column: Any, *, row_group: int = 3, name: str = "image") -> Path:
+    parquet.write_table(pa.table({"key": list(range(len(column))), name: column}), path, row_group_size=row_group)
+    return path
+
+
+def all_rows(path: Path, column: str = "image") -> list[Picture]:
+    return [picture for piece in row_groups(str(path), column) for picture in piece.pictures()]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+def test_a_column_of_bytes(tmp_path: Path, kind: Any) -> None:
+    path = write_parquet(tmp_path / "a.parquet", pa.array([b"%d" % i for i in range(8)], kind))
+    groups = list(row_groups(str(path), "image"))
+    assert [(group.index, group.first_row, group.count) for group in groups] == [(0, 0, 3), (1, 3, 3), (2, 6, 2)]
+    found = all_rows(path)
+    assert [(picture.name, picture.source) for picture in found] == [(f"{path}/{i}", b"%d" % i) for i in range(8)]
+    assert list(groups[1].pictures(2)) == found[5:6]
+    assert [picture.done for picture in groups[2].pictures()] == [0.5, 1.0]
+    assert len({group.key() for group in groups}) == 3
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_a_column_of_paths_is_relative_to_the_file(tmp_path: Path, kind: Any) -> None:
+    path = write_parquet(tmp_path / "a.parquet", pa.array(["b.jpg", "/c/d.jpg"], kind))
+    assert [(picture.name, picture.source) for picture in all_rows(path)] == [
+        (f"{tmp_path}/b.jpg", f"{tmp_path}/b.jpg"),
+        ("/c/d.jpg", "/c/d.jpg"),
+    ]
+
+
+def test_pictures_as_hugging_face_writes_them(tmp_path: Path) -> None:
+    column = pa.array(
+        [{"bytes": b"x", "path": "a.jpg"}, {"bytes": None, "path": "b.jpg"}, {"bytes": None, "path": None}, None],
+        pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+    )
+    path = write_parquet(tmp_path / "a.parquet", column)
+    assert [(picture.name, picture.source, picture.refused) for picture in all_rows(path)] == [
+        (f"{path}/0", b"x", None),
+        (f"{tmp_path}/b.jpg", f"{tmp_path}/b.jpg", None),
+        (f"{path}/2", None, "the row has no picture"),
+        (f"{path}/3", None, "the row has no picture"),
+    ]
+
+
+def test_structs_of_which_one_field_is_no_picture(tmp_path: Path) -> None:
+    column = pa.array([{"bytes": 1, "path": "a.jpg"}], pa.struct([("bytes", pa.int64()), ("path", pa.string())]))
+    [picture] = all_rows(write_parquet(tmp_path / "a.parquet", column))
+    assert picture.source == f"{tmp_path}/a.jpg"
+    path = pa.array([b"\xff"], pa.binary()).view(pa.string())
+    column = pa.StructArray.from_arrays([pa.array([b"x"], pa.binary()), path], ["bytes", "path"])
+    [picture] = all_rows(write_parquet(tmp_path / "b.parquet", column))
+    assert picture.source == b"x"
+
+
+def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    """A cell of strings may hold any bytes, and a file may have any name."""
+    column = pa.array([b"a.jpg", b"\xff.jpg", b"b.jpg"], pa.binary()).view(pa.string())
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xfe.parquet"))
+    write_parquet(tmp_path / "a.parquet", column).rename(path)
+    shown = f"{tmp_path}/\\udcfe.parquet"
+    assert [(picture.name, picture.source, picture.refused) for picture in all_rows(path)] == [
+        (f"{tmp_path}/a.jpg", f"{tmp_path}/a.jpg", None),
+        (f"{shown}/1", None, "a path that is not UTF-8, as strings of Arrow are"),
+        (f"{tmp_path}/b.jpg", f"{tmp_path}/b.jpg", None),
+    ]
+
+
+def test_rows_without_a_picture(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", pa.array([None, b"", b"x"], pa.binary()))
+    assert [picture.refused for picture in all_rows(path)] == ["the row has no picture", "the row has no picture", None]
+
+
+def test_a_row_group_is_read_in_parts(tmp_path: Path) -> None:
+    """64 MB in one row group; what is held at once is a few pages and the pictures of one read."""
+    column = pa.array([bytes([i % 256]) * (1 << 20) for i in range(64)], pa.binary())
+    path = tmp_path / "a.parquet"
+    table = pa.table({"image": column})
+    parquet.write_table(table, path, use_dictionary=False, compression="none", data_page_size=1 << 20)
+    del table, column
+    pool = pa.system_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        before, peak = pool.bytes_allocated(), 0
+        for group in row_groups(str(path), "image"):
+            for _ in group.pictures():
+                peak = max(peak, pool.bytes_allocated() - before)
+    finally:
+        pa.set_memory_pool(pa.default_memory_pool())
+    assert 0 < peak < 40e6
+
+
+def test_refusals_of_parquet(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", pa.array([b"x"], pa.binary()))
+    with pytest.raises(UsageError, match=r"no column 'path'; it has key, image: name one with --column"):
+        all_rows(path, "path")
+    with pytest.raises(UsageError, match=r"column 'key' is int64; pictures are bytes, or strings that are their paths"):
+        all_rows(path, "key")
+    twice = pa.Table.from_arrays([pa.array([b"x"]), pa.array([b"y"])], ["image", "image"])
+    parquet.write_table(twice, tmp_path / "d.parquet")
+    with pytest.raises(UsageError, match=r"d\.parquet: several columns are called 'image'"):
+        all_rows(tmp_path / "d.parquet")
+    with pytest.raises(UsageError, match=r"column 'image' is struct<bytes: int64>; pictures are bytes"):
+        all_rows(write_parquet(tmp_path / "s.parquet", pa.array([{"bytes": 1}])))
+    with pytest.raises(SourceError, match=r"c\.parquet: cannot be read: .*No such file"):
+        all_rows(tmp_path / "c.parquet")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [lambda content: b"hello, I am no Parquet file", lambda content: content[:-9], lambda content: b""],
+    ids=["none", "cut off", "empty"],
+)
+def test_a_file_that_cannot_be_opened_is_a_row(tmp_path: Path, edit: Any) -> None:
+    """One of ten thousand must not hold up the others."""
+    path = write_parquet(tmp_path / "a.parquet", pa.array([b"x"], pa.binary()))
+    path.write_bytes(edit(path.read_bytes()))
+    [row] = all_rows(path)
+    assert (row.name, row.source) == (str(path), None)
+    assert str(row.refused).startswith("no Parquet file, or damaged at its end (")
+    assert Sources([path]).summary().pictures == 1
+
+
+def test_a_cell_that_is_no_picture_but_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("glia_rt.pieces.MAX_ENCODED_BYTES", 1000)
+    path = write_parquet(tmp_path / "a.parquet", pa.array([b"x" * 1000, b"y" * 1001], pa.binary()))
+    assert [picture.refused for picture in all_rows(path)] == [
+        None,
+        "1001 bytes, over the limit of 1000 for a picture in a shard",
+    ]
+
+
+def test_large_cells_are_read_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("glia_rt.parquet_pieces._BYTES_AT_ONCE", 1 << 20)
+    path = tmp_path / "a.parquet"
+    column = pa.array([bytes([i]) * (1 << 20) for i in range(16)], pa.binary())
+    parquet.write_table(pa.table({"image": column}), path, use_dictionary=False, data_page_size=1 << 20)
+    [group] = row_groups(str(path), "image")
+    pool = pa.system_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        before = pool.bytes_allocated()
+        held = [pool.bytes_allocated() - before for _ in group.pictures()]
+    finally:
+        pa.set_memory_pool(pa.default_memory_pool())
+    assert 0 < max(held) < 8 << 20
+
+
+def test_row_groups_without_rows_are_none(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", pa.array([], pa.binary()))
+    assert list(row_groups(str(path), "image")) == []
+
+
+def test_damaged_pages_are_rows_that_say_so(tmp_path: Path) -> None:
+    column = pa.array([bytes([i]) * 1000 for i in range(6)], pa.binary())
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"image": column}), path, row_group_size=3, use_dictionary=False, compression="zstd")
+    content = bytearray(path.read_bytes())
+    start = parquet.read_metadata(path).row_group(0).column(0).data_page_offset
+    content[start : start + 30] = b"#" * 30
+    path.write_bytes(content)
+    found = all_rows(path)
+    assert [picture.name for picture in found] == [f"{path}/{i}" for i in range(6)]
+    assert [str(picture.refused).startswith("a damaged Parquet file") for picture in found] == [True] * 3 + [False] * 3
+
+
+def test_a_disk_that_fails_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may read again later, and what --resume finds as rows it does not try again."""
+    path = write_parquet(tmp_path / "a.parquet", pa.array([b"x"], pa.binary()))
+    [group] = row_groups(str(path), "image")
+
+    def failing(*_: Any) -> Any:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("glia_rt.parquet_pieces._open_arrow", failing)
+    for act in (lambda: list(group.pictures()), lambda: all_rows(path)):
+        with pytest.raises(SourceError, match=r"a\.parquet: cannot be read: Input/output error"):
+            act()
+
+
+def test_a_parquet_file_that_goes_away(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", pa.array([b"x"], pa.binary()))
+    [group] = row_groups(str(path), "image")
+    assert isinstance(group, RowGroup)
+    path.unlink()
+    with pytest.raises(SourceError, match=r"a\.parquet: cannot be read"):
+        list(group.pictures())
