@@ -18,7 +18,7 @@ def pictures_py(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     module = importlib.import_module("pictures")
     monkeypatch.setattr("cpu.SECONDS", 0.05)
-    sizes = {"768x512": (96, 64, 24), "1024x768": (128, 96, 12), "4000x3000": (1900, 1200, 4)}
+    sizes = {"768x512": (96, 64, 24, 4), "1024x768": (128, 96, 12, 4), "4000x3000": (1900, 1200, 4, 1)}
     monkeypatch.setattr(module, "SETS", sizes)
     monkeypatch.setattr(module, "MEMORY", (8, 16))
     monkeypatch.setattr(module, "STARTS", 1)
