@@ -161,6 +161,7 @@ def score(
     too; the exit status is then 3.
     """
     from glia_rt import job
+    from glia_rt.results import count_rows
     from glia_rt.scorer import Scorer
     from glia_rt.sources import Sources
 
@@ -197,7 +198,7 @@ def score(
                     on_start=on_start,
                     on_row=on_row,
                 )
-            say(f"{outcome.rows} rows in {output}" + (f"; {report} shows them" if report else ""))
+            say(f"{count_rows(outcome.rows)} in {output}" + (f"; {report} shows them" if report else ""))
         else:
             outcome = _score_to_terminal(scorer, sources, workers=workers, as_json=as_json)
     if outcome.has_changed:

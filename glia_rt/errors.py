@@ -33,6 +33,10 @@ class SourceError(GliaError):
     """What is to be scored has gone, or cannot be read any more."""
 
 
+class ListingChangedError(SourceError):
+    """A listing has changed while a shard of it was scored: no run on the old one goes on."""
+
+
 class BadImageError(GliaError):
     """A picture cannot be turned into RGB pixels; the message names it and the reason.
 

@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from glia_rt.errors import GliaError, MissingPackageError, OutputExistsError, SourceError, UsageError
+from glia_rt.errors import GliaError, ListingChangedError, MissingPackageError, OutputExistsError, SourceError, UsageError
 from glia_rt.parts import Parts, rename_durably, write_durably
 from glia_rt.pieces import Picture
 from glia_rt.results import Result
@@ -202,7 +202,8 @@ def score_each(
 
     Raises:
         UsageError: There is nothing to score; and as `Sources.pieces`.
-        SourceError: What is to be scored has gone, or the listing, one shard of which this is, has changed.
+        SourceError: What is to be scored has gone.
+        ListingChangedError: The listing, one shard of which this is, has changed.
         BackendError: The engine failed.
     """
     tally = None if expected is None else Tally()
@@ -223,9 +224,9 @@ def score_each(
         lost = expected.pieces - walked.pieces
         raise SourceError(f"{sources}: {lost} of {expected.pieces} pieces are no longer there")
     if sources.shard != (1, 1) and has_changed(expected, walked):
-        raise SourceError(
+        raise ListingChangedError(
             f"{sources}: the listing has changed meanwhile, and with it what each shard is: put the names into a "
-            "--list file, and start all shards anew"
+            "--list file, and start all shards anew, with --overwrite"
         )
     if not rows and sources.shard == (1, 1):
         raise _nothing_in(sources)

@@ -21,9 +21,9 @@ from typing import Any, Final, Self
 
 from filelock import FileLock, SoftFileLock, Timeout
 
-from glia_rt.errors import GliaError, OutputExistsError, UsageError
+from glia_rt.errors import GliaError, ListingChangedError, OutputExistsError, UsageError
 from glia_rt.images import named_path
-from glia_rt.results import Result
+from glia_rt.results import Result, count_rows
 from glia_rt.sources import START, Position
 from glia_rt.trail import FOLDERS
 
@@ -212,9 +212,9 @@ class Parts:
             to_replace = self.replaces and self._repeatable and error is not None and os.path.lexists(self._output)
             if not self._committed and not to_replace:
                 self.remove()
-            elif error is not None and not isinstance(error, _DamagedError):
+            elif error is not None and not isinstance(error, _DamagedError | ListingChangedError):
                 goes_on = "the same command with --resume goes on" if self._repeatable else "such a run cannot go on"
-                error.add_note(f"{self._committed} rows are kept in {self.folder}: {goes_on}")
+                error.add_note(f"{count_rows(self._committed)} kept in {self.folder}: {goes_on}")
         finally:
             self._lock.release()
             if self._removed:

@@ -28,5 +28,10 @@ class Result:
     height: int | None
 
 
+def count_rows(rows: int) -> str:
+    """For messages: 1 row, 2 rows."""
+    return "1 row" if rows == 1 else f"{rows} rows"
+
+
 #: Names of the columns of every output, in order.
 COLUMNS: Final = tuple(field.name for field in dataclasses.fields(Result))

@@ -144,7 +144,7 @@ def test_an_interrupted_run_keeps_its_rows_and_says_where(
     found = kept(output)
     assert 20 <= len(found) < 3000
     assert [Path(row["path"]).name for row in found] == [f"{i:04}.jpg" for i in range(len(found))]
-    said = f"glia-rt: {len(found)} rows are kept in {output}.parts: the same command with --resume goes on"
+    said = f"glia-rt: {len(found)} rows kept in {output}.parts: the same command with --resume goes on"
     assert stderr.splitlines()[-1] == said
     assert ("glia-rt: interrupted" in stderr.splitlines()) == (number == signal.SIGINT)
     assert "Traceback" not in stderr
@@ -206,7 +206,7 @@ def test_a_full_disk(tiny_bundle: Path, many: Path, tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-2:] == [
         f"glia-rt: {output}: cannot be written: File too large; make room, and give the same command again with "
         "--resume",
-        f"glia-rt: 100 rows are kept in {output}.parts: the same command with --resume goes on",
+        f"glia-rt: 100 rows kept in {output}.parts: the same command with --resume goes on",
     ]
     assert not output.exists()
     assert run(*args, "--resume")[0] == 0

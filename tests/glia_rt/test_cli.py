@@ -309,9 +309,11 @@ def test_terminal(tiny_bundle: Path, album: Path, rows_of_album: list[dict[str, 
             assert (score, size, rest) == ("-", "-", f"{row['path']}: {row['error']}")
 
 
-def test_overwrite(tiny_bundle: Path, good: Path, tmp_path: Path) -> None:
-    args = ["score", str(tiny_bundle), str(good / "00.jpg"), "-o", str(tmp_path / "scores.csv")]
+def test_overwrite(tiny_bundle: Path, good: Path, tmp_path: Path, capsys: Capture) -> None:
+    output = tmp_path / "scores.csv"
+    args = ["score", str(tiny_bundle), str(good / "00.jpg"), "-o", str(output)]
     assert [main(args), main(args), main([*args, "--overwrite"])] == [0, 2, 0]
+    assert capsys.readouterr().err.splitlines().count(f"1 row in {output}") == 2
 
 
 def test_options_reach_the_scorer(tiny_bundle: Path, good: Path, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_a_run_that_breaks_off_anywhere_goes_on_to_the_same_file(
             )
         assert not output.exists()
         assert stopped.value.__notes__ == [
-            f"{3 * len(starts)} rows are kept in {output}.parts: the same command with --resume goes on"
+            f"{3 * len(starts)} rows kept in {output}.parts: the same command with --resume goes on"
         ]
     assert score_to_file(scorer, listing, output, resume=True) == Outcome(ROWS, BAD)
     assert [start.rows for start in starts] == [0, 3, 6, 9, 12, 15]
@@ -108,7 +108,7 @@ def test_a_thread_that_raises_ends_the_run_with_its_error(
     monkeypatch.setattr(scorer, "_read", failing)
     with pytest.raises(RuntimeError, match="a bug") as caught:
         score_to_file(scorer, listing, tmp_path / "scores.csv")
-    assert "rows are kept in" in caught.value.__notes__[0]
+    assert "rows kept in" in caught.value.__notes__[0]
 
 
 @pytest.mark.parametrize("option", ["resume", "report"])
@@ -152,7 +152,7 @@ def test_what_a_run_on_standard_input_leaves(
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(lines))))  # type: ignore[arg-type]
     with pytest.raises(Stop) as stopped:
         score_to_file(scorer, Sources(["-"]), output, on_row=after(5, Stop()))
-    assert stopped.value.__notes__ == [f"5 rows are kept in {output}.parts: such a run cannot go on"]
+    assert stopped.value.__notes__ == [f"5 rows kept in {output}.parts: such a run cannot go on"]
     with pytest.raises(OutputExistsError, match=r"of a run that broke off: give --overwrite to drop it"):
         score_to_file(scorer, Sources(["-"]), output)
 
@@ -204,7 +204,7 @@ def test_a_disk_that_fills_keeps_what_was_scored(
         score_to_file(scorer, listing, output, resume=True, on_row=after(19, Stop()))
     with largest_file(1500), pytest.raises(GliaError, match=message) as caught:
         score_to_file(scorer, listing, output, resume=True)  # the output, from its parts
-    assert caught.value.__notes__[0].startswith(f"{ROWS} rows are kept in")
+    assert caught.value.__notes__[0].startswith(f"{ROWS} rows kept in")
     assert not output.exists()
     score_to_file(scorer, listing, output, resume=True)
     assert output.read_bytes() == undisturbed[output.name]

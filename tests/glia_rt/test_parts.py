@@ -239,7 +239,7 @@ def test_an_output_that_appears_meanwhile_is_not_replaced(
 
     with pytest.raises(OutputExistsError, match=r"scores\.csv has appeared since this run began: move it") as caught:
         score_to_file(scorer, listing, output, on_row=on_row)
-    assert "20 rows are kept" in caught.value.__notes__[0]
+    assert "20 rows kept" in caught.value.__notes__[0]
     with pytest.raises(OutputExistsError, match=r"scores\.csv exists, and is not of this run"):
         score_to_file(scorer, listing, output, resume=True)
     assert output.read_text() == "precious"

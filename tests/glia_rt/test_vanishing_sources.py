@@ -14,7 +14,7 @@ from pyarrow import parquet
 from runs import Stop, after
 
 from glia_rt import Result, Scorer
-from glia_rt.errors import SourceError
+from glia_rt.errors import ListingChangedError, SourceError, UsageError
 from glia_rt.job import Outcome, Progress, score_to_file
 from glia_rt.sources import Sources
 
@@ -33,7 +33,7 @@ def test_a_source_that_goes_away_is_an_error_and_what_was_scored_is_kept(
 
     with pytest.raises(SourceError, match=r"album: pictures can no longer be read from here: No such file") as caught:
         score_to_file(scorer, Sources([tmp_path / "album"]), tmp_path / "scores.csv", on_row=on_row)
-    assert "rows are kept in" in caught.value.__notes__[0]
+    assert "rows kept in" in caught.value.__notes__[0]
     lines = (tmp_path / "scores.csv.parts" / "000000000000.jsonl").read_text().splitlines()
     assert len(lines) >= 4
     assert {json.loads(line)["status"] for line in lines} == {"ok"}
@@ -176,8 +176,13 @@ def test_a_listing_that_grows_meanwhile(scorer: Scorer, pictures: Path, tmp_path
     assert score_to_file(scorer, sources, output, resume=True) == Outcome(33, 0)
     (album / "z" / "late.jpg").unlink()
     shard = Sources([album], shard=(1, 2))
-    with pytest.raises(SourceError, match="the listing has changed meanwhile, and with it what each shard is: put the"):
-        score_to_file(scorer, shard, tmp_path / "scores-1.csv", on_row=on_row)
+    of_shard = tmp_path / "scores-1.csv"
+    with pytest.raises(ListingChangedError, match="with it what each shard is: put the names into a --list") as caught:
+        score_to_file(scorer, shard, of_shard, on_row=on_row)
+    assert not hasattr(caught.value, "__notes__"), "--resume would not go on"
+    with pytest.raises(UsageError, match="rows of another run: listing"):
+        score_to_file(scorer, shard, of_shard, resume=True)
+    assert score_to_file(scorer, shard, of_shard, overwrite=True) == Outcome(17, 0)
 
 
 def test_a_listing_that_shrinks_meanwhile(scorer: Scorer, pictures: Path, tmp_path: Path) -> None:
