@@ -13,7 +13,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from glia_rt.errors import GliaError, ListingChangedError, MissingPackageError, OutputExistsError, SourceError, UsageError
+from glia_rt.errors import (
+    GliaError,
+    ListingChangedError,
+    MissingPackageError,
+    OutputExistsError,
+    SourceError,
+    UsageError,
+)
 from glia_rt.parts import Parts, rename_durably, write_durably
 from glia_rt.pieces import Picture
 from glia_rt.results import Result

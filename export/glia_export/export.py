@@ -111,11 +111,13 @@ def export(
         ]
         require(parity)  # here already: no graph could mend it, and tracing takes long
         opsets: dict[str, int] = {}
+        stage("trace the sampler")
+        sampler = graphs.trace_sampler(contract)
         for precision, traced in (("fp32", model), ("fp16", half_model)):
             stage(f"trace {precision}")
-            opsets[precision] = opset = graphs.opset_for(traced)
+            opsets[precision] = graphs.opset_for(traced)
             views_graph = graphs.trace_views(traced, contract)
-            image_graph = graphs.join(graphs.trace_sampler(contract, opset), views_graph)
+            image_graph = graphs.join(sampler, views_graph)
             files = {"views": views_graph, "image": image_graph}
             for kind, graph in files.items():
                 stage(f"write {(name := GRAPHS[kind, precision])}")  # type: ignore[index]

@@ -16,7 +16,7 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from onnx import ModelProto, helper
+from onnx import ModelProto, helper, version_converter
 from timm.layers.norm_act import GroupNormAct
 from timm.layers.padding import pad_same
 from timm.layers.std_conv import StdConv2d, StdConv2dSame
@@ -143,13 +143,17 @@ def _fold(conv: Any) -> _FoldedConv:
     return folded
 
 
+#: Of graphs without an Attention op.
+OPSET: Final = 20
+
+
 def opset_for(model: GLIANet) -> int:
     """23, whose Attention op TensorRT fuses, where all attention is half; else 20, which writes it as its parts.
 
     TensorRT builds no FP32 Attention, so one block kept in float32 is enough for 20.
     """
     blocks = [*model.backbone.blocks, *model.glia]
-    return 23 if all(p.dtype == torch.float16 for block in blocks for p in block.parameters()) else 20
+    return 23 if all(p.dtype == torch.float16 for block in blocks for p in block.parameters()) else OPSET
 
 
 def trace_views(model: GLIANet, contract: Contract) -> ModelProto:
@@ -160,10 +164,10 @@ def trace_views(model: GLIANet, contract: Contract) -> ModelProto:
     return _trace(_Traced(model), views, [GLOBAL_VIEW, FRAGMENTS], [SCORE, FEATURE], opset_for(model))
 
 
-def trace_sampler(contract: Contract, opset: int) -> ModelProto:
+def trace_sampler(contract: Contract) -> ModelProto:
     """Picture -> both views, as float32 grey levels."""
     image = torch.zeros(2, 300, 401, 3, dtype=torch.uint8)
-    return _trace(Sampler(contract), (image,), [IMAGE], [GLOBAL_VIEW, FRAGMENTS], opset)
+    return _trace(Sampler(contract), (image,), [IMAGE], [GLOBAL_VIEW, FRAGMENTS], OPSET)
 
 
 def join(sampler: ModelProto, views: ModelProto) -> ModelProto:
@@ -171,7 +175,9 @@ def join(sampler: ModelProto, views: ModelProto) -> ModelProto:
     joined = ModelProto()
     joined.CopyFrom(views)
     graph = joined.graph
-    _prefix(sampler_graph := copy.deepcopy(sampler.graph), "sampler/", keep={IMAGE})
+    [opset] = views.opset_import
+    sampler_graph = version_converter.convert_version(sampler, opset.version).graph
+    _prefix(sampler_graph, "sampler/", keep={IMAGE})
     sampled = {GLOBAL_VIEW: sampler_graph.output[0].name, FRAGMENTS: sampler_graph.output[1].name}
     for node in list(graph.node):
         # uint8 views are cast first thing; the sampler's are float32 already.

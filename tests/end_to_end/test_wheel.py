@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -14,13 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from glia_export.export import export, read_pictures, run_model
 from glia_rt import Scorer, __version__
-from glia_train.checkpoint import make_checkpoint, untrained
-from glia_train.model import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {
@@ -107,34 +102,22 @@ def test_doctor_finds_both_backends(environment: Environment) -> None:
     assert ["openvino", "yes"] in works
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of timm's smallest ViT, with random weights and a range."""
-    model, contract = untrained(ModelConfig(backbone="test_vit", heads=2))
-    scores = run_model(model, read_pictures([], contract)).scores
-    low, span = float(scores.min()), float(np.ptp(scores))
-    contract = dataclasses.replace(contract, score_range=(low - span / 2, low + 3 * span / 2))
-    checkpoint = tmp_path_factory.mktemp("bundle") / "small.pt"
-    make_checkpoint(model, contract, "random").save(checkpoint)
-    return export(checkpoint).path
-
-
 @pytest.mark.slow
-def test_scores_are_those_of_this_environment(environment: Environment, bundle: Path, pictures: Path) -> None:
+def test_scores_are_those_of_this_environment(environment: Environment, tiny_bundle: Path, pictures: Path) -> None:
     for backend in ("onnxruntime", "openvino"):
-        args = ("score", bundle, pictures, "--json", "--backend", backend, "--precision", "fp32")
+        args = ("score", tiny_bundle, pictures, "--json", "--backend", backend, "--precision", "fp32")
         done = environment.run("glia-rt", *args)
         assert done.returncode == 0, done.stderr
         rows = [json.loads(line) for line in done.stdout.splitlines()]
-        with Scorer.open(bundle, backend, precision="fp32") as scorer:
+        with Scorer.open(tiny_bundle, backend, precision="fp32") as scorer:
             expected = [(result.path, result.score) for result in scorer.score_files([pictures])]
         assert [row["path"] for row in rows] == [path for path, _ in expected]
         assert [row["score"] for row in rows] == pytest.approx([score for _, score in expected], abs=1e-5)
 
 
 @pytest.mark.slow
-def test_the_bundle_passes_its_selftest_there(environment: Environment, bundle: Path) -> None:
-    done = environment.run("glia-rt", "verify", bundle)
+def test_the_bundle_passes_its_selftest_there(environment: Environment, tiny_bundle: Path) -> None:
+    done = environment.run("glia-rt", "verify", tiny_bundle)
     assert done.returncode == 0, done.stderr
 
 

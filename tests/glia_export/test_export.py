@@ -256,7 +256,7 @@ def test_the_command_ends_with_sizes_times_parity_and_the_next_command(adapter_o
     for name in GRAPHS.values():
         size = (adapter_only.bundle / name).stat().st_size / 1e6
         assert any(line.split() == [name, f"{size:.1f}"] for line in ran.stdout.splitlines()), name
-    for stage in ("trace fp32", "trace fp16", "check scorer.onnx"):
+    for stage in ("trace the sampler", "trace fp32", "trace fp16", "check scorer.onnx"):
         assert f"{stage} ..." in ran.stderr
         assert stage in ran.stdout
     assert "compared with PyTorch FP32" in ran.stdout
@@ -379,7 +379,7 @@ def stopped(checkpoint: Path, output: Path, stage: str, by: signal.Signals) -> t
     return process.returncode, rest
 
 
-@pytest.mark.parametrize("stage", ["trace fp32", pytest.param("trace fp16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stage", ["trace the sampler", pytest.param("check scorer.onnx", marks=pytest.mark.slow)])
 def test_a_killed_export_leaves_nothing_that_looks_like_a_bundle(
     stage: str, small_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -391,10 +391,10 @@ def test_a_killed_export_leaves_nothing_that_looks_like_a_bundle(
     with pytest.raises(BundleError, match="not a bundle"):
         Bundle.open(tmp_path / left)
     assert list(find_images([tmp_path])) == []
-    assert ((tmp_path / left / "scorer.onnx").exists()) == (stage == "trace fp16")
+    assert ((tmp_path / left / "scorer.onnx").exists()) == (stage == "check scorer.onnx")
 
 
-@pytest.mark.parametrize("stage", ["trace fp32", pytest.param("check scorer.onnx", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stage", ["trace the sampler", pytest.param("check scorer.onnx", marks=pytest.mark.slow)])
 def test_an_interrupted_export_leaves_nothing(stage: str, small_checkpoint: Path, tmp_path: Path) -> None:
     status, rest = stopped(small_checkpoint, tmp_path / "x.glia", stage, signal.SIGINT)
     assert status == 130

@@ -111,7 +111,7 @@ def test_either_input_alone_changes_the_score(traced: ModelProto) -> None:
 
 def test_a_joined_graph_samples_and_scores(small: tuple[GLIANet, Contract], traced: ModelProto) -> None:
     _, contract = small
-    joined = graphs.join(graphs.trace_sampler(contract, 20), traced)
+    joined = graphs.join(graphs.trace_sampler(contract), traced)
     image = np.random.default_rng(0).integers(0, 256, (250, 333, 3), dtype=np.uint8)
     views = make_views(image, contract)
     found = run(joined, {IMAGE: image[None]})
@@ -306,6 +306,6 @@ def test_tracing_leaves_warnings_and_logs_as_they_were(
 
     logger, filters = logging.getLogger("torch.onnx"), list(warnings.filters)
     level = logger.level
-    graphs.trace_sampler(small[1], 20)
+    graphs.trace_sampler(small[1])
     assert (logger.level, list(warnings.filters)) == (level, filters)
     assert capfd.readouterr() == ("", "")

@@ -10,6 +10,7 @@ import onnxruntime as ort
 import pytest
 import skimage.data
 import torch
+from onnx import version_converter
 from PIL import Image
 
 from glia_export import graphs
@@ -42,7 +43,7 @@ LARGE = [(640, 4801), (1, 65535), (65535, 1), (3000, 4000), (4000, 3000)]
 
 @pytest.fixture(scope="module")
 def samplers() -> dict[str, Run]:
-    """The module itself, and its traces in ONNX Runtime."""
+    """The module itself, and its trace in ONNX Runtime, of the opsets that it is joined to."""
     module = Sampler(CONTRACT).eval()
 
     def eager(images: Pixels) -> Sampled:
@@ -50,8 +51,10 @@ def samplers() -> dict[str, Run]:
             global_view, fragments = module(torch.from_numpy(images))
         return global_view.numpy(), fragments.numpy()
 
+    traced = graphs.trace_sampler(CONTRACT)
+
     def onnxruntime(opset: int) -> Run:
-        graph = graphs.trace_sampler(CONTRACT, opset).SerializeToString()
+        graph = version_converter.convert_version(traced, opset).SerializeToString()
         session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
         return lambda images: tuple(session.run(None, {IMAGE: images}))
 
