@@ -132,6 +132,7 @@ def show_progress(*, hidden: bool) -> Iterator[tuple[OnStart, OnRow]]:
     console = make_console(stderr=True)
     with Progress(*columns, console=console, disable=hidden or not console.is_terminal) as bar:
         task = bar.add_task("", total=None, text="")
+        in_log = not console.is_terminal  # asking takes as long as the rest of a row
         began, first, total, said = time.monotonic(), 0, "", time.monotonic()
 
         def on_start(summary: Summary | None, progress: job.Progress) -> None:
@@ -150,7 +151,7 @@ def show_progress(*, hidden: bool) -> Iterator[tuple[OnStart, OnRow]]:
             rate = (progress.rows - first) / max(now - began, 1e-3)  # the mean: rows come a batch at a time
             text = f"{progress.rows}{total} pictures {rate:.1f}/s"
             bar.update(task, completed=progress.pieces, text=text)
-            if not console.is_terminal and now - said >= LOG_SECONDS:
+            if in_log and now - said >= LOG_SECONDS:
                 said = now
                 left = bar.tasks[0].time_remaining
                 say(text if left is None else f"{text}, {timedelta(seconds=round(left))} left")

@@ -8,7 +8,6 @@ the run: an exception, SIGKILL, or a power cut. Only one process at a time has t
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import json
 import os
@@ -145,7 +144,7 @@ class Parts:
         Raises:
             GliaError: The disk is full, or failed otherwise. What is in parts stays there.
         """
-        line = {"at": position, **dataclasses.asdict(result)}
+        line = {"at": position, **result.to_row()}
         self._pending.append(json.dumps(line, ensure_ascii=False, allow_nan=False))
         if time.monotonic() - self._last_commit >= PART_SECONDS:
             self.commit()

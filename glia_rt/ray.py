@@ -29,7 +29,6 @@ script, started once more, would write every row again.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Iterable
@@ -163,7 +162,7 @@ class _ScorePictures:
         pictures = (_picture(cell, self._column) for cell in table[self._column])
         results = self._scorer.score_pictures(pictures, workers=self._workers)
         schema = pa.schema([field for field in arrow_schema() if field.name in _ADDED])
-        scored = pa.RecordBatch.from_pylist([dataclasses.asdict(result) for result in results], schema)
+        scored = pa.RecordBatch.from_pylist([result.to_row() for result in results], schema)
         if holds_bytes(table.schema.field(self._column).type):
             table = table.drop_columns([self._column])
         for field, values in zip(schema, scored.columns, strict=True):

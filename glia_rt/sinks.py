@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-import dataclasses
 import functools
 import json
 from collections.abc import Callable, Mapping
@@ -69,7 +68,7 @@ def json_line(result: Result) -> str:
 
 
 def _record(result: Result) -> dict[str, Any]:
-    record = dataclasses.asdict(result)
+    record = result.to_row()
     if result.score is not None:
         record["score"] = float(format_score(result.score))
     return record
@@ -125,7 +124,7 @@ class _Parquet:
         self._held: list[dict[str, Any]] = []
 
     def write(self, result: Result) -> None:
-        self._held.append(dataclasses.asdict(result))
+        self._held.append(result.to_row())
         if len(self._held) == ROW_GROUP:
             self._write_group()
 
