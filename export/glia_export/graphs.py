@@ -29,6 +29,8 @@ from glia_train.model import CrossAttention, GliaBlock, GLIANet
 
 #: Second output while a graph is being checked: the cls feature that the head reads. Left out of the bundle's files.
 FEATURE: Final = "cls_feature"
+#: Of graphs without an Attention op.
+OPSET: Final = 20
 
 
 class _Traced(nn.Module):
@@ -141,10 +143,6 @@ def _fold(conv: Any) -> _FoldedConv:
     weights = {"weight": standardised.reshape_as(conv.weight)}
     folded.load_state_dict(weights if conv.bias is None else weights | {"bias": conv.bias})
     return folded
-
-
-#: Of graphs without an Attention op.
-OPSET: Final = 20
 
 
 def opset_for(model: GLIANet) -> int:
