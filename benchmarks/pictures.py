@@ -6,7 +6,8 @@
 
 What is compared is timed in one process in turn, and ratios are taken of neighbours, so that a machine that slows down
 for a while slows all. pyiqa is timed where it is installed; it is not for commercial use, and nothing here needs it.
-The pictures are few photographs, copied: read once, they come from the system's cache, and disks are not measured.
+The pictures are few photographs, copied, and read once more before each timing: they come from the system's cache, and
+disks are not measured.
 Writes results/pictures.json and prints the README's tables. With --only, other parts measured on the same machine with
 the same versions are kept.
 """
@@ -26,7 +27,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,10 @@ from glia_rt.sampler import make_views
 from glia_rt.sources import Sources
 from glia_train.model import DEFAULT_BACKBONE
 
-#: Width, height and how many; in how many runs they are scored, with both halves alone timed around each: of a run of
-#: fewer than 200, the pipeline's filling and emptying would be a good part.
+#: Of each set in each form, with both halves alone timed around each of them.
+RUNS = 4
+#: Width, height and how many, and into how many parts they are cut: each run scores one of four, or the one part again.
+#: Of a run of fewer than 200, the pipeline's filling and emptying would be a good part.
 SETS = {"768x512": (768, 512, 2000, 4), "1024x768": (1024, 768, 2000, 4), "4000x3000": (4000, 3000, 200, 1)}
 #: For memory and faults the engine does not matter, and the smallest is the quickest.
 SMALL_BACKBONE = "vit_tiny_patch16_224"
@@ -226,19 +229,22 @@ def end_to_end(bench: Bench) -> dict[str, Any]:
             paths = sorted(str(path) for path in folder.iterdir())
             mean = statistics.mean(Path(path).stat().st_size for path in paths)
             result[size] = {"pictures": len(paths), "mean_bytes": mean, "precision": scorer.backend.precision}
-            runs = SETS[size][3]
-            some = paths[: -(-len(paths) // max(runs, 4))]
-            for kind, parts in forms(folder, paths, runs).items():
+            count = SETS[size][3]
+            some = paths[: -(-len(paths) // RUNS)]
+            for kind, parts in forms(folder, paths, count).items():
                 seconds = 0.0
                 rows = []
                 # Both halves before, between and after the runs that they are held against.
+                keep_cached(some)
                 halves = [(engine_rate(scorer, inputs), decode_rate(scorer, some))]
-                for part in parts:
+                for part in parts * (RUNS // count):
+                    keep_cached(part.paths)
                     began = time.perf_counter()
                     rows += list(scorer.score_files(part))
                     seconds += time.perf_counter() - began
+                    keep_cached(some)
                     halves.append((engine_rate(scorer, inputs), decode_rate(scorer, some)))
-                if len(rows) != len(paths) or any(row.status != "ok" for row in rows):
+                if len(rows) != len(paths) * (RUNS // count) or any(row.status != "ok" for row in rows):
                     raise RuntimeError("some pictures failed")
                 rate = len(rows) / seconds
                 engine, decode = (statistics.harmonic_mean(values) for values in zip(*halves, strict=True))
@@ -252,6 +258,15 @@ def end_to_end(bench: Bench) -> dict[str, Any]:
                 }
                 print(f"{size} {kind}: {rate:.1f}/s", file=sys.stderr)
     return result
+
+
+def keep_cached(paths: Iterable[str | os.PathLike[str]]) -> None:
+    """Read files, and all in folders, as some machines drop from the cache what was not read for a minute or two."""
+    for path in map(Path, paths):
+        for file in path.iterdir() if path.is_dir() else [path]:
+            with file.open("rb") as opened:
+                while opened.read(1 << 24):
+                    pass
 
 
 def engine_rate(scorer: Scorer, inputs: dict[str, np.ndarray]) -> float:
