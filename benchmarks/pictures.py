@@ -319,7 +319,7 @@ def peak_memory(bench: Bench) -> dict[str, float]:
             for i in range(count):
                 (folder / f"{i:06}.jpg").symlink_to(pictures[i % len(pictures)].resolve())
             result[f"{count} files"] = peak_of_score(bundle, [str(folder)])
-    for kind, parts in forms(bench.pictures("768x512"), [str(path) for path in pictures], 4).items():
+    for kind, parts in forms(bench.pictures("768x512"), [str(path) for path in pictures], RUNS).items():
         if kind != "files":
             args = [*(str(path) for part in parts for path in part.paths), "--column", parts[0].column]
             result[f"{len(pictures)} in {kind}"] = peak_of_score(bundle, args)

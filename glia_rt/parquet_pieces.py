@@ -12,7 +12,7 @@ from glia_rt.images import display_name
 from glia_rt.pieces import DamagedShard, Picture, gone, require_file, shard_key, too_large
 
 #: What a Parquet reader decodes at once, so that no row group is held whole: so many rows, or of large ones fewer. At
-#: 64 MB reading and decoding 12 MP took 49 ms a picture, at 4 MB 42, a tar file 43: memory is costly when it is fresh.
+#: 64 MB reading and decoding 12 MP took 49 ms a picture, at 4 MB 42, from a tar file 43.
 _ROWS_AT_ONCE: Final = 16
 _BYTES_AT_ONCE: Final = 1 << 22
 
