@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from filelock import FileLock, SoftFileLock, Timeout
+from filelock import FileLock, Timeout
 
 from glia_rt.errors import GliaError, ListingChangedError, OutputExistsError, UsageError
 from glia_rt.images import named_path
@@ -89,8 +89,7 @@ class Parts:
             self._lock = FileLock(self.folder / _LOCK)
             self._lock.acquire(blocking=False)
         except Timeout:
-            # Where files cannot be locked the package goes by whether there is one.
-            left = f"; if none is, delete {self._lock.lock_file}" if isinstance(self._lock, SoftFileLock) else ""
+            left = f"; if none is, delete {self._lock.lock_file}" if self._may_be_dead() else ""
             raise OutputExistsError(
                 f"{output}: another run is writing it; wait, or name another output{left}"
             ) from None
@@ -101,6 +100,17 @@ class Parts:
         except BaseException:
             self._lock.release()
             raise
+
+    def _may_be_dead(self) -> bool:
+        """Whether the lock may be that of a process which has ended.
+
+        The system frees a lock of its own with the process, and leaves the file empty. Where it has none, filelock
+        writes the owner into the file, and the file stays when the owner is killed.
+        """
+        try:
+            return os.stat(self._lock.lock_file).st_size > 0
+        except OSError:
+            return False
 
     def _begin(self, output: Path, *, resume: bool, overwrite: bool) -> None:
         run_file = self.folder / _RUN

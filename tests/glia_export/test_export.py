@@ -158,8 +158,12 @@ def test_parity_of_a_calibrated_model_is_in_score_units(tiny_bundle: Path) -> No
     for row in rows:
         assert row["measure"] == "score"
         assert row["passed"]
-        assert 0 < row["worst"] <= row["limit"]
+        assert 0 <= row["worst"] <= row["limit"]
         assert row["picture"].partition(" rolled by ")[0] in PHOTOGRAPHS
+    # Half arithmetic is never exact; float32 may be, on some processors. A comparison with itself would pass all of
+    # the above.
+    assert rows[0]["what"] == expected[0][0]
+    assert rows[0]["worst"] > 0
 
 
 def test_image_graphs_are_checked_at_several_sizes() -> None:
