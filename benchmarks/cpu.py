@@ -29,12 +29,13 @@ import torch
 
 from glia_export.export import export
 from glia_rt import Scorer
-from glia_rt.backends import CPU_BATCH_SIZE
+from glia_rt.backends.base import CPU_BATCH_SIZE
 from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW
 from glia_rt.cores import cpu_count
 from glia_rt.errors import GliaError
-from glia_train.checkpoint import make_checkpoint, untrained
-from glia_train.model import DEFAULT_BACKBONE, GLIANet, ModelConfig
+from glia_train.checkpoint import make_checkpoint
+from glia_train.models.glianet import DEFAULT_BACKBONE, GLIANet, ModelConfig
+from glia_train.models.table import untrained
 
 BATCHES = (1, CPU_BATCH_SIZE, 8)
 SECONDS = 4.0  # of each timing from views

@@ -37,24 +37,25 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import torch
+from flops import count_flops
 from gpu_report import PERCENTILES, WAYS, machine, versions, write
+from telling import telling_model
 from torch import nn
 
 from glia_export.export import export
-from glia_export.flops import count_flops
 from glia_export.half import half_copy
-from glia_export.telling import telling_model
-from glia_rt.backends import Backend, BackendOptions, open_backend, unavailable
+from glia_rt.backends.base import Backend, BackendOptions
+from glia_rt.backends.choose import open_backend, unavailable
+from glia_rt.backends.cuda.device import Gpu
+from glia_rt.backends.cuda.engine import TARGETS
 from glia_rt.bench import Timings, closed_loop
 from glia_rt.bundle import GRAPHS, Bundle, file_sha256
 from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW
-from glia_rt.cuda import Gpu
-from glia_rt.engine import TARGETS
 from glia_rt.errors import BackendError, BundleError, GliaError, ParityError, UsageError
-from glia_rt.images import read_image
+from glia_rt.pixels.decode import read_image
 from glia_rt.verify import SCORE_LIMITS, compare_scores
 from glia_train.checkpoint import Checkpoint, make_checkpoint
-from glia_train.model import DEFAULT_BACKBONE, GLIANet
+from glia_train.models.glianet import DEFAULT_BACKBONE, GLIANet
 
 BATCHES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 QUICK_BATCHES: Final = (1, 8, 64)

@@ -42,14 +42,14 @@ from pyarrow import parquet
 
 from glia_export.export import SELFTEST
 from glia_rt import Scorer
-from glia_rt.backends import CPU_BATCH_SIZE
+from glia_rt.backends.base import CPU_BATCH_SIZE
 from glia_rt.contract import Contract
 from glia_rt.cores import cpu_count
-from glia_rt.images import read_image
+from glia_rt.listing.sources import Sources
 from glia_rt.pipeline import ordered_map
-from glia_rt.sampler import make_views
-from glia_rt.sources import Sources
-from glia_train.model import DEFAULT_BACKBONE
+from glia_rt.pixels.decode import read_image
+from glia_rt.pixels.views import make_views
+from glia_train.models.glianet import DEFAULT_BACKBONE
 
 #: Of each set in each form, with both halves alone timed around each of them.
 RUNS = 4

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Final
 
 import numpy as np
 import torch
 
-from glia_export.export import read_pictures, run_model
+from glia_export.parity import read_pictures, run_model
 from glia_rt.contract import Contract
-from glia_train.checkpoint import untrained
-from glia_train.model import GLIANet, ModelConfig
+from glia_train.models.glianet import GLIANet, ModelConfig
+from glia_train.models.table import untrained
 
 SCORE_RANGE: Final = (1.0, 5.0)
 
@@ -42,4 +41,4 @@ def telling_model(backbone: str) -> tuple[GLIANet, Contract]:
         raw = run_model(model, photographs).scores
         scale = (high - low) / float(np.ptp(raw))
         model.calibration.copy_(torch.tensor([scale, low - scale * float(raw.min())]))
-    return model, dataclasses.replace(contract, score_range=SCORE_RANGE)
+    return model, contract.with_range(*SCORE_RANGE)

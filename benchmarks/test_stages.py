@@ -17,10 +17,11 @@ from PIL import Image
 from glia_export.export import SELFTEST, export
 from glia_rt import Scorer
 from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW, Contract
-from glia_rt.images import read_image
-from glia_rt.sampler import make_fragments, make_global_view
-from glia_train.checkpoint import make_checkpoint, untrained
-from glia_train.model import ModelConfig
+from glia_rt.pixels.decode import read_image
+from glia_rt.pixels.views import make_fragments, make_global_view
+from glia_train.checkpoint import make_checkpoint
+from glia_train.models.glianet import ModelConfig
+from glia_train.models.table import untrained
 
 CONTRACT = Contract(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 SIZES = {"768x512": (768, 512), "4000x3000": (4000, 3000)}

@@ -1,4 +1,4 @@
-"""glia-rt: image quality scores from a GLIANet bundle, without torch.
+"""glia-rt: image quality scores from a bundle, without torch.
 
 from glia_rt import Scorer
 
@@ -10,6 +10,6 @@ from glia_rt.contract import Contract
 from glia_rt.errors import GliaError
 from glia_rt.results import Result
 from glia_rt.scorer import Scorer
+from glia_rt.versions import __version__
 
-__version__ = "0.1.0"
 __all__ = ["Contract", "GliaError", "Result", "Scorer", "__version__"]

@@ -2,6 +2,6 @@
 
 import sys
 
-from glia_rt.cli import main
+from glia_rt.cli.main import main
 
 sys.exit(main())

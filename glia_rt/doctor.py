@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from dataclasses import dataclass
 
-from glia_rt.backends import BACKENDS, default_precision, unavailable
+from glia_rt.backends.choose import BACKENDS, default_precision, unavailable
+from glia_rt.backends.cuda.device import list_gpus
 from glia_rt.backends.onnxruntime import DISTRIBUTIONS, installed_twice
-from glia_rt.cuda import list_gpus
 from glia_rt.errors import BackendError
+from glia_rt.versions import installed_versions
 
 PACKAGES = (
-    "glia-rt", "numpy", "pillow", "simplejpeg", "numba", *DISTRIBUTIONS, "openvino", "tensorrt", "tensorrt_rtx",
+    "numpy", "pillow", "simplejpeg", "numba", *DISTRIBUTIONS, "openvino", "tensorrt", "tensorrt_rtx",
     "cuda-core", "ray", "torch", "timm", "onnx",
 )  # fmt: skip
 
@@ -44,12 +44,7 @@ def examine() -> Findings:
     for name in BACKENDS:
         reason = unavailable(name)
         backends.append([name, "no" if reason else "yes", "" if reason else default_precision(name), reason or ""])
-    packages = []
-    for name in PACKAGES:
-        try:
-            packages.append([name, importlib.metadata.version(name)])
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    packages = [[name, version] for name, version in installed_versions(*PACKAGES).items()]
     warnings = []
     if installed_twice():
         warnings.append(

@@ -1,16 +1,13 @@
 """Every error glia-rt raises on purpose, and the exit status each one stands for.
 
-The message of a `GliaError` says what is wrong and what to do about it; `glia_rt.cli.main` prints it as one line
+The message of a `GliaError` says what is wrong and what to do about it; `glia_rt.cli.main.main` prints it as one line
 on stderr and exits with `exit_status`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
-
-if TYPE_CHECKING:
-    from glia_rt.verify import Parity
+from typing import Any, ClassVar
 
 
 class GliaError(Exception):
@@ -55,12 +52,12 @@ class ParityError(GliaError):
     """Scores differ from the reference by more than the limit.
 
     Attributes:
-        rows: The comparisons that were made, passed ones too.
+        rows: The comparisons that were made, passed ones too: each a `glia_rt.verify.Parity`.
     """
 
     exit_status = 4
 
-    def __init__(self, message: str, rows: Sequence[Parity] = ()) -> None:
+    def __init__(self, message: str, rows: Sequence[Any] = ()) -> None:
         super().__init__(message)
         self.rows = tuple(rows)
 

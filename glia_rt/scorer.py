@@ -17,23 +17,25 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
-import glia_rt
-from glia_rt.backends import AUTO, Backend, BackendOptions, open_backend
-from glia_rt.bicubic import Pixels
-from glia_rt.bundle import Bundle, Input
-from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW, IMAGE, Contract
+from glia_rt.backends.base import Backend, BackendOptions
+from glia_rt.backends.choose import AUTO, open_backend
+from glia_rt.bundle import Bundle
+from glia_rt.contract import DTYPE, IMAGE, Contract, GraphKind
 from glia_rt.cores import cpu_count
 from glia_rt.errors import BadImageError, UsageError
-from glia_rt.images import DEFAULT_MAX_PIXELS, ImageSource, decoder, read_image
-from glia_rt.pieces import Picture
+from glia_rt.listing.missing import Trail
+from glia_rt.listing.pieces import Picture
+from glia_rt.listing.sources import Sources
 from glia_rt.pipeline import Inputs, Sample, check_finite, score_stream, stack
+from glia_rt.pixels.bicubic import Pixels
+from glia_rt.pixels.decode import DEFAULT_MAX_PIXELS, decoder, read_image
+from glia_rt.pixels.names import ImageSource
+from glia_rt.pixels.views import make_inputs
 from glia_rt.results import Result
-from glia_rt.sampler import make_views
-from glia_rt.sources import Sources
-from glia_rt.trail import Trail
+from glia_rt.versions import __version__
 
 if TYPE_CHECKING:
-    from glia_rt.backends.gpu import GpuBackend
+    from glia_rt.backends.cuda.lanes import GpuBackend
 
 
 def is_foreign(image: Any) -> bool:
@@ -61,7 +63,7 @@ class Scorer:
         bundle: Bundle,
         backend: Backend,
         *,
-        input: Input,
+        input: GraphKind,
         batch_size: int,
         max_pixels: int,
         passed_over: Sequence[str] = (),
@@ -80,7 +82,7 @@ class Scorer:
         cls,
         path: str | os.PathLike[str],
         backend: str = AUTO,
-        input: Input = "views",
+        input: GraphKind = "views",
         *,
         precision: str | None = None,
         batch_size: int | None = None,
@@ -130,7 +132,7 @@ class Scorer:
             "batch_size": self.batch_size,
             "max_pixels": self.max_pixels,
             "decoder": decoder(),
-            "versions": {"glia_rt": glia_rt.__version__, "backend": self.backend.library, "numpy": np.__version__},
+            "versions": {"glia_rt": __version__, "backend": self.backend.library, "numpy": np.__version__},
         }
 
     def score(self, image: ImageSource) -> float:
@@ -142,7 +144,7 @@ class Scorer:
                 PyCUDA; the GPU then makes the views.
 
         Returns:
-            The score, in label units, within rounding of `contract.score_range` for pictures like the training set's.
+            The score, in label units, within rounding of `contract.score.range` for pictures like the training set's.
 
         Raises:
             BadImageError: It cannot be turned into pixels; the message names it and the reason.
@@ -173,33 +175,36 @@ class Scorer:
         scores = [self.backend.run(stack(batch)) for batch in self._equal_shapes(samples)]
         return check_finite(np.concatenate(scores)) if scores else np.zeros(0, np.float32)
 
-    def score_views(self, global_view: Any, fragments: Any) -> npt.NDArray[np.float32]:
-        """Score pictures whose views were made elsewhere.
+    def score_views(self, **inputs: Any) -> npt.NDArray[np.float32]:
+        """Score pictures whose inputs were made elsewhere.
 
         Args:
-            global_view: uint8 (N, 224, 224, 3), RGB; of numpy, or on a GPU backend in the GPU's memory, from anything
-                with DLPack or `__cuda_array_interface__`: it is read where it lies.
-            fragments: Likewise.
+            inputs: By name, each of `contract.inputs`: uint8 (N, *shape), RGB; of numpy, or on a GPU backend in the
+                GPU's memory, from anything with DLPack or `__cuda_array_interface__`. It is read where it lies.
 
         Returns:
             float32 (N,), in order. N is one batch: no more than the engine takes.
 
         Raises:
-            UsageError: The scorer was opened with input="image", or these are not such arrays.
+            UsageError: The scorer was opened with input="image", or these are not the model's inputs.
         """
         self._require_own_process()
         if self.input != "views":
             raise UsageError('score_views needs a scorer opened with input="views"')
-        views = {GLOBAL_VIEW: global_view, FRAGMENTS: fragments}
-        size = self.contract.view_size
-        for name, array in views.items():
-            if tuple(array.shape[1:]) != (size, size, 3) or array.shape != global_view.shape:
-                raise UsageError(f"{name} is {tuple(array.shape)}; both views must be (N, {size}, {size}, 3), N alike")
+        shapes = self.contract.shapes("views")
+        if set(inputs) != set(shapes):
+            raise UsageError(f"score_views takes {', '.join(shapes)} by name, not {', '.join(inputs) or 'nothing'}")
+        counts = {array.shape[0] if len(array.shape) else 0 for array in inputs.values()}
+        for name, shape in shapes.items():
+            array = inputs[name]
+            if tuple(array.shape[1:]) != shape or len(counts) > 1:
+                wanted = ", ".join(["N", *map(str, shape)])
+                raise UsageError(f"{name} is {tuple(array.shape)}; it must be ({wanted}), N alike for all inputs")
             if is_foreign(array):
                 self._require_gpu()
-            elif array.dtype != np.uint8:
-                raise UsageError(f"{name} is {array.dtype}; views are uint8")
-        return check_finite(self.backend.run(views))
+            elif array.dtype != DTYPE:
+                raise UsageError(f"{name} is {array.dtype}; inputs are {DTYPE}")
+        return check_finite(self.backend.run({name: inputs[name] for name in shapes}))
 
     def score_files(
         self, paths: Iterable[str | os.PathLike[str]] | Sources, *, workers: int | None = None
@@ -207,11 +212,11 @@ class Scorer:
         """Score files, folders, tar shards and Parquet lazily, in order, decoding in threads while the engine runs.
 
         A picture's score is the same to the bit wherever it stands and whatever it travels with: every batch has
-        `batch_size` pictures, the last one padded. Close the generator to stop early. `job.score_to_file` does this
-        into a file, resumably.
+        `batch_size` pictures, the last one padded. Close the generator to stop early. `runs.run.score_to_file` does
+        this into a file, resumably.
 
         Args:
-            paths: Each as `sources.Sources` takes it, also of an iterator; or `Sources`, for lists, columns, shards.
+            paths: each as `Sources` takes it, also of an iterator; or `Sources`, for lists, columns, shards.
             workers: Decoding threads; None for one a core.
 
         Yields:
@@ -292,10 +297,7 @@ class Scorer:
         return Sample(picture.name, width, height, inputs)
 
     def _inputs(self, pixels: Pixels) -> Inputs:
-        if self.input == "image":
-            return {IMAGE: pixels}
-        views = make_views(pixels, self.contract)
-        return {GLOBAL_VIEW: views.global_view, FRAGMENTS: views.fragments}
+        return {IMAGE: pixels} if self.input == "image" else make_inputs(pixels, self.contract)
 
     def _score_on_gpu(self, images: Sequence[Any]) -> npt.NDArray[np.float32]:
         backend = self._require_gpu()
@@ -305,7 +307,7 @@ class Scorer:
         return np.concatenate([backend.run_images(part) for part in parts])
 
     def _require_gpu(self) -> GpuBackend:
-        from glia_rt.backends.gpu import GpuBackend
+        from glia_rt.backends.cuda.lanes import GpuBackend
         from glia_rt.backends.several import SeveralBackend
 
         if isinstance(self.backend, SeveralBackend):

@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from glia_rt.contract import SCORE
 from glia_rt.errors import ParityError
-from glia_rt.images import read_image
 from glia_rt.pipeline import stack
-from glia_rt.sampler import Views, make_views
+from glia_rt.pixels.decode import read_image
+from glia_rt.pixels.views import make_inputs
 
 if TYPE_CHECKING:
     from glia_rt.scorer import Scorer
@@ -129,24 +129,28 @@ def selftest(scorer: Scorer) -> list[Parity]:
     pictures = [row["picture"] for row in rows]
     paths = [bundle.checked_file(f"selftest/{name}") for name in pictures]
     golden = [
-        Views(*(read_image(bundle.checked_file(f"selftest/{row[name]}")) for name in Views._fields)) for row in rows
+        {
+            one.name: read_image(bundle.checked_file(f"selftest/{row['inputs'][one.name]}")).reshape(one.shape)
+            for one in contract.inputs
+        }
+        for row in rows
     ]
+    made = [make_inputs(read_image(path), contract) for path in paths]
     off = [
-        max(int(np.abs(a.astype(np.int16) - b).max()) for a, b in zip(views, expected, strict=True))
-        for views, expected in zip((make_views(read_image(path), contract) for path in paths), golden, strict=True)
+        max(int(np.abs(inputs[name].astype(np.int16) - expected[name]).max()) for name in expected)
+        for inputs, expected in zip(made, golden, strict=True)
     ]
     found = [_worst("selftest views", "grey levels", np.asarray(off, np.float64), VIEW_LIMIT, pictures)]
-    if contract.score_span is not None:
+    if contract.score.span is not None:
         name, precision = scorer.backend.name, scorer.backend.precision
         if scorer.input == "image":
             scores, limit = scorer.score_batch(paths), SCORE_LIMITS.get(f"image-{precision}", SCORE_LIMITS[precision])
         else:
-            # From the export's views: how another Pillow rounds shows above, and is not the engine's error.
-            views = [views._asdict() for views in golden]
-            batches = [views[i : i + scorer.batch_size] for i in range(0, len(views), scorer.batch_size)]
+            # From the export's inputs: how another Pillow rounds shows above, and is not the engine's error.
+            batches = [golden[i : i + scorer.batch_size] for i in range(0, len(golden), scorer.batch_size)]
             scores = np.concatenate([scorer.backend.run(stack(batch)) for batch in batches])
             limit = SCORE_LIMITS[precision]
         golden_scores = np.asarray([row[SCORE] for row in rows], np.float32)
         what = f"selftest scores, {name} {precision}"
-        found.append(compare_scores(what, scores, golden_scores, pictures, span=contract.score_span, limit=limit))
+        found.append(compare_scores(what, scores, golden_scores, pictures, span=contract.score.span, limit=limit))
     return found

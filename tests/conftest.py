@@ -35,7 +35,7 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from glia_rt.contract import Contract
-    from glia_train.model import GLIANet
+    from glia_train.models.glianet import GLIANet
 
 BACKBONE = "vit_tiny_patch16_224"
 #: How many seconds a process that a test starts may take before it is taken to hang.
@@ -73,7 +73,7 @@ def selftest_pictures() -> list[Path]:
 
 @pytest.fixture(scope="session")
 def telling_model() -> TellingModel:
-    from glia_export import telling
+    import telling
 
     return telling.telling_model
 
@@ -164,7 +164,7 @@ def many(pictures: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def glia_rt_command() -> GliaRt:
     def run(*args: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        program = "import sys; from glia_rt.cli import main; sys.exit(main())"
+        program = "import sys; from glia_rt.cli.main import main; sys.exit(main())"
         command = [sys.executable, "-c", program, *map(str, args)]
         return subprocess.run(command, capture_output=True, text=True, timeout=PROCESS_LIMIT, check=False, env=env)
 
@@ -212,7 +212,7 @@ def gpu_machine(tmp_path: Path) -> GpuMachine:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    from glia_rt.cuda import why_no_gpu
+    from glia_rt.backends.cuda.device import why_no_gpu
 
     if item.get_closest_marker("gpu") and (reason := why_no_gpu()):
         pytest.skip(reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import time
@@ -13,16 +14,21 @@ from typing import Final, cast
 import onnx
 
 from glia_engines import kernels
-from glia_engines.attention import write_out_attention
-from glia_rt import cuda, tensorrt_api
-from glia_rt.bundle import GRAPHS, Bundle, Input
-from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW, IMAGE, Contract
-from glia_rt.engine import TARGETS, EngineRecord, Profile, Target, engine_path, record_path, system
+from glia_engines.rewrite import write_out_attention
+from glia_rt import files
+from glia_rt.backends.cuda import device, tensorrt_api
+from glia_rt.backends.cuda.engine import TARGETS, EngineRecord, Profile, Target, engine_path, record_path, system
+from glia_rt.backends.cuda.tensorrt_api import IBuilderConfigRtx, TensorRTBuilder, TensorRTBuilderRtx
+from glia_rt.bundle import GRAPHS, Bundle
+from glia_rt.contract import Contract, GraphKind
 from glia_rt.errors import BackendError, BundleError, MissingPackageError, OutputExistsError, UsageError
-from glia_rt.tensorrt_api import IBuilderConfigRtx, TensorRTBuilder, TensorRTBuilderRtx
+from glia_rt.versions import __version__
 
 #: Least, most usual and greatest batch.
 DEFAULT_BATCH: Final = (1, 32, 64)
+
+#: The least compute capability that tensorrt-rtx builds for unless others are named.
+LEAST_PORTABLE: Final = 8.0
 
 Size = tuple[int, int]  # height, width
 
@@ -40,7 +46,7 @@ def build(
     target: str,
     *,
     batch: tuple[int, int, int] = DEFAULT_BATCH,
-    input: Input = "views",
+    input: GraphKind = "views",
     sizes: tuple[Size, Size, Size] | None = None,
     precision: str = "fp16",
     capabilities: Sequence[str] = (),
@@ -76,38 +82,45 @@ def build(
         raise UsageError(f"--capability is for tensorrt-rtx: {target} builds for the GPU it finds")
     bundle = Bundle.open(bundle_path)
     profile = make_profile(bundle.contract, batch, input, sizes)
-    path = engine_path(bundle, target, input, precision)
-    if path.exists() and not overwrite:
-        raise OutputExistsError(f"{path} exists; give --overwrite to replace it")
     trt = _load(library)
-    _require_writable(path.parent)  # before the work, not after it
-    graph = bundle.checked_file(GRAPHS[input, precision])
-    report(f"build {path.name} with {library.package} {trt.__version__}")
-    began = time.monotonic()
-    engine = _engine(trt, library, graph, profile, capabilities)
-    seconds = time.monotonic() - began
     record = EngineRecord(
         target=target,
         library_version=trt.__version__,
-        capabilities=tuple(capabilities) if library.portable else (cuda.Gpu.open(0).capability,),
+        capabilities=_capabilities(trt, library, capabilities),
         system=system(),
         input=input,
         precision=precision,
         profile=profile,
-        onnx=graph.name,
-        onnx_sha256=bundle.sha256(graph.name),
+        onnx=GRAPHS[input, precision],
+        onnx_sha256=bundle.sha256(GRAPHS[input, precision]),
         bundle_identity=bundle.identity,
+        engine_sha256="",
+        engine_size=0,
+        layers={},
+        build_seconds=0.0,
+        glia_rt=__version__,
+    )
+    path = engine_path(record, bundle)
+    if path.exists() and not overwrite:
+        raise OutputExistsError(f"{path} exists; give --overwrite to replace it")
+    _require_writable(path.parent)  # before the work, not after it
+    graph = bundle.checked_file(record.onnx)
+    report(f"build {path.name} with {library.package} {trt.__version__}")
+    began = time.monotonic()
+    engine = _engine(trt, library, graph, profile, capabilities)
+    record = dataclasses.replace(
+        record,
         engine_sha256=hashlib.sha256(engine).hexdigest(),
         engine_size=len(engine),
         layers=kernels.summary(kernels.read_kernels(engine)),
-        build_seconds=round(seconds, 1),
+        build_seconds=round(time.monotonic() - began, 1),
     )
     _write(path, engine, record)
     return Built(path, record)
 
 
 def make_profile(
-    contract: Contract, batch: tuple[int, int, int], input: Input, sizes: tuple[Size, Size, Size] | None
+    contract: Contract, batch: tuple[int, int, int], input: GraphKind, sizes: tuple[Size, Size, Size] | None
 ) -> Profile:
     """Least, most usual and greatest shape of each of a graph's inputs.
 
@@ -116,26 +129,34 @@ def make_profile(
     """
     if not 1 <= batch[0] <= batch[1] <= batch[2]:
         raise UsageError(f"--batch {':'.join(map(str, batch))}: give MIN:OPT:MAX, rising from 1 or more, as 1:32:64")
-    if input == "views":
-        if sizes is not None:
-            raise UsageError("--size is for --input image: views have one size")
-        view = (contract.view_size, contract.view_size, 3)
-        shapes = cast(tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]], tuple((n, *view) for n in batch))
-        return {GLOBAL_VIEW: shapes, FRAGMENTS: shapes}
-    if sizes is None:
+    if input == "views" and sizes is not None:
+        raise UsageError("--size is for --input image: views have one size")
+    if input == "image" and sizes is None:
         raise UsageError(
             "--input image needs --size MINHxMINW:OPTHxOPTW:MAXHxMAXW, as 224x224:768x1024:3000x4000; memory is set "
             "aside for the greatest"
         )
     for side in (0, 1):
-        if not 1 <= sizes[0][side] <= sizes[1][side] <= sizes[2][side]:
+        if sizes is not None and not 1 <= sizes[0][side] <= sizes[1][side] <= sizes[2][side]:
             raise UsageError("--size: heights and widths must rise from least to greatest")
-    least, usual, greatest = ((n, *size, 3) for n, size in zip(batch, sizes, strict=True))
-    return {IMAGE: (least, usual, greatest)}
+
+    def shape(name: str, i: int) -> tuple[int, ...]:
+        free = iter(sizes[i] if sizes is not None else ())  # height and width, where the contract leaves them open
+        return (batch[i], *(next(free) if side is None else side for side in contract.shapes(input)[name]))
+
+    return {name: (shape(name, 0), shape(name, 1), shape(name, 2)) for name in contract.shapes(input)}
+
+
+def _capabilities(trt: TensorRTBuilder, library: Target, named: Sequence[str]) -> tuple[str, ...]:
+    """Return what an engine will be built for: what was named, or what the target takes by itself."""
+    if not library.portable:
+        return (device.Gpu.open(0).capability,)
+    by_itself = [name for name in capability_names(cast(TensorRTBuilderRtx, trt)) if float(name) >= LEAST_PORTABLE]
+    return tuple(sorted(named or by_itself, key=float))
 
 
 def _load(library: Target) -> TensorRTBuilder:
-    if not library.portable and (reason := cuda.why_no_gpu()):
+    if not library.portable and (reason := device.why_no_gpu()):
         raise BackendError(f"target {library.name} builds on the GPU it is for: {reason}")
     try:
         return cast(TensorRTBuilder, tensorrt_api.load(library))
@@ -195,13 +216,8 @@ def _write(path: Path, engine: bytes, record: EngineRecord) -> None:
     try:
         path.parent.mkdir(exist_ok=True)
         record_path(path).unlink(missing_ok=True)
-        for place, content in ((path, engine), (record_path(path), record.to_json().encode())):
-            partial = place.with_name(f".{place.name}.partial-{os.getpid()}")
-            try:
-                partial.write_bytes(content)
-                partial.replace(place)
-            finally:
-                partial.unlink(missing_ok=True)
+        files.write_whole(path, engine)
+        files.write_whole(record_path(path), record.to_json())
     except OSError as error:
         raise _not_writable(path.parent, str(error.strerror)) from error
 

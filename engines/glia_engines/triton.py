@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from glia_rt.bundle import GRAPHS, Bundle, Input
-from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW, IMAGE, SCORE
+from glia_rt import files
+from glia_rt.bundle import GRAPHS, Bundle
+from glia_rt.contract import SCORE, GraphKind
 from glia_rt.errors import BundleError, OutputExistsError, UsageError
 
 CONFIG: Final = "config.pbtxt"
@@ -42,7 +43,7 @@ def write_repository(
     folder: str | os.PathLike[str],
     bundle: Bundle,
     *,
-    input: Input = "views",
+    input: GraphKind = "views",
     precision: str = "fp16",
     engine: Path | None = None,
     max_batch: int = 64,
@@ -56,7 +57,7 @@ def write_repository(
     Args:
         folder: The model repository; made if only its last part is missing.
         bundle: What to serve.
-        input: "views" (global_view and fragments) or "image"; an engine's own, where one is given.
+        input: "views" (the inputs of the contract) or "image"; an engine's own, where one is given.
         precision: "fp16" or "fp32": which ONNX file, where there is no engine. "fp16" wants a Triton with ONNX Runtime
             1.27 or later: 1.24 has no CUDA kernel for its Attention nodes and leaves them to the CPU.
         engine: A `tensorrt` plan of this bundle, checked by the caller; None takes the bundle's ONNX file.
@@ -84,21 +85,15 @@ def write_repository(
         source, filename, runtime = engine, "model.plan", _PLAN
     else:
         raise BundleError(f"{engine} does not exist; `glia-rt build {bundle.path} --target tensorrt` builds it")
-    try:
-        folder.mkdir(exist_ok=True)
-        # In the repository, so that the renames stay on one disk. Triton looks into hidden folders too, and finds no
-        # configuration and no version at the top of this one.
-        partial = tempfile.TemporaryDirectory(dir=folder, prefix=f".{target.name}.partial-")
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be written: {error.strerror}; give another --triton") from error
-    with partial:
-        new, old = Path(partial.name, "new"), Path(partial.name, "old")
-        (new / "1").mkdir(parents=True)
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(exist_ok=True)
+            new = stack.enter_context(files.whole_folder(target))
+        except OSError as error:
+            raise UsageError(f"{folder} cannot be written: {error.strerror}; give another --triton") from error
+        (new / "1").mkdir()
         shutil.copyfile(source, new / "1" / filename)
         (new / CONFIG).write_text(_config(target.name, runtime, bundle, input, max_batch))
-        if target.exists():
-            target.rename(old)
-        new.rename(target)
     return target
 
 
@@ -121,10 +116,11 @@ def checked_target(folder: str | os.PathLike[str], bundle: Bundle, *, overwrite:
     return target
 
 
-def _config(name: str, runtime: str, bundle: Bundle, input: Input, max_batch: int) -> str:
+def _config(name: str, runtime: str, bundle: Bundle, input: GraphKind, max_batch: int) -> str:
     """The model's configuration, in protobuf's text format."""
-    view = [bundle.contract.view_size] * 2 + [3]
-    shapes = {GLOBAL_VIEW: view, FRAGMENTS: view} if input == "views" else {IMAGE: [-1, -1, 3]}
+    shapes = {
+        key: [-1 if side is None else side for side in shape] for key, shape in bundle.contract.shapes(input).items()
+    }
     inputs = ",\n".join(f'  {{ name: "{key}" data_type: TYPE_UINT8 dims: {dims} }}' for key, dims in shapes.items())
     sizes = "" if input == "views" else "\n# Only requests of one shape share a batch: send pictures of one size."
     return f"""\

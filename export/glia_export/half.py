@@ -1,4 +1,4 @@
-"""A half-precision copy of a model, and the activations that decide which of its blocks must stay in float32.
+"""A half-precision copy of a model, and the activations that decide which of its stages must stay in float32.
 
 Half holds numbers up to 65,504, and the activations of some ViTs come near. PyTorch's half on the CPU overflows as a
 GPU does, which the runtimes' CPU paths do not, so this copy is also what FP16's parity is measured with.
@@ -7,31 +7,27 @@ GPU does, which the runtimes' CPU paths do not, so this copy is also what FP16's
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from glia_train.model import GLIANet
+from glia_train.models.base import Model
 
-#: A block with a larger |activation| stays in float32: a quarter of what half can hold.
+#: A stage with a larger |activation| stays in float32: a quarter of what half can hold.
 LARGEST_HALF_ACTIVATION: Final = 16_000.0
 
-EMBEDDING: Final = "embedding"
-PROJECTION: Final = "projection"
 
+def largest_activations(model: Model, batches: Iterable[Sequence[Tensor]]) -> dict[str, float]:
+    """Return the largest |activation| of each stage over all batches, by the stage's name.
 
-def largest_activations(model: GLIANet, views: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """Largest |activation| of the embedding, the projection and each block, over both streams and all of `views`.
-
-    A block is a ViT block with the GLIA block before it, the last one with the final norm after it; the inputs and
-    outputs of all modules inside count. NaN where there was one.
+    The inputs and outputs of all modules inside a stage count. NaN where there was one.
 
     Args:
         model: In float32 and eval mode.
-        views: Batches of (global_view, fragments), uint8 (N, 224, 224, 3).
+        batches: Of inputs, in the contract's order.
     """
     largest: dict[str, float] = {}
 
@@ -43,49 +39,36 @@ def largest_activations(model: GLIANet, views: Iterable[tuple[Tensor, Tensor]]) 
 
         return [module.register_forward_hook(hook) for module in root.modules()]
 
-    vit = model.backbone
-    handles = watch(EMBEDDING, vit.patch_embed) + watch(EMBEDDING, vit.patch_drop) + watch(EMBEDDING, vit.norm_pre)
-    handles += watch(PROJECTION, model.projection)
-    for i, (block, glia) in enumerate(zip(vit.blocks, model.glia, strict=True)):
-        handles += watch(f"block {i}", block) + watch(f"block {i}", glia)
-    handles += watch(f"block {len(model.glia) - 1}", vit.norm)
+    stages = model.stages()
+    handles = [handle for name, stage in stages.items() for module in stage.modules for handle in watch(name, module)]
     try:
         with torch.inference_mode():
-            for global_view, fragments in views:
-                model(global_view, fragments)
+            for inputs in batches:
+                model(*inputs)
     finally:
         for handle in handles:
             handle.remove()
-    return largest
+    return {name: largest[name] for name in stages if name in largest}
 
 
-def float32_blocks(activations: Mapping[str, float]) -> list[str]:
-    """Names of the parts that half cannot hold safely."""
+def float32_stages(activations: Mapping[str, float]) -> list[str]:
+    """Return the names of the stages that half cannot hold safely."""
     # Not <=, so that NaN and infinity are kept out of half as well.
     return [name for name, peak in activations.items() if not peak <= LARGEST_HALF_ACTIVATION]
 
 
-def half_copy(model: GLIANet, keep_float32: Iterable[str] = ()) -> GLIANet:
-    """A copy with half weights and activations.
+def half_copy(model: Model, keep_float32: Iterable[str] = ()) -> Model:
+    """Return a copy whose stages have half weights and activations, but those named in `keep_float32`.
 
-    Float32 stay: the pixels' normalisation, the head and the calibration, always; and the parts named in
-    `keep_float32`. LayerNorm takes and gives half, and computes in float32 inside.
+    What is in no stage stays in float32: the normalisation of the pixels, the head and the calibration. LayerNorm takes
+    and gives half, and computes in float32 inside.
     """
     keep = set(keep_float32)
     half = copy.deepcopy(model)
-    vit = half.backbone
-    vit.norm.half()
-    for i, (block, glia) in enumerate(zip(vit.blocks, half.glia, strict=True)):
-        if f"block {i}" not in keep:
-            block.half()
-            glia.half()
-    if PROJECTION not in keep:
-        half.projection.half()
-    if EMBEDDING not in keep:
-        vit.patch_embed.half()
-        vit.norm_pre.half()
-        for parameter in vit.parameters(recurse=False):  # cls token, registers, positions
-            parameter.data = parameter.data.half()
-    if f"block {len(half.glia) - 1}" in keep:
-        vit.norm.float()  # it reads what the last block writes
+    for name, stage in half.stages().items():
+        if name not in keep:
+            for module in stage.modules:
+                module.half()
+            for parameter in stage.parameters:
+                parameter.data = parameter.data.half()
     return half

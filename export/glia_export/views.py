@@ -1,22 +1,25 @@
-"""The fragment sampler as a torch module: `glia_rt.sampler`'s arithmetic, in operators that ONNX and TensorRT take.
+"""The rules of the contract as torch modules: `glia_rt.pixels.views` in operators that ONNX and TensorRT take.
 
-Resize with antialias is refused by TensorRT, so the global view is two passes of matrix products with weights computed
-from the picture's size inside the graph. Pillow's 8-bit resampling is fixed-point arithmetic, and halves that round the
-other way are frequent at some sizes, so everything here is whole numbers too: positions and weights in int64, weights
+Resize with antialias is refused by TensorRT, so `resize` is two passes of matrix products with weights computed from
+the picture's size inside the graph. Pillow's 8-bit resampling is fixed-point arithmetic, and halves that round the
+other way are frequent at some sizes. So everything here is whole numbers too: positions and weights in int64, weights
 rounded to Pillow's 22 fraction bits, and multiplied in two parts small enough for float32 to be exact.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
 import torch
 from torch import Tensor, nn
 
-from glia_rt.bicubic import WEIGHT_BITS
-from glia_rt.contract import Contract
+from glia_rt.contract import Contract, Fragments, Resize
+from glia_rt.pixels.bicubic import WEIGHT_BITS
 
 
-class Sampler(nn.Module):
-    """uint8 pictures of one size -> both views, those of `glia_rt.sampler` to the bit.
+class Views(nn.Module):
+    """uint8 pictures of one size -> the inputs of a contract, those of `glia_rt.pixels.views` to the bit.
 
     Of sides over 3,584 pixels, whose weights are many, float32 may round a sum: one grey level, on hardly any value.
     No side may be over 65,535 pixels: the weights' int64 would overflow.
@@ -24,50 +27,66 @@ class Sampler(nn.Module):
 
     def __init__(self, contract: Contract) -> None:
         super().__init__()
-        self.contract = contract
-        self.cell: Tensor
-        self.within: Tensor
-        self.register_buffer("cell", torch.arange(contract.grid).repeat_interleave(contract.fragment))
-        self.register_buffer("within", torch.arange(contract.fragment).repeat(contract.grid))
+        self.rules = nn.ModuleList(TWINS[one.rule.rule](one.rule) for one in contract.inputs)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Sample both views.
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Make all inputs.
 
         Args:
             image: uint8 (N, H, W, 3), RGB.
 
         Returns:
-            global_view and fragments, float32 (N, 224, 224, 3) holding whole grey levels 0 to 255.
+            In the contract's order, float32 (N, *shape) holding whole grey levels 0 to 255.
         """
         pixels = image.to(torch.float32)  # TensorRT takes uint8 only where a cast reads it first
-        return self.global_view(pixels), self.fragments(pixels)
+        return tuple(rule(pixels) for rule in self.rules)
 
-    def global_view(self, pixels: Tensor) -> Tensor:
+
+class ResizeTwin(nn.Module):
+    """The rule `resize`."""
+
+    def __init__(self, rule: Resize) -> None:
+        super().__init__()
+        self.size = rule.size
+
+    def forward(self, pixels: Tensor) -> Tensor:
         """Pillow's antialiased bicubic: horizontally first, rounded to whole grey levels after each pass."""
-        across = bicubic_weights(pixels.shape[2], self.contract.view_size, pixels.device)  # (224, W)
-        down = bicubic_weights(pixels.shape[1], self.contract.view_size, pixels.device)  # (224, H)
-        x = _weigh(across, pixels.permute(0, 1, 3, 2))  # (N, H, 3, 224)
-        x = _weigh(down, x.permute(0, 3, 2, 1))  # (N, 224 columns, 3, 224 rows)
+        across = bicubic_weights(pixels.shape[2], self.size, pixels.device)  # (size, W)
+        down = bicubic_weights(pixels.shape[1], self.size, pixels.device)  # (size, H)
+        x = _weigh(across, pixels.permute(0, 1, 3, 2))  # (N, H, 3, size)
+        x = _weigh(down, x.permute(0, 3, 2, 1))  # (N, size columns, 3, size rows)
         return x.permute(0, 3, 1, 2)
 
-    def fragments(self, pixels: Tensor) -> Tensor:
-        """The mosaic, read from the picture as if enlarged where its shorter side is under view_size."""
+
+class FragmentsTwin(nn.Module):
+    """The rule `fragments`."""
+
+    def __init__(self, rule: Fragments) -> None:
+        super().__init__()
+        self.rule = rule
+        self.cell: Tensor
+        self.within: Tensor
+        self.register_buffer("cell", torch.arange(rule.grid).repeat_interleave(rule.fragment))
+        self.register_buffer("within", torch.arange(rule.fragment).repeat(rule.grid))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """The mosaic, read from the picture as if enlarged where its shorter side is under the rule's size."""
         height, width = _size(pixels.shape[1]), _size(pixels.shape[2])
         shorter = torch.minimum(height, width)
         top, bottom, row_weight = self._neighbours(height, shorter)
         left, right, column_weight = self._neighbours(width, shorter)
-        upper, lower = pixels.index_select(1, top), pixels.index_select(1, bottom)  # (N, 224, W, 3)
+        upper, lower = pixels.index_select(1, top), pixels.index_select(1, bottom)  # (N, size, W, 3)
         upper = _blend(upper.index_select(2, left), upper.index_select(2, right), column_weight.view(1, 1, -1, 1))
         lower = _blend(lower.index_select(2, left), lower.index_select(2, right), column_weight.view(1, 1, -1, 1))
         return _blend(upper, lower, row_weight.view(1, -1, 1, 1))
 
     def _neighbours(self, side: Tensor, shorter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For each mosaic pixel along a side, the two source pixels around it and the second one's weight x 2**22.
+        """Return the two source pixels around each mosaic pixel along a side, and the second's weight x 2**22.
 
         Of a picture that is large enough the enlarged side is the side itself, and every weight is 0.
         """
-        view, grid, fragment = self.contract.view_size, self.contract.grid, self.contract.fragment
-        enlarged = torch.where(shorter < view, (view * side + shorter - 1) // shorter, side)
+        size, grid, fragment = self.rule.size, self.rule.grid, self.rule.fragment
+        enlarged = torch.where(shorter < size, (size * side + shorter - 1) // shorter, side)
         position = torch.minimum(self.cell * (enlarged // grid), enlarged - fragment) + self.within
         # It lies at (position + 1/2) * side / enlarged - 1/2 in the picture.
         numerator = (2 * position + 1) * side - enlarged
@@ -75,6 +94,10 @@ class Sampler(nn.Module):
         rest = numerator - before * 2 * enlarged
         weight = (rest * (1 << WEIGHT_BITS) + enlarged) // (2 * enlarged)
         return torch.clamp(before, min=0), torch.minimum(before + 1, side - 1), weight.to(torch.int32)
+
+
+#: The twin of every rule of the contract, by the rule's name.
+TWINS: Final[Mapping[str, Callable[[Any], nn.Module]]] = {Resize.rule: ResizeTwin, Fragments.rule: FragmentsTwin}
 
 
 def bicubic_weights(side: int, view_size: int, device: torch.device) -> Tensor:

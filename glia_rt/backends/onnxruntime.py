@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from glia_rt.backends import CPU_BATCH_SIZE, BackendOptions, refuse_device, why_not_importable
+from glia_rt.backends.base import CPU_BATCH_SIZE, BackendOptions, refuse_device, why_not_importable
 from glia_rt.bundle import GRAPHS, Bundle
 from glia_rt.contract import SCORE
 from glia_rt.cores import cpu_count

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from glia_rt.errors import UsageError
 
 if TYPE_CHECKING:
-    from glia_rt.backends import Backend
+    from glia_rt.backends.base import Backend
 
 
 class SeveralBackend:

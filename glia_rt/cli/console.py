@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, TextIO, TypeAlias
 
@@ -19,15 +22,15 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from glia_rt import job
-    from glia_rt.engine import EngineRecord
+    from glia_rt.backends.cuda.engine import EngineRecord
+    from glia_rt.listing.sources import Summary
     from glia_rt.results import Result
+    from glia_rt.runs import run
     from glia_rt.scorer import Scorer
-    from glia_rt.sources import Summary
     from glia_rt.verify import Parity
 
-    OnStart: TypeAlias = Callable[[Summary | None, job.Progress], None]
-    OnRow: TypeAlias = Callable[[job.Progress, Result], None]
+    OnStart: TypeAlias = Callable[[Summary | None, run.Progress], None]
+    OnRow: TypeAlias = Callable[[run.Progress, Result], None]
 
 
 def say(message: str) -> None:
@@ -42,6 +45,47 @@ def drop(stream: TextIO) -> None:
     """Send what is written from now on nowhere; else Python would complain on exit of what the stream still holds."""
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@dataclass
+class State:
+    """What the options of all commands say.
+
+    Attributes:
+        debug: Print the traceback behind an error.
+    """
+
+    debug: bool = False
+    _handler: logging.Handler | None = None
+
+    def log(self) -> None:
+        """Say each step from now on, as `glia_rt.steps` logs them."""
+        if self._handler is None:
+            self._handler = _Say()
+            logger = logging.getLogger("glia_rt")
+            logger.addHandler(self._handler)
+            logger.setLevel(logging.INFO)
+
+    def close(self) -> None:
+        """Say no more steps: a program may call the command line several times."""
+        if self._handler is not None:
+            logger = logging.getLogger("glia_rt")
+            logger.removeHandler(self._handler)
+            logger.setLevel(logging.NOTSET)
+            self._handler = None
+
+
+class _Say(logging.Handler):
+    """Log lines on stderr, by `say`."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+def say_traceback(error: BaseException, state: State) -> None:
+    """Print where an error came from, for those who asked."""
+    if state.debug:
+        say("".join(traceback.format_exception(error)).rstrip())
 
 
 def say_notes(error: BaseException) -> None:
@@ -60,7 +104,7 @@ def say_backend(scorer: Scorer) -> None:
         names_by_reason.setdefault(reason, []).append(name)
     for reason, names in names_by_reason.items():
         say(f"  not {', '.join(names)}: {reason}")
-    if scorer.contract.score_range is None:
+    if scorer.contract.score.range is None:
         say("  this model was never trained: its scores mean nothing and have no unit")
 
 
@@ -122,7 +166,7 @@ def format_row(result: Result) -> str:
 
 @contextmanager
 def show_progress(*, hidden: bool) -> Iterator[tuple[OnStart, OnRow]]:
-    """What `job.score_to_file` calls to tell how far it is, on stderr: a bar with rate and time left, unless hidden.
+    """What `run.score_to_file` calls to tell how far it is, on stderr: a bar with rate and time left, unless hidden.
 
     Where stderr is no terminal, a line a minute.
     """
@@ -135,7 +179,7 @@ def show_progress(*, hidden: bool) -> Iterator[tuple[OnStart, OnRow]]:
         in_log = not console.is_terminal  # asking takes as long as the rest of a row
         began, first, total, said = time.monotonic(), 0, "", time.monotonic()
 
-        def on_start(summary: Summary | None, progress: job.Progress) -> None:
+        def on_start(summary: Summary | None, progress: run.Progress) -> None:
             nonlocal began, first, total
             began, first = time.monotonic(), progress.rows
             if first:
@@ -145,7 +189,7 @@ def show_progress(*, hidden: bool) -> Iterator[tuple[OnStart, OnRow]]:
                 bar.update(task, total=summary.pieces)
                 total = "" if summary.pictures is None else f"/{summary.pictures}"
 
-        def on_row(progress: job.Progress, _: Result) -> None:
+        def on_row(progress: run.Progress, _: Result) -> None:
             nonlocal said
             now = time.monotonic()
             rate = (progress.rows - first) / max(now - began, 1e-3)  # the mean: rows come a batch at a time

@@ -23,6 +23,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from glia_rt import files
+
 INK: Final = "#010101"
 FAINT: Final = "#020202"
 SERIES: Final = ("#030301", "#030302", "#030303", "#030304")
@@ -33,13 +35,15 @@ _VARIABLES: Final = {INK: "ink", FAINT: "faint"} | {colour: f"series-{i}" for i,
 def write_page(
     path: str | os.PathLike[str], package: str, template: str, filters: dict[str, Callable[..., Any]], **values: Any
 ) -> None:
-    """Fill a template of a package in, and write it: HTML with its style inside, and neither scripts nor links.
+    """Fill in a template that lies in a package, and write it: HTML with its style inside, without scripts and links.
+
+    The template extends `frame.html`.
 
     Raises:
         OSError: It cannot be written.
     """
     environment = Environment(
-        loader=ChoiceLoader([PackageLoader(package), PackageLoader("glia_rt")]),
+        loader=ChoiceLoader([PackageLoader(package, ""), PackageLoader("glia_rt.html", "")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -47,10 +51,7 @@ def write_page(
     )
     environment.filters |= filters
     page = environment.get_template(template).render(**values)
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    files.write_whole(Path(path), page)
 
 
 @contextmanager

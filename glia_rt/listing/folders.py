@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
 from glia_rt.errors import SourceError, UsageError
-from glia_rt.images import display_name, is_picture_name
-from glia_rt.pieces import is_archive
+from glia_rt.listing.pieces import is_archive
+from glia_rt.pixels.names import display_name, is_picture_name
 
 
 def find_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from io import BufferedReader
 from typing import Final
 
 from glia_rt.errors import SourceError, UsageError
-from glia_rt.images import display_name
+from glia_rt.pixels.names import display_name
 
 #: Longest name, bytes: no system opens one this long.
 MAX_NAME: Final = 1 << 16

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from glia_rt.errors import SourceError
-from glia_rt.images import display_name
+from glia_rt.pixels.names import display_name
 
 #: Folders that are remembered, or over so many rows of a run that goes on looked for.
 FOLDERS: Final = 100_000

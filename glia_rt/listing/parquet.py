@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from glia_rt.errors import UsageError
-from glia_rt.images import display_name
-from glia_rt.pieces import DamagedShard, Picture, gone, require_file, shard_key, too_large
+from glia_rt.listing.pieces import DamagedShard, Picture, gone, require_file, shard_key, too_large
+from glia_rt.pixels.names import display_name
 
 #: What a Parquet reader decodes at once, so that no row group is held whole: so many rows, or of large ones fewer. At
 #: 64 MB reading and decoding 12 MP took 49 ms a picture, at 4 MB 42, from a tar file 43.

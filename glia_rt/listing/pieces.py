@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Final, Protocol
 
 from glia_rt.errors import SourceError
-from glia_rt.images import MAX_ENCODED_BYTES, display_name
+from glia_rt.pixels.decode import MAX_ENCODED_BYTES
+from glia_rt.pixels.names import display_name
 
 TAR_ENDINGS: Final = (".tar", ".tar.gz", ".tgz")
 PARQUET_ENDING: Final = ".parquet"

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from glia_rt.errors import UsageError
-from glia_rt.folders import match, walk
-from glia_rt.images import display_name
-from glia_rt.lists import list_entries, names
-from glia_rt.parquet_pieces import row_groups
-from glia_rt.pieces import PARQUET_ENDING, TAR_ENDINGS, File, Picture, Piece, archive_ending
-from glia_rt.tar_shards import TarShard
+from glia_rt.listing.folders import match, walk
+from glia_rt.listing.lists import list_entries, names
+from glia_rt.listing.parquet import row_groups
+from glia_rt.listing.pieces import PARQUET_ENDING, TAR_ENDINGS, File, Picture, Piece, archive_ending
+from glia_rt.listing.tar import TarShard
+from glia_rt.pixels.names import display_name
 
 STANDARD_INPUT: Final = "-"
 DEFAULT_COLUMN: Final = "path"

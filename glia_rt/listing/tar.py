@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import ClassVar, Final
 
-from glia_rt.images import display_name, is_picture_name
-from glia_rt.pieces import Picture, gone, require_file, shard_key, too_large
+from glia_rt.listing.pieces import Picture, gone, require_file, shard_key, too_large
+from glia_rt.pixels.names import display_name, is_picture_name
 
 #: Longest header of a tar member: tarfile reads one whole, and it may say that its name has gigabytes.
 _MAX_HEADER: Final = 1 << 20

@@ -19,14 +19,12 @@ zero is white comes out negative, and the transparent colour of a PNG with 2 or 
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import io
 import os
-import re
 import stat
 import warnings
-from typing import Any, BinaryIO, Final, TypeAlias
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +34,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from glia_rt.contract import MAX_SIDE
 from glia_rt.errors import BadImageError, UsageError
+from glia_rt.pixels.names import ImageSource, display_name
 
 #: 2 * PIL.Image.MAX_IMAGE_PIXELS: over this Pillow itself stops (it only warns from half of it).
 DEFAULT_MAX_PIXELS: Final = 178_956_970
@@ -43,16 +42,7 @@ DEFAULT_MAX_PIXELS: Final = 178_956_970
 #: Largest encoded picture that is taken out of a shard, or given to simplejpeg: `DEFAULT_MAX_PIXELS` of RGB fit.
 MAX_ENCODED_BYTES: Final = 1 << 29
 
-#: A path, the bytes of an encoded file, a PIL image, or pixels: uint8 (H, W, 3), RGB.
-ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[Any]
-
-#: Formats that Pillow recognises and that are no pictures here: it has no decoder of its own (BUFR, GRIB, HDF5, MPEG),
-#: decodes on Windows only (WMF), or may run a program (EPS, IPTC).
-_NOT_PICTURES: Final = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
-
 _RUN_PROGRAMS = ("EPS", "IPTC")
-
-_ESCAPE: Final = re.compile(r"\\u(dc[89a-f][0-9a-f])")
 
 # Not ImageOps.exif_transpose, which writes the whole EXIF block anew and fails where some other tag is malformed.
 _TURNS = {
@@ -107,36 +97,9 @@ def read_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
         raise BadImageError(_reason(error), display_name(source)) from error
 
 
-def display_name(source: ImageSource) -> str:
-    r"""What messages and rows call a picture: its path, or "<bytes>", "<ndarray>", "<PngImageFile>"...
-
-    Always encodable: bytes of a path that are not UTF-8 are written as backslashreplace writes them, \udcff for 0xff.
-    """
-    if isinstance(source, (str, os.PathLike)):
-        return os.fsdecode(source).encode("utf-8", "backslashreplace").decode("utf-8")
-    return f"<{type(source).__name__}>"
-
-
-def named_path(name: str) -> str:
-    """The path that `display_name` calls so, unless it holds the text of an escape itself."""
-    return _ESCAPE.sub(lambda found: chr(int(found[1], 16)), name)
-
-
 def decoder() -> str:
     """What decodes pictures here, with versions, for the records."""
     return f"simplejpeg {importlib.metadata.version('simplejpeg')}, Pillow {PIL.__version__}"
-
-
-@functools.cache
-def picture_extensions() -> frozenset[str]:
-    """Extensions, in lower case and with their dot, of the formats that are pictures here."""
-    known = Image.registered_extensions()  # loads every plugin, so Image.OPEN is complete after it
-    return frozenset(ext for ext, name in known.items() if name in Image.OPEN and name not in _NOT_PICTURES)
-
-
-def is_picture_name(name: str) -> bool:
-    """Whether a file of this name is taken for a picture, by its extension."""
-    return os.path.splitext(name)[1].lower() in picture_extensions()
 
 
 def configure_pillow(max_pixels: int = DEFAULT_MAX_PIXELS) -> None:

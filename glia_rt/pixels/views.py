@@ -1,52 +1,45 @@
-"""RGB pixels -> the two views a GLIANet sees. Training, scoring and verification all call this code.
+"""The rules that make a model's inputs of a picture, in numpy. Training, scoring and verification all call this code.
 
-The global view is the whole picture resized to 224x224. The fragments are a mosaic: the picture is cut into a 7x7 grid
-of cells and the 32x32 pixels at the top left of each cell, at full resolution, are put side by side (the paper's
-Eq. 1 and 2). `glia_export.sampler` states the same arithmetic as a torch module, for the graphs that take a picture.
+Each rule of the contract has one function here, which is the truth. Its twins in torch (`glia_export.views`) and on a
+GPU (`glia_rt.backends.cuda.views`) are held to it.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from glia_rt import bicubic
-from glia_rt.bicubic import WEIGHT_BITS, Pixels
-from glia_rt.contract import Contract
+from glia_rt.contract import Contract, Fragments, Resize
+from glia_rt.pixels import bicubic
+from glia_rt.pixels.bicubic import WEIGHT_BITS, Pixels
 
 
-class Views(NamedTuple):
-    """One picture as the model sees it: two uint8 (224, 224, 3) arrays, RGB."""
-
-    global_view: Pixels
-    fragments: Pixels
-
-
-def make_views(image: Pixels, contract: Contract, rng: np.random.Generator | None = None) -> Views:
-    """Sample both views from a picture.
+def make_inputs(image: Pixels, contract: Contract, rng: np.random.Generator | None = None) -> dict[str, Pixels]:
+    """Return a model's inputs of one picture.
 
     Args:
         image: uint8 (H, W, 3), RGB, H and W at least 1.
-        contract: Sizes of the views.
-        rng: None for scoring, where each fragment is its cell's top left corner (Eq. 2). While training, the offset
-            of each fragment inside its cell is drawn from it.
+        contract: Which inputs, and by which rules.
+        rng: None for scoring, where every rule is deterministic. While training, what a rule leaves to chance is drawn
+            from it.
 
     Returns:
-        Views of uint8 (view_size, view_size, 3).
+        By input name, uint8 of the input's shape.
     """
-    return Views(make_global_view(image, contract), make_fragments(image, contract, rng))
+    return {one.name: RULES[one.rule.rule](image, one.rule, rng) for one in contract.inputs}
 
 
-def make_global_view(image: Pixels, contract: Contract) -> Pixels:
-    """The whole picture at view_size x view_size, by Pillow's antialiased bicubic, aspect not kept.
+def resize(image: Pixels, rule: Resize, rng: np.random.Generator | None = None) -> Pixels:
+    """Return the whole picture at size x size, by Pillow's antialiased bicubic; the aspect is not kept.
 
-    The horizontal pass comes first, always: two calls say so, because Pillow 13 began to choose the order by the
-    picture's shape, which moves the pixels of tall pictures by up to ten grey levels.
+    The horizontal pass always comes first. Two calls say so, because Pillow 13 chooses the order by the shape of the
+    picture, which moves the pixels of tall pictures by up to ten grey levels. Nothing is left to chance here.
     """
-    size, resample = contract.view_size, Image.Resampling.BICUBIC
+    size, resample = rule.size, Image.Resampling.BICUBIC
     height, width, _ = image.shape
     if height * width >= bicubic.LARGE and bicubic.has_compiler():
         across = Image.fromarray(bicubic.resize_across(image, size))
@@ -55,55 +48,66 @@ def make_global_view(image: Pixels, contract: Contract) -> Pixels:
     return np.asarray(across.resize((size, size), resample))
 
 
-def make_fragments(image: Pixels, contract: Contract, rng: np.random.Generator | None = None) -> Pixels:
-    """The mosaic of fragments, uint8 (view_size, view_size, 3).
+def fragments(image: Pixels, rule: Fragments, rng: np.random.Generator | None = None) -> Pixels:
+    """Return the mosaic of fragments, uint8 (size, size, 3).
 
-    A picture whose shorter side m is under view_size is taken as enlarged by view_size / m. The enlarged picture is
-    never made: only the rows and columns that fragments read are interpolated, so that 1 x 65535 stays cheap.
+    Each fragment is the top left corner of its cell (Eq. 2). With `rng` its offset inside the cell is drawn, as
+    FAST-VQA trains.
+
+    A picture whose shorter side m is under `size` is taken as enlarged by size / m. The enlarged picture is never made:
+    only the rows and columns that fragments read are interpolated, so that 1 x 65535 stays cheap.
     """
     height, width, _ = image.shape
     shorter = min(height, width)
-    tall, wide = (enlarged_side(n, shorter, contract.view_size) for n in (height, width))
-    rows, columns = fragment_positions(tall, wide, contract, rng)  # each (grid * fragment, grid * fragment)
-    if shorter >= contract.view_size:
+    tall, wide = (enlarged_side(n, shorter, rule.size) for n in (height, width))
+    rows, columns = fragment_positions(tall, wide, rule, rng)  # each broadcasts to (size, size)
+    if shorter >= rule.size:
         return image[rows, columns]
     return _read_enlarged(image, rows, columns, tall, wide)
 
 
-def enlarged_side(side: int, shorter: int, view_size: int) -> int:
-    """Length of a side of the picture that fragments are read from, in pixels."""
-    return side if shorter >= view_size else (view_size * side + shorter - 1) // shorter
+class _Rule(Protocol):
+    def __call__(self, image: Pixels, rule: Any, rng: np.random.Generator | None = None) -> Pixels: ...
 
 
-def cell_starts(side: int, contract: Contract) -> npt.NDArray[np.int64]:
-    """First pixel of each cell along one side, (grid,): min(i * (side // grid), side - fragment)."""
-    return np.minimum(np.arange(contract.grid) * (side // contract.grid), side - contract.fragment)
+#: The function of every rule of the contract, by the rule's name.
+RULES: Final[Mapping[str, _Rule]] = {Resize.rule: resize, Fragments.rule: fragments}
+
+
+def enlarged_side(side: int, shorter: int, size: int) -> int:
+    """Return the length of a side of the picture that fragments are read from, in pixels."""
+    return side if shorter >= size else (size * side + shorter - 1) // shorter
+
+
+def cell_starts(side: int, rule: Fragments) -> npt.NDArray[np.int64]:
+    """Return the first pixel of each cell along one side, (grid,): min(i * (side // grid), side - fragment)."""
+    return np.minimum(np.arange(rule.grid) * (side // rule.grid), side - rule.fragment)
 
 
 def fragment_positions(
-    height: int, width: int, contract: Contract, rng: np.random.Generator | None = None
+    height: int, width: int, rule: Fragments, rng: np.random.Generator | None = None
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Which pixel of a height x width picture each pixel of the mosaic shows.
+    """Return which pixel of a height x width picture each pixel of the mosaic shows.
 
     Returns:
-        Rows and columns, two int64 arrays that broadcast to (view_size, view_size).
+        Rows and columns, two int64 arrays that broadcast to (size, size).
     """
-    cell = np.repeat(np.arange(contract.grid), contract.fragment)  # (view_size,), the cell of each mosaic pixel
-    within = np.tile(np.arange(contract.fragment), contract.grid)
-    rows = (cell_starts(height, contract)[cell] + within)[:, None]
-    columns = (cell_starts(width, contract)[cell] + within)[None, :]
+    cell = np.repeat(np.arange(rule.grid), rule.fragment)  # (size,), the cell of each mosaic pixel
+    within = np.tile(np.arange(rule.fragment), rule.grid)
+    rows = (cell_starts(height, rule)[cell] + within)[:, None]
+    columns = (cell_starts(width, rule)[cell] + within)[None, :]
     if rng is None:
         return rows, columns
-    cells = (contract.grid, contract.grid)
-    down = rng.integers(0, height // contract.grid - contract.fragment + 1, size=cells)
-    right = rng.integers(0, width // contract.grid - contract.fragment + 1, size=cells)
+    cells = (rule.grid, rule.grid)
+    down = rng.integers(0, height // rule.grid - rule.fragment + 1, size=cells)
+    right = rng.integers(0, width // rule.grid - rule.fragment + 1, size=cells)
     return rows + down[np.ix_(cell, cell)], columns + right[np.ix_(cell, cell)]
 
 
 def _read_enlarged(
     image: Pixels, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64], tall: int, wide: int
 ) -> Pixels:
-    """Pixels (rows, columns) of the picture enlarged bilinearly to tall x wide, as Pillow would compute them."""
+    """Return pixels (rows, columns) of the picture enlarged bilinearly to tall x wide, as Pillow computes them."""
     top, bottom, row_weight = neighbours(rows, image.shape[0], tall)
     left, right, column_weight = neighbours(columns, image.shape[1], wide)
     # Pillow works horizontally first and rounds to 8 bits after each pass.
@@ -115,7 +119,7 @@ def _read_enlarged(
 def neighbours(
     positions: npt.NDArray[np.int64], side: int, enlarged: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The two source pixels around each position of the enlarged side, and the second one's weight times 2**22."""
+    """Return the two source pixels around each position of the enlarged side, and the second's weight times 2**22."""
     # Position p lies at (p + 1/2) * side / enlarged - 1/2; over the denominator 2 * enlarged this is an integer.
     numerator = (2 * positions + 1) * side - enlarged
     below = numerator // (2 * enlarged)

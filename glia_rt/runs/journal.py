@@ -8,7 +8,6 @@ the run: an exception, SIGKILL, or a power cut. Only one process at a time has t
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import re
@@ -20,11 +19,12 @@ from typing import Any, Final, Self
 
 from filelock import FileLock, Timeout
 
+from glia_rt import files
 from glia_rt.errors import GliaError, ListingChangedError, OutputExistsError, UsageError
-from glia_rt.images import named_path
+from glia_rt.pixels.names import named_path
 from glia_rt.results import Result, count_rows
-from glia_rt.sources import START, Position
-from glia_rt.trail import FOLDERS
+from glia_rt.listing.sources import START, Position
+from glia_rt.listing.missing import FOLDERS
 
 #: How long a row waits in memory until it is in a part.
 PART_SECONDS: Final = 5.0
@@ -32,7 +32,7 @@ PART_SECONDS: Final = 5.0
 _RUN: Final = "run.json"
 _LOCK: Final = "lock"
 _NAME_DIGITS: Final = 12
-_OURS: Final = re.compile(r"(run\.json|merged|\d{12}\.jsonl)(\.partial)?")
+_OURS: Final = re.compile(r"\.?(run\.json|merged|\d{12}\.jsonl)(\.partial(-\d+)?)?")
 _CAUSE: Final = "mend the cause, and give the same command again with --resume"
 _AGAIN: Final = "mend the cause, and give the same command again"
 _ANEW: Final = "start anew, with --overwrite"
@@ -85,7 +85,7 @@ class Parts:
         self._removed = False
         try:
             self.folder.mkdir(exist_ok=True)
-            _sync_folder(self.folder.parent)
+            files.sync_folder(self.folder.parent)
             self._lock = FileLock(self.folder / _LOCK)
             self._lock.acquire(blocking=False)
         except Timeout:
@@ -163,7 +163,7 @@ class Parts:
         """Put all rows into parts, on the disk; raises as `write` does."""
         if self._pending:
             with self._reporting():
-                write_durably(self._part(self._committed), "".join(f"{line}\n" for line in self._pending).encode())
+                files.write_whole(self._part(self._committed), "".join(f"{line}\n" for line in self._pending).encode())
             # At once: Ctrl-C in between would lose rows, or write them twice.
             self._committed, self._pending = self._committed + len(self._pending), []
         self._last_commit = time.monotonic()
@@ -251,7 +251,7 @@ class Parts:
     def _write_run(self, *, is_starting: bool = False, cause: str = _CAUSE) -> None:
         with self._reporting(cause):
             content = self._run | {_REPLACES: self.replaces, _STARTING: is_starting}
-            write_durably(self.folder / _RUN, json.dumps(content, indent=2).encode())
+            files.write_whole(self.folder / _RUN, json.dumps(content, indent=2))
 
     def _find_start(self) -> None:
         """After the last row. Names of parts say how many rows come before: none may be missing."""
@@ -287,39 +287,6 @@ class Parts:
 def parts_folder(output: Path) -> Path:
     """OUTPUT.parts."""
     return output.with_name(output.name + ".parts")
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Make a file appear whole, and so that it outlives a power cut.
-
-    Raises:
-        OSError: It cannot be written.
-    """
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    rename_durably(partial, path)
-
-
-def rename_durably(source: Path, target: Path) -> None:
-    """Rename a file within its folder, on the disk."""
-    os.replace(source, target)
-    _sync_folder(target.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # elsewhere folders cannot be opened
-        return
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # what file systems say that have no such thing, as some networks'
-            raise
-    finally:
-        os.close(opened)
 
 
 def _read_part(part: Path) -> list[tuple[Position, Result]]:

@@ -16,11 +16,11 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from glia_rt import page
+from glia_rt.html import page
 from glia_rt.errors import BadImageError, GliaError, SourceError, UsageError
-from glia_rt.images import read_image
+from glia_rt.pixels.decode import read_image
 from glia_rt.results import Result
-from glia_rt.sources import Position, Sources
+from glia_rt.listing.sources import Position, Sources
 
 if TYPE_CHECKING:
     from glia_rt.scorer import Scorer
@@ -91,8 +91,8 @@ def write_report(
     try:
         page.write_page(
             path,
-            "glia_rt",
-            "scores.html",
+            "glia_rt.runs",
+            "page.html",
             {"plain": _plain, "count": "{:,}".format},
             run=run,
             contract=scorer.contract,

@@ -1,7 +1,7 @@
 """Scoring on a Ray cluster: Ray Data reads and writes, its actors score.
 
     import ray
-    from glia_rt.ray import score_dataset
+    from glia_rt.runs.ray_data import score_dataset
 
     pictures = ray.data.read_binary_files("s3://bucket/photos", include_paths=True)
     scores = score_dataset(pictures, "/shared/model.glia", actors=(1, 8), num_gpus=1)
@@ -34,14 +34,14 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
-from glia_rt.backends import AUTO
+from glia_rt.backends.choose import AUTO
 from glia_rt.errors import MissingPackageError, UsageError
-from glia_rt.images import DEFAULT_MAX_PIXELS, configure_pillow
-from glia_rt.parquet_pieces import holds_bytes, read_cell
-from glia_rt.pieces import Picture
+from glia_rt.pixels.decode import DEFAULT_MAX_PIXELS, configure_pillow
+from glia_rt.listing.parquet import holds_bytes, read_cell
+from glia_rt.listing.pieces import Picture
 from glia_rt.results import COLUMNS
 from glia_rt.scorer import Scorer
-from glia_rt.sinks import METADATA_KEY, arrow_schema
+from glia_rt.runs.outputs import METADATA_KEY, arrow_schema
 
 if TYPE_CHECKING:
     import pyarrow as pa

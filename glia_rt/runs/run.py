@@ -1,6 +1,6 @@
 """Scoring a listing into a file: resumable, in order, and whole or not there.
 
-Rows go into OUTPUT.parts/ while the run lasts (`parts`), and from there into OUTPUT at its end (`sinks`).
+Rows go into OUTPUT.parts/ while the run lasts (`journal`), and from there into OUTPUT at its end (`outputs`).
 """
 
 from __future__ import annotations
@@ -13,19 +13,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from glia_rt.errors import (
-    GliaError,
-    ListingChangedError,
-    MissingPackageError,
-    OutputExistsError,
-    SourceError,
-    UsageError,
-)
-from glia_rt.parts import Parts, rename_durably, write_durably
-from glia_rt.pieces import Picture
+from glia_rt import files
+from glia_rt.errors import GliaError, ListingChangedError, MissingPackageError, OutputExistsError, SourceError, UsageError
+from glia_rt.runs.journal import Parts
+from glia_rt.listing.pieces import Picture
 from glia_rt.results import Result
-from glia_rt.sinks import metadata_path, sink_format
-from glia_rt.sources import START, Position, Sources, Summary, Tally
+from glia_rt.runs.outputs import metadata_path, sink_format
+from glia_rt.listing.sources import START, Position, Sources, Summary, Tally
 
 if TYPE_CHECKING:
     from glia_rt.scorer import Scorer
@@ -79,7 +73,7 @@ def score_to_file(
         resume: Go on where a run that broke off stopped; if there is none, start; if the output is there, check that it
             is that of this run, and leave it.
         overwrite: Replace the output, and drop a run that broke off.
-        report: Write a page about the scores there, too (`report.write_report`).
+        report: Write a page about the scores there, too (`runs.page.write_report`).
         on_start: Called once, with the listing's size (None for standard input) and where the run goes on.
         on_row: Called after each row.
 
@@ -124,7 +118,7 @@ def score_to_file(
         parts.commit()
         run = describe(scorer, sources, walked)
         if report is not None:
-            from glia_rt.report import write_report
+            from glia_rt.runs.page import write_report
 
             write_report(report, parts.read(), sources, scorer, run)
         rows, bad = _merge(parts, output, run)
@@ -276,8 +270,8 @@ def _merge(parts: Parts, output: Path, run: dict[str, Any]) -> tuple[int, int]:
                 )
             parts.replace_output()
         # In this order: killed in between, the metadata beside an output never promise what it does not hold.
-        rename_durably(merged, output)
-        write_durably(metadata_path(output), (json.dumps(metadata, indent=2) + "\n").encode())
+        files.rename(merged, output)
+        files.write_whole(metadata_path(output), json.dumps(metadata, indent=2) + "\n")
     except OSError as error:
         raise GliaError(
             f"{output}: cannot be written: {error.strerror or error}; make room, and give the same command again with "
@@ -304,7 +298,7 @@ def _require_name(output: Path) -> None:
     """Find out now, not once all is scored, that a file of this name cannot be made."""
     longest = metadata_path(output)
     try:
-        os.lstat(longest.with_name(longest.name + ".partial"))
+        os.lstat(files.partial_path(longest))
     except FileNotFoundError:
         return
     except OSError as error:
@@ -321,6 +315,6 @@ def _require_report(path: str | os.PathLike[str], *, may_exist: bool) -> None:
     if not Path(path).parent.is_dir():
         raise UsageError(f"{path}: there is no folder {Path(path).parent}; make it first")
     try:
-        import glia_rt.report  # noqa: F401
+        import glia_rt.runs.page  # noqa: F401
     except ModuleNotFoundError as error:
         raise MissingPackageError(error.name or "a package", "report") from error

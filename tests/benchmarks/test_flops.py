@@ -8,9 +8,9 @@ from typing import Any
 
 import onnx
 import pytest
+from flops import count_flops
 from onnx import TensorProto, helper
 
-from glia_export.flops import count_flops
 from glia_rt.errors import UsageError
 
 Shape = list[Any]  # of numbers, and "N"

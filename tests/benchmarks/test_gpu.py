@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flops import count_flops
 from PIL import Image
+from telling import telling_model
 from torch import Tensor, nn
 
 from glia_export.export import read_pictures, run_model
-from glia_export.flops import count_flops
-from glia_export.telling import telling_model
 from glia_rt.bench import Timings
 from glia_rt.bundle import Bundle
 from glia_rt.errors import BundleError, ParityError, UsageError
-from glia_train.model import GLIANet
+from glia_train.models.glianet import GLIANet
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 CPU = torch.device("cpu")

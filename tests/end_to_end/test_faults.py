@@ -29,8 +29,8 @@ LIMIT = 120
 #: Parts so often that a run of seconds has many, which is all that differs from the command line of a user.
 PROGRAM = """
 import sys
-from glia_rt import parts
-from glia_rt.cli import main
+from glia_rt.runs import journal as parts
+from glia_rt.cli.main import main
 parts.PART_SECONDS = 0.05
 sys.exit(main())
 """

@@ -14,10 +14,10 @@ import pytest
 from glia_engines.build import build
 from glia_export.export import Exported, export, read_pictures, run_model
 from glia_rt import Scorer
-from glia_rt.backends import CPU_BACKENDS
+from glia_rt.backends.choose import CPU_BACKENDS
 from glia_rt.contract import Contract
 from glia_train.checkpoint import make_checkpoint
-from glia_train.model import DEFAULT_BACKBONE, GLIANet
+from glia_train.models.glianet import DEFAULT_BACKBONE, GLIANet
 
 pytestmark = pytest.mark.slow
 

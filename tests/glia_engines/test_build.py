@@ -21,11 +21,11 @@ import tensorrt_rtx
 from glia_engines import build as building
 from glia_engines.build import build, capability_names, make_profile
 from glia_engines.kernels import Kernel, read_kernels, summary
+from glia_rt.backends.cuda.device import why_no_gpu
+from glia_rt.backends.cuda.engine import EngineRecord, engine_path, record_path, system
 from glia_rt.bundle import Bundle, Input
-from glia_rt.cli import main
+from glia_rt.cli.main import main
 from glia_rt.contract import Contract
-from glia_rt.cuda import why_no_gpu
-from glia_rt.engine import EngineRecord, engine_path, record_path, system
 from glia_rt.errors import BackendError, BundleError, OutputExistsError, UsageError
 
 GliaRt = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -237,7 +237,7 @@ def test_tensorrt_builds_on_its_gpu_only(tiny_bundle: Path, capsys: Capture) -> 
 
 
 def test_a_missing_library_names_its_extra(tiny_bundle: Path, without_packages: Callable[..., dict[str, str]]) -> None:
-    program = "import sys; from glia_rt.cli import main; sys.exit(main(sys.argv[1:]))"
+    program = "import sys; from glia_rt.cli.main import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-S", "-c", program, "build", str(tiny_bundle), "--target", "tensorrt-rtx"]
     env = without_packages("tensorrt_rtx")
     paths = os.pathsep.join([env["PYTHONPATH"], str(Path(building.__file__).parents[1])])

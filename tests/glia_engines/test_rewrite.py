@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 from onnx import helper
 
-from glia_engines.attention import write_out_attention
+from glia_engines.rewrite import write_out_attention
 from glia_rt.errors import BundleError
 
 RNG = np.random.default_rng(0)

@@ -25,14 +25,15 @@ from onnx import TensorProto
 
 from glia_export.export import BATCHES, SELFTEST, export, read_pictures, run_model
 from glia_rt.bundle import GRAPHS, MANIFEST, Bundle, file_sha256
-from glia_rt.cli import main
+from glia_rt.cli.main import main
 from glia_rt.contract import Contract
 from glia_rt.errors import BundleError, ParityError
-from glia_rt.folders import find_images
-from glia_rt.images import read_image
-from glia_rt.sampler import make_views
-from glia_train.checkpoint import Checkpoint, make_checkpoint, untrained
-from glia_train.model import GLIANet, ModelConfig
+from glia_rt.listing.folders import find_images
+from glia_rt.pixels.decode import read_image
+from glia_rt.pixels.views import make_views
+from glia_train.checkpoint import Checkpoint, make_checkpoint
+from glia_train.models.glianet import GLIANet, ModelConfig
+from glia_train.models.table import untrained
 
 #: timm's smallest ViT, where a whole export need not be ViT-Ti's.
 SMALL = ModelConfig(backbone="test_vit", heads=2)
@@ -372,7 +373,7 @@ def test_without_onnxruntime_the_message_is_the_install_command(
 
 def stopped(checkpoint: Path, output: Path, stage: str, by: signal.Signals) -> tuple[int, str]:
     """Export in a process of its own, and send it a signal when a stage begins; its exit status and last line."""
-    program = "import sys; from glia_rt.cli import main; sys.exit(main())"
+    program = "import sys; from glia_rt.cli.main import main; sys.exit(main())"
     command = [sys.executable, "-c", program, "export", str(checkpoint), "-o", str(output)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

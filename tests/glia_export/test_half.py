@@ -17,8 +17,8 @@ from glia_export.export import Picture, _compare, read_pictures, run_model, view
 from glia_rt.contract import Contract
 from glia_rt.errors import ParityError
 from glia_rt.verify import Parity, require
-from glia_train.checkpoint import untrained
-from glia_train.model import GLIANet, ModelConfig
+from glia_train.models.glianet import GLIANet, ModelConfig
+from glia_train.models.table import untrained
 
 SMALL = ModelConfig(backbone="test_vit", heads=2)
 DEPTH = 6

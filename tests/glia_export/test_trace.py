@@ -19,12 +19,13 @@ from onnx import ModelProto, TensorProto, shape_inference
 from onnxscript.rewriter.rules.common import slice_split_rule
 from timm.layers.std_conv import StdConv2d, StdConv2dSame
 
-from glia_export import graphs, half
+from glia_export import half
+from glia_export import trace as graphs
 from glia_rt.bundle import GRAPHS
 from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW, IMAGE, SCORE, Contract
-from glia_rt.sampler import make_views
-from glia_train.checkpoint import untrained
-from glia_train.model import GLIANet, ModelConfig
+from glia_rt.pixels.views import make_views
+from glia_train.models.glianet import GLIANet, ModelConfig
+from glia_train.models.table import untrained
 
 #: timm's smallest ViT, for graphs that this file traces itself.
 SMALL = ModelConfig(backbone="test_vit", heads=2)

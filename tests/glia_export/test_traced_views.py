@@ -13,11 +13,11 @@ import torch
 from onnx import version_converter
 from PIL import Image
 
-from glia_export import graphs
+from glia_export import trace as graphs
 from glia_export.export import SAMPLER_LIMITS
-from glia_export.sampler import Sampler, bicubic_weights
+from glia_export.views import Sampler, bicubic_weights
 from glia_rt.contract import IMAGE, Contract
-from glia_rt.sampler import Pixels, make_views
+from glia_rt.pixels.views import Pixels, make_views
 
 #: Whole grey levels of both views, float32 (N, 224, 224, 3) each.
 Sampled = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]

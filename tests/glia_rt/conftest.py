@@ -19,9 +19,10 @@ import pytest
 from pyarrow import parquet
 from runs import BAD, FORMATS, ROWS
 
-from glia_rt import Scorer, parts
-from glia_rt.job import Outcome, score_to_file
-from glia_rt.sources import Sources
+from glia_rt import Scorer
+from glia_rt.listing.sources import Sources
+from glia_rt.runs import journal as parts
+from glia_rt.runs.run import Outcome, score_to_file
 
 
 @pytest.fixture(scope="session")

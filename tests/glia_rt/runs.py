@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from glia_rt import Result
-from glia_rt.job import Progress
+from glia_rt.runs.run import Progress
 
 FORMATS = ("csv", "jsonl", "parquet")
 #: Of the fixture `listing`.

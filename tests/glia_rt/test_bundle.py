@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from glia_rt.backends import BackendOptions, open_backend
+from glia_rt.backends.base import BackendOptions
+from glia_rt.backends.choose import open_backend
 from glia_rt.bundle import GRAPHS, MANIFEST, SCHEMA, Bundle, new_bundle, write_manifest
 from glia_rt.errors import BundleError, OutputExistsError, UsageError
 

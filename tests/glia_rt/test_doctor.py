@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import glia_rt
-from glia_rt.backends import BACKENDS, CPU_BACKENDS, default_precision
+from glia_rt.backends.choose import BACKENDS, CPU_BACKENDS, default_precision
 from glia_rt.doctor import examine
 
 EXAMINE = """

@@ -19,9 +19,10 @@ from PIL import ExifTags, Image
 
 import glia_rt
 from glia_rt import Result, Scorer
-from glia_rt.backends import CPU_BACKENDS, GPU_BACKENDS, Backend, default_precision
+from glia_rt.backends.base import Backend
+from glia_rt.backends.choose import CPU_BACKENDS, GPU_BACKENDS, default_precision
 from glia_rt.errors import BackendError, BadImageError, BundleError, UsageError
-from glia_rt.images import DEFAULT_MAX_PIXELS, read_image
+from glia_rt.pixels.decode import DEFAULT_MAX_PIXELS, read_image
 from glia_rt.verify import SCORE_LIMITS
 
 SPAN = 4.0  # the tiny bundle's range is 1 to 5

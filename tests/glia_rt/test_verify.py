@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from glia_rt import Scorer
-from glia_rt.backends import CPU_BACKENDS, default_precision
+from glia_rt.backends.choose import CPU_BACKENDS, default_precision
 from glia_rt.errors import BundleError, ParityError
 from glia_rt.verify import (
     FEATURE_LIMITS,

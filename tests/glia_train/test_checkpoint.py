@@ -21,9 +21,10 @@ from torch import Tensor
 
 from glia_rt.contract import Contract
 from glia_rt.errors import BundleError, UsageError
-from glia_train.backbone import backbone_sha256, create_backbone, load_backbone_weights
-from glia_train.checkpoint import Checkpoint, make_checkpoint, untrained
-from glia_train.model import GLIANet, ModelConfig
+from glia_train.backbones import backbone_sha256, create_backbone, load_backbone_weights
+from glia_train.checkpoint import Checkpoint, make_checkpoint
+from glia_train.models.glianet import GLIANet, ModelConfig
+from glia_train.models.table import untrained
 
 BACKBONE = "vit_tiny_patch16_224"
 CONFIG = ModelConfig(backbone=BACKBONE)

@@ -21,13 +21,15 @@ from rich.progress import Progress
 from scipy.stats import spearmanr
 
 from glia_rt.errors import BadImageError, GliaError, OutputExistsError, UsageError
-from glia_rt.images import read_image
-from glia_rt.sampler import make_views
-from glia_train import training
-from glia_train.checkpoint import Checkpoint, untrained
-from glia_train.data import read_labels, split_pictures
-from glia_train.model import ModelConfig
-from glia_train.training import Machine, TrainOptions, TrainResult, train
+from glia_rt.pixels.decode import read_image
+from glia_rt.pixels.views import make_views
+from glia_train import train as training
+from glia_train.checkpoint import Checkpoint
+from glia_train.datasets.csv import read_labels
+from glia_train.datasets.splits import split_pictures
+from glia_train.models.glianet import ModelConfig
+from glia_train.models.table import untrained
+from glia_train.train import Machine, TrainOptions, TrainResult, train
 
 CONFIG = ModelConfig(backbone="vit_tiny_r_s16_p8_224")
 OPTIONS = TrainOptions(epochs=2, batch_size=8, lr=3e-3)

@@ -1,4 +1,4 @@
-"""timm's VisionTransformer as GLIANet's backbone: making it, loading its weights, running parts of it."""
+"""timm's VisionTransformer as a backbone: making it, loading its weights, running parts of it."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def create_backbone(name: str) -> VisionTransformer:
     return cast(VisionTransformer, vit)
 
 
-def pretrained_cfg(vit: VisionTransformer) -> dict[str, Any]:
+def pretrained_cfg(vit: nn.Module) -> dict[str, Any]:
     """Timm's record of a backbone: architecture, tag, mean, std."""
     return cast(dict[str, Any], vit.pretrained_cfg)
 
 
-def load_backbone_weights(vit: VisionTransformer, source: str) -> None:
+def load_backbone_weights(vit: nn.Module, source: str) -> None:
     """Fill a backbone in place.
 
     Args:
@@ -74,7 +74,7 @@ def load_backbone_weights(vit: VisionTransformer, source: str) -> None:
         )
     try:
         if path.suffix == ".npz":
-            vit.load_pretrained(str(path))
+            cast(VisionTransformer, vit).load_pretrained(str(path))
             return
         # The filter is the hub's own: it reads older layouts and fits position embeddings to the view's size.
         keys = load_checkpoint(vit, str(path), strict=False, filter_fn=checkpoint_filter_fn, weights_only=True)
@@ -85,7 +85,7 @@ def load_backbone_weights(vit: VisionTransformer, source: str) -> None:
         raise BundleError(f"{path}: not weights of {name}: {len(odd)} tensors missing or unknown, first {odd[0]}")
 
 
-def _load_from_hub(vit: VisionTransformer, name: str) -> None:
+def _load_from_hub(vit: nn.Module, name: str) -> None:
     try:
         donor = timm.create_model(name, pretrained=True, num_classes=0, img_size=VIEW_SIZE)
     except Exception as error:  # the hub's client raises many kinds; each means "not to be had"
@@ -100,7 +100,7 @@ def _on_one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def backbone_sha256(vit: VisionTransformer) -> str:
+def backbone_sha256(vit: nn.Module) -> str:
     """Hash of all weights of a backbone, in the order of their names."""
     digest = hashlib.sha256()
     for key, value in sorted(vit.state_dict().items()):

@@ -1,6 +1,6 @@
-"""checkpoint.pt: the architecture, the contract, the weights, and where they came from, as plain types.
+"""checkpoint.pt: family, config, contract, weights, calibration, and where they came from, as plain types.
 
-Written by rename and read with weights_only, so that opening a stranger's checkpoint runs none of its code.
+It appears whole, and is read with weights_only, so that opening a stranger's checkpoint runs none of its code.
 """
 
 from __future__ import annotations
@@ -16,87 +16,97 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from glia_rt import files, upgrades
 from glia_rt.contract import Contract
 from glia_rt.errors import BundleError, UsageError
-from glia_train.backbone import backbone_sha256, load_backbone_weights, pretrained_cfg
-from glia_train.model import GLIANet, ModelConfig
+from glia_rt.versions import __version__
+from glia_train.backbones import backbone_sha256, load_backbone_weights
+from glia_train.models.base import Model
+from glia_train.models.table import family_of, read_config
 
-SCHEMA: Final = 1
-BACKBONE_PREFIX: Final = "backbone."
+SCHEMA: Final = 2
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A GLIANet on disk.
+    """A model on disk.
 
     Attributes:
-        config: The architecture.
-        contract: Pixels, views and the score; its score_range is None until the model is calibrated.
-        weights: The model's state dict; without the backbone's part in an adapter-only checkpoint.
-        backbone_source: What --backbone-weights was: "hub", "random", or the file's name.
-        backbone_sha256: Hash of the backbone's weights as they are in the trained model.
+        config: The architecture: the config of a family.
+        contract: The inputs and the score; its range is None until the model is calibrated.
+        weights: The model's state dict; without frozen backbones in an adapter-only checkpoint.
+        calibration: The linear map (scale, offset) from raw scores to label units.
+        backbones: By name, for each pretrained network inside: `source`, what --backbone-weights was ("hub", "random",
+            or the file's name), and `sha256` of its weights as they are in the trained model.
         trained_on: Plain facts about the data, the split and the options; empty for an untrained model.
         metrics: Figures of the held-out part after the last epoch.
+        card: What a bundle of this model says about it to people: `text`, and `figures` by name. May be empty.
     """
 
-    config: ModelConfig
+    config: Any
     contract: Contract
     weights: Mapping[str, Tensor]
-    backbone_source: str
-    backbone_sha256: str
+    calibration: tuple[float, float]
+    backbones: Mapping[str, Mapping[str, str]]
     trained_on: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def family(self) -> type[Model]:
+        """The class of the model."""
+        return family_of(self.config)
+
+    @property
+    def left_out(self) -> list[str]:
+        """Names of the backbones whose weights are not here; their hashes say which ones belong to them."""
+        return [name for name in self.backbones if not any(key.startswith(f"{name}.") for key in self.weights)]
 
     @property
     def adapter_only(self) -> bool:
-        """The backbone's weights are left out; its hash says which ones belong to it."""
-        return not any(key.startswith(BACKBONE_PREFIX) for key in self.weights)
+        """Whether backbones are left out."""
+        return bool(self.left_out)
 
     @property
     def calibrated(self) -> bool:
-        """Scores are in label units."""
-        return self.contract.score_range is not None
+        """Whether scores are in label units."""
+        return self.contract.score.range is not None
 
     def describe(self) -> dict[str, Any]:
-        """Everything but the weights, as plain JSON types."""
+        """Return everything but the weights, as JSON types."""
         return {
-            "model": {"family": "glianet", "config": self.config.to_dict()},
+            "model": {"family": self.family.family, "config": dataclasses.asdict(self.config)},
             "contract": self.contract.to_dict(),
             "calibrated": self.calibrated,
             "adapter_only": self.adapter_only,
-            "backbone_source": self.backbone_source,
-            "backbone_sha256": self.backbone_sha256,
+            "backbones": {name: dict(facts) for name, facts in self.backbones.items()},
             "parameters": sum(value.numel() for value in self.weights.values()),
             "trained_on": dict(self.trained_on),
             "metrics": dict(self.metrics),
+            "card": dict(self.card),
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file whole, or not at all."""
-        target = Path(path)
-        record = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        record |= {
+        record = {
             "schema": SCHEMA,
-            "config": self.config.to_dict(),
+            "glia_rt": __version__,
+            "family": self.family.family,
+            "config": dataclasses.asdict(self.config),
             "contract": self.contract.to_dict(),
             "weights": dict(self.weights),
+            "calibration": list(self.calibration),
+            "backbones": {name: dict(facts) for name, facts in self.backbones.items()},
             "trained_on": dict(self.trained_on),
             "metrics": dict(self.metrics),
+            "card": dict(self.card),
         }
-        partial = target.with_name(target.name + ".partial")
-        try:
-            with partial.open("wb") as file:
-                torch.save(record, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(target)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        with files.whole_file(Path(path)) as file:
+            torch.save(record, file)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Checkpoint:
-        """Read a checkpoint.
+        """Read a checkpoint, also one of schema 1.
 
         Raises:
             BundleError: The file is missing, damaged, not a checkpoint of glia-rt, or of a newer version.
@@ -111,23 +121,33 @@ class Checkpoint:
             raise BundleError(f"{path}: not a checkpoint of glia-rt, or damaged ({reason[:200]})") from error
         if not isinstance(record, dict) or "schema" not in record:
             raise BundleError(f"{path}: not a checkpoint of glia-rt; `glia-rt train` writes one")
-        if record.pop("schema") != SCHEMA:
-            raise BundleError(f"{path}: written by a newer glia-rt; upgrade to read it")
-        names = {field.name for field in dataclasses.fields(cls)}
-        if set(record) != names:
-            odd = ", ".join(sorted(set(record) ^ names))
-            raise BundleError(f"{path}: fields missing or unknown: {odd}; written by another version of glia-rt")
+        written_by = record.get("glia_rt")
+        record = upgrades.upgrade(record, f"{path}: checkpoint", SCHEMA, upgrades.CHECKPOINT, written_by)
+        required = {"schema", "glia_rt", "family", "config", "contract", "weights", "calibration", "backbones"}
+        required |= {"trained_on", "metrics"}
+        upgrades.require_fields(record, f"{path}: checkpoint", required, {"card"}, written_by)
         try:
-            record["config"] = ModelConfig.from_dict(record["config"])
-            record["contract"] = Contract.from_dict(record["contract"])
+            config = read_config(record["family"], record["config"])
+            contract = Contract.from_dict(record["contract"], written_by)
+            scale, offset = (float(value) for value in record["calibration"])
+            backbones = {str(name): dict(facts) for name, facts in record["backbones"].items()}
         except (AttributeError, TypeError, ValueError) as error:  # values of the wrong kind; UsageError is one
             raise BundleError(f"{path}: {error}; the checkpoint is damaged, or of a newer glia-rt") from error
         weights = record["weights"]
         if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
             raise BundleError(f"{path}: its weights are no tensors; the checkpoint is damaged")
-        return cls(**record)
+        return cls(
+            config,
+            contract,
+            weights,
+            (scale, offset),
+            backbones,
+            record["trained_on"],
+            record["metrics"],
+            record.get("card", {}),
+        )
 
-    def build_model(self, backbone_weights: str | None = None) -> GLIANet:
+    def build_model(self, backbone_weights: str | None = None) -> Model:
         """Make the model with this checkpoint's weights, in eval mode.
 
         Args:
@@ -137,22 +157,12 @@ class Checkpoint:
             UsageError: An adapter-only checkpoint and no backbone weights.
             BundleError: The weights do not fit, or the backbone is not the one it was trained against.
         """
-        model = GLIANet(self.config)
-        if self.adapter_only:
-            if backbone_weights is None:
-                raise UsageError(
-                    "this checkpoint holds the adapters only: give --backbone-weights with the weights it was "
-                    f"trained against ({self.backbone_source}; sha256 {self.backbone_sha256[:12]}...)"
-                )
-            load_backbone_weights(model.backbone, backbone_weights)
-            if (found := backbone_sha256(model.backbone)) != self.backbone_sha256:
-                raise BundleError(
-                    f"the adapters were trained against another backbone: sha256 {self.backbone_sha256[:12]}... "
-                    f"was expected, {backbone_weights} has {found[:12]}..."
-                )
-        expected = {k: v.shape for k, v in model.state_dict().items()}
-        if self.adapter_only:
-            expected = {k: v for k, v in expected.items() if not k.startswith(BACKBONE_PREFIX)}
+        model = self.family(self.config)
+        left_out = self.left_out
+        for name in left_out:
+            self._load_backbone(name, model.backbones()[name], backbone_weights)
+        prefixes = tuple(f"{name}." for name in left_out)
+        expected = {k: v.shape for k, v in model.state_dict().items() if not prefixes or not k.startswith(prefixes)}
         if {k: v.shape for k, v in self.weights.items()} != expected:
             odd = sorted(
                 k
@@ -160,27 +170,42 @@ class Checkpoint:
                 if k not in self.weights or self.weights[k].shape != expected.get(k)
             )
             raise BundleError(f"the checkpoint's weights do not fit its config, first at {odd[0]}: it is damaged")
-        model.load_state_dict(dict(self.weights), strict=not self.adapter_only)
+        model.load_state_dict(dict(self.weights), strict=not left_out)
+        model.calibration.copy_(torch.tensor(self.calibration))
         # As at training: another version of timm may have another mind about a backbone's pixels.
         model.mean.copy_(torch.tensor(self.contract.mean))
         model.std.copy_(torch.tensor(self.contract.std))
         return model.eval()
 
+    def _load_backbone(self, name: str, backbone: torch.nn.Module, source: str | None) -> None:
+        expected = self.backbones[name]["sha256"]
+        if source is None:
+            raise UsageError(
+                "this checkpoint holds the adapters only: give --backbone-weights with the weights it was "
+                f"trained against ({self.backbones[name]['source']}; sha256 {expected[:12]}...)"
+            )
+        load_backbone_weights(backbone, source)
+        if (found := backbone_sha256(backbone)) != expected:
+            raise BundleError(
+                f"the adapters were trained against another backbone: sha256 {expected[:12]}... "
+                f"was expected, {source} has {found[:12]}..."
+            )
 
-def check_adapter_only(config: ModelConfig, backbone_source: str) -> None:
-    """See that a backbone may be left out of a checkpoint: that it can be had again.
+
+def check_adapter_only(model: Model, backbone_source: str) -> None:
+    """See that the frozen backbones of a model may be left out of a checkpoint: that they can be had again.
 
     Raises:
-        UsageError: The backbone is trained too, or started from random weights.
+        UsageError: Every backbone is trained too, or they started from random weights.
     """
-    if config.tune_backbone:
+    if not model.frozen_backbones():
         raise UsageError("--adapter-only cannot leave out a backbone that is trained: drop it or --tune-backbone")
     if backbone_source == "random":
         raise UsageError("--adapter-only cannot leave out a backbone of random weights: nobody could restore it")
 
 
 def make_checkpoint(
-    model: GLIANet,
+    model: Model,
     contract: Contract,
     backbone_source: str,
     *,
@@ -193,35 +218,25 @@ def make_checkpoint(
     Raises:
         UsageError: adapter_only with a backbone that could not be had again.
     """
+    left_out: tuple[str, ...] = ()
     if adapter_only:
-        check_adapter_only(model.config, backbone_source)
+        check_adapter_only(model, backbone_source)
+        left_out = tuple(f"{name}." for name in model.frozen_backbones())
     weights = {
         key: value.detach().cpu().clone()
         for key, value in model.state_dict().items()
-        if not (adapter_only and key.startswith(BACKBONE_PREFIX))
+        if not left_out or not key.startswith(left_out)
     }
+    scale, offset = model.calibration.tolist()
     return Checkpoint(
         config=model.config,
         contract=contract,
         weights=weights,
-        backbone_source=backbone_source,
-        backbone_sha256=backbone_sha256(model.backbone),
+        calibration=(scale, offset),
+        backbones={
+            name: {"source": backbone_source, "sha256": backbone_sha256(backbone)}
+            for name, backbone in model.backbones().items()
+        },
         trained_on=dict(trained_on or {}),
         metrics=dict(metrics or {}),
     )
-
-
-def untrained(config: ModelConfig, backbone_weights: str = "random", seed: int = 0) -> tuple[GLIANet, Contract]:
-    """A fresh model, in eval mode, and its contract: how training starts, and what speed is measured with.
-
-    Args:
-        config: The architecture.
-        backbone_weights: As `load_backbone_weights` takes it.
-        seed: Of every random weight.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = GLIANet(config)
-    load_backbone_weights(model.backbone, backbone_weights)
-    pixels = pretrained_cfg(model.backbone)
-    return model.eval(), Contract(mean=tuple(pixels["mean"]), std=tuple(pixels["std"]))

@@ -8,32 +8,35 @@ import io
 import json
 import math
 import os
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-import timm
 import torch
 from torch import Tensor
 
-import glia_rt
+from glia_rt import files
 from glia_rt.cores import cpu_count
 from glia_rt.errors import GliaError, OutputExistsError, UsageError
-from glia_train.checkpoint import check_adapter_only, make_checkpoint, untrained
-from glia_train.data import Split, ViewLoader, check_pictures, read_labels, split_pictures
-from glia_train.loss import LOSSES, MIN_VARIANCE, LossName
+from glia_rt.versions import installed_versions
+from glia_train.checkpoint import check_adapter_only, make_checkpoint
+from glia_train.datasets.csv import read_labels
+from glia_train.datasets.splits import Split, split_pictures
+from glia_train.loader import InputLoader, check_pictures
+from glia_train.loss import LOSSES, MIN_VARIANCE
 from glia_train.metrics import Metrics, compare
-from glia_train.model import GLIANet, ModelConfig
+from glia_train.models.base import Model
+from glia_train.models.table import untrained
+from glia_train.options import TrainOptions
+from glia_train.schedule import Schedule, progress_bar
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
 
 CHECKPOINT: Final = "checkpoint.pt"
 RECORD: Final = "run.json"
@@ -43,57 +46,6 @@ METRICS: Final = "metrics.csv"
 #: Training pictures that place the calibration after each epoch: its two numbers need no more, and all of them would
 #: cost half an epoch. The last checkpoint is calibrated on all.
 CALIBRATION_SAMPLE: Final = 256
-#: z-scores of two pictures are -1 and 1 whatever their scores: no gradient.
-MIN_BATCH: Final = 3
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """How to train; the defaults are LoDa's.
-
-    Attributes:
-        epochs: Passes over the training part.
-        batch_size: Pictures a step; what is left of an epoch is dropped.
-        lr: First learning rate of AdamW; it falls to 0 along a cosine, step by step.
-        weight_decay: Of AdamW.
-        loss: "mse-rho" or "plcc", see `glia_train.loss`.
-        seed: Of the split, the first weights, the order, the augmentation and the dropout. On a CPU, with one number
-            of threads, it fixes every weight; not so on a GPU, nor with a time limit.
-        workers: Threads that decode; None for one a core.
-        adapter_only: Leave the frozen backbone out of the checkpoint.
-        score_range: Least and greatest score the labels' scale has; None for those of the training part.
-        time_limit_s: Seconds that the epochs may take. Where they would take longer, the cosine falls with the time
-            and the run ends when it is over; the last calibration comes on top, about half an epoch.
-    """
-
-    epochs: int = 10
-    batch_size: int = 128
-    lr: float = 3e-4
-    weight_decay: float = 1e-2
-    loss: LossName = "mse-rho"
-    seed: int = 3407
-    workers: int | None = None
-    adapter_only: bool = False
-    score_range: tuple[float, float] | None = None
-    time_limit_s: float | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot train."""
-        for name, least in (("epochs", 1), ("batch_size", MIN_BATCH), ("seed", 0), ("workers", 1)):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise UsageError(f"{name} must be at least {least}, not {value}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise UsageError(f"lr must be over 0, not {self.lr}")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise UsageError(f"weight_decay must be at least 0, not {self.weight_decay}")
-        if self.loss not in LOSSES:
-            raise UsageError(f"loss must be one of {', '.join(LOSSES)}, not {self.loss!r}")
-        if self.score_range is not None:
-            low, high = self.score_range
-            if not (math.isfinite(low) and math.isfinite(high) and low < high):
-                raise UsageError(f"score_range must rise, not {low:g} to {high:g}")
-        if self.time_limit_s is not None and not self.time_limit_s > 0:
-            raise UsageError(f"time_limit_s must be over 0, not {self.time_limit_s}")
 
 
 @dataclass(frozen=True)
@@ -122,11 +74,11 @@ class Machine:
         """The device in words."""
         return torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
 
-    def raw_score(self, model: GLIANet, global_view: Tensor, fragments: Tensor) -> Tensor:
-        """Scores before calibration, float32 (N,), on the device."""
+    def raw_score(self, model: Model, inputs: Sequence[Tensor]) -> Tensor:
+        """Return scores before calibration, float32 (N,), on the device."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            feature = model.features(global_view.to(self.device), fragments.to(self.device))
-        return model.raw_score(feature)
+            features = model.features(*(one.to(self.device) for one in inputs))
+        return model.raw_score(features)
 
 
 @dataclass(frozen=True)
@@ -149,24 +101,24 @@ class TrainResult:
 def train(
     labels: str | os.PathLike[str],
     out: str | os.PathLike[str],
-    config: ModelConfig,
+    config: Any,
     options: TrainOptions,
     backbone_weights: str,
     *,
     overwrite: bool = False,
     console: Console | None = None,
 ) -> TrainResult:
-    """Train a GLIANet on 80 % of the labelled pictures and measure it on the rest after every epoch.
+    """Train a model on 80 % of the labelled pictures and measure it on the rest after every epoch.
 
     The folder always holds the checkpoint of the last complete epoch, calibrated and ready to export: after each
     epoch on `CALIBRATION_SAMPLE` training pictures, at the end on all.
 
     Args:
-        labels: A CSV, as `glia_train.data.read_labels` takes it.
+        labels: A CSV, as `glia_train.datasets.csv.read_labels` takes it.
         out: The folder to write, made where it is not there.
-        config: The architecture.
+        config: The architecture: the config of a family.
         options: How to train.
-        backbone_weights: "hub", "random" or a file, as `glia_train.backbone.load_backbone_weights` takes it.
+        backbone_weights: "hub", "random" or a file, as `glia_train.backbones.load_backbone_weights` takes it.
         overwrite: Replace the run that `out` holds.
         console: Where a progress bar and a line an epoch go; None for silence.
 
@@ -181,8 +133,6 @@ def train(
     out = Path(out)
     if not overwrite and (out / CHECKPOINT).exists():
         raise OutputExistsError(f"{out} holds a run: name another folder, or give --overwrite to replace it")
-    if options.adapter_only:
-        check_adapter_only(config, backbone_weights)
     split = split_pictures(read_labels(labels), options.seed)
     if len(split.train) < options.batch_size:
         fitting = 2 ** int(math.log2(len(split.train)))
@@ -192,24 +142,27 @@ def train(
         )
     score_range = _score_range(split, options.score_range)
     machine, workers = Machine.here(), options.workers or cpu_count()
-    check_pictures(split.train + split.test, workers)
     model, contract = untrained(config, backbone_weights, options.seed)
-    contract = dataclasses.replace(contract, score_range=score_range)
+    if options.adapter_only:
+        check_adapter_only(model, backbone_weights)
+    check_pictures(split.train + split.test, workers)
+    contract = contract.with_range(*score_range)
     model.to(machine.device)
 
     record = {
         "labels": os.fspath(labels),
         "pictures": {"train": len(split.train), "test": len(split.test), "split_by": split.by},
         "backbone_weights": backbone_weights,
-        "config": config.to_dict(),
+        "family": model.family,
+        "config": dataclasses.asdict(config),
         "options": dataclasses.asdict(options),
         "score_range": list(score_range),
         "machine": {"device": machine.name, "precision": machine.precision, "workers": workers},
-        "versions": _versions(),
+        "versions": installed_versions("torch", "timm", "numpy"),
     }
     _start_folder(out)
-    _write(out / RECORD, json.dumps(record, indent=2) + "\n")
-    _write(out / SPLIT, split.to_csv())
+    files.write_whole(out / RECORD, json.dumps(record, indent=2) + "\n")
+    files.write_whole(out / SPLIT, split.to_csv())
 
     def say(line: str) -> None:
         if console is not None:
@@ -223,7 +176,7 @@ def train(
     pictures = split.train + split.test
     training, testing = range(len(split.train)), range(len(split.train), len(pictures))
     sample = np.random.default_rng(options.seed).permutation(len(training))[:CALIBRATION_SAMPLE].tolist()
-    learner = _Learner(model, ViewLoader(pictures, contract, options.seed, workers), options, machine)
+    learner = _Learner(model, InputLoader(pictures, contract, options.seed, workers), options, machine)
 
     def save(epoch: int, calibration: Sequence[int], held_out: npt.NDArray[np.float64]) -> Metrics:
         """Calibrate on these training pictures, measure the held-out raw scores, write the checkpoint."""
@@ -241,9 +194,9 @@ def train(
 
     rows: list[dict[str, float]] = []
     devices = [torch.cuda.current_device()] if machine.device.type == "cuda" else []
-    with _progress(console) as progress, torch.random.fork_rng(devices=devices):
+    with progress_bar(console) as progress, torch.random.fork_rng(devices=devices):
         torch.manual_seed(options.seed)
-        schedule = _Schedule(options, len(training) // options.batch_size, progress)
+        schedule = Schedule(options, len(training) // options.batch_size, progress)
         try:
             for epoch in range(1, options.epochs + 1):
                 start = time.monotonic()
@@ -253,7 +206,7 @@ def train(
                 metrics = save(epoch, sample, held_out)
                 seconds = time.monotonic() - start
                 rows.append({"epoch": epoch, "loss": loss, **metrics.to_dict(), "seconds": round(seconds, 1)})
-                _write(out / METRICS, _table(rows))
+                files.write_whole(out / METRICS, _table(rows))
                 say(
                     f"epoch {epoch}/{options.epochs}: loss {loss:.4f}, held-out SRCC {metrics.srcc:.3f}, "
                     f"PLCC {metrics.plcc:.3f}, {seconds:.0f} s" + (f" ({metrics.note})" if metrics.note else "")
@@ -269,45 +222,10 @@ def train(
     return TrainResult(out / CHECKPOINT, split, metrics, len(rows))
 
 
-class _Schedule:
-    """How much of a run is done, what learning rate that means, and the bar that shows it."""
-
-    def __init__(self, options: TrainOptions, steps_per_epoch: int, progress: Progress) -> None:
-        self._options = options
-        self._steps_per_epoch = steps_per_epoch
-        self._steps = 0
-        self._start = time.monotonic()
-        self._progress = progress
-        self._task = progress.add_task("", total=1.0, rate="")
-
-    @property
-    def done(self) -> float:
-        """Share of the steps taken, or of the time where that is greater; 1 or more at the end."""
-        steps = self._steps / (self._steps_per_epoch * self._options.epochs)
-        limit = self._options.time_limit_s
-        return steps if limit is None else max(steps, (time.monotonic() - self._start) / limit)
-
-    @property
-    def learning_rate(self) -> float:
-        """A half cosine, from `lr` to 0."""
-        return self._options.lr * (1 + math.cos(math.pi * min(self.done, 1.0))) / 2
-
-    def step(self, rate: float) -> None:
-        """Count a step; `rate` is in pictures a second."""
-        self._steps += 1
-        epoch, step = divmod(self._steps - 1, self._steps_per_epoch)
-        self.say(f"epoch {epoch + 1}/{self._options.epochs}, step {step + 1}/{self._steps_per_epoch}")
-        self._progress.update(self._task, completed=min(self.done, 1.0), rate=f"{rate:.1f} pictures/s")
-
-    def say(self, what: str) -> None:
-        """Name on the bar what is under way."""
-        self._progress.update(self._task, description=what)
-
-
 class _Learner:
     """A model under training, and the pictures it sees, which are named by their indices in `loader`."""
 
-    def __init__(self, model: GLIANet, loader: ViewLoader, options: TrainOptions, machine: Machine) -> None:
+    def __init__(self, model: Model, loader: InputLoader, options: TrainOptions, machine: Machine) -> None:
         self._model = model
         self._loader = loader
         self._options = options
@@ -316,7 +234,7 @@ class _Learner:
             model.trainable_parameters(), lr=options.lr, weight_decay=options.weight_decay
         )
 
-    def train_epoch(self, indices: Sequence[int], epoch: int, schedule: _Schedule) -> float:
+    def train_epoch(self, indices: Sequence[int], epoch: int, schedule: Schedule) -> float:
         """Take the steps of one epoch, fewer where time runs out; returns their mean loss."""
         options = self._options
         order = np.random.default_rng([options.seed, epoch]).permutation(indices).tolist()
@@ -325,10 +243,10 @@ class _Learner:
         losses: list[float] = []
         start = time.monotonic()
         with closing(self._loader.batches(whole, options.batch_size, epoch)) as batches:
-            for global_view, fragments, label in batches:
+            for inputs, label in batches:
                 for group in self._optimiser.param_groups:
                     group["lr"] = schedule.learning_rate
-                raw = self._machine.raw_score(self._model, global_view, fragments)
+                raw = self._machine.raw_score(self._model, inputs)
                 loss = LOSSES[options.loss](raw, label.to(self._machine.device))
                 losses.append(loss.item())
                 if not math.isfinite(losses[-1]):
@@ -346,8 +264,8 @@ class _Learner:
         """Scores of deterministic views before calibration, (N,)."""
         self._model.eval()
         scores = [
-            self._machine.raw_score(self._model, global_view, fragments).cpu()
-            for global_view, fragments, _ in self._loader.batches(indices, self._options.batch_size, epoch=None)
+            self._machine.raw_score(self._model, inputs).cpu()
+            for inputs, _ in self._loader.batches(indices, self._options.batch_size, epoch=None)
         ]
         return torch.cat(scores).double().numpy()
 
@@ -391,12 +309,6 @@ def _start_folder(out: Path) -> None:
         raise UsageError(f"{out}: cannot hold a run: {error.strerror}") from error
 
 
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
 def _table(rows: Sequence[Mapping[str, float]]) -> str:
     table = io.StringIO()
     columns = ("epoch", "loss", "srcc", "krcc", "plcc", "rmse", "seconds")
@@ -404,30 +316,3 @@ def _table(rows: Sequence[Mapping[str, float]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return table.getvalue()
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "glia-rt": glia_rt.__version__,
-        "torch": str(torch.__version__),
-        "timm": timm.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def _progress(console: Console | None) -> Progress:
-    """A bar with rate and time left; disabled without a console or where it is no terminal."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=console is None or not console.is_terminal,
-        transient=True,
-        speed_estimate_period=3600,  # a step of ViT-B on a CPU takes minutes
-    )

@@ -25,8 +25,8 @@ from skimage.metrics import structural_similarity
 
 from glia_rt.cores import cpu_count
 from glia_rt.errors import GliaError, MissingPackageError, OutputExistsError, UsageError
-from glia_rt.images import read_image
-from glia_train.data import COLUMNS
+from glia_rt.pixels.decode import read_image
+from glia_train.datasets.base import COLUMNS
 from glia_train.distortions import DISTORTIONS, LEVELS, distort
 
 LABELS: Final = "labels.csv"

@@ -13,9 +13,9 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from glia_export.demo_data import METRIC, METRIC_IN_FULL, PHOTOGRAPHS, DemoPicture
-from glia_rt import page
-from glia_rt.images import read_image
+from glia_export.demo.data import METRIC, METRIC_IN_FULL, PHOTOGRAPHS, DemoPicture
+from glia_rt.html import page
+from glia_rt.pixels.decode import read_image
 from glia_rt.verify import Parity
 from glia_train.metrics import Metrics
 
@@ -69,8 +69,8 @@ def write_report(path: str | os.PathLike[str], report: DemoReport) -> None:
     shown = np.linspace(0, len(by_score) - 1, min(THUMBNAILS, len(by_score))).round().astype(int)
     page.write_page(
         path,
-        "glia_export",
-        "report.html",
+        "glia_export.demo",
+        "page.html",
         {"plain": _plain, "duration": _duration, "thumbnail": _thumbnail},
         report=report,
         metric=METRIC,

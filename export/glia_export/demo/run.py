@@ -12,18 +12,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from glia_export.demo_data import LABELS, METRIC, DemoPicture, make_dataset
+from glia_export.demo.data import LABELS, METRIC, DemoPicture, make_dataset
+from glia_export.demo.page import DemoReport, ScoredPicture, write_report
 from glia_export.export import export
-from glia_export.report import DemoReport, ScoredPicture, write_report
 from glia_rt.errors import GliaError, OutputExistsError, UsageError
-from glia_rt.job import score_to_file
+from glia_rt.listing.sources import Sources
 from glia_rt.results import Result
+from glia_rt.runs.run import score_to_file
 from glia_rt.scorer import Scorer
-from glia_rt.sources import Sources
 from glia_rt.verify import require, selftest
 from glia_train.metrics import compare
-from glia_train.model import ModelConfig
-from glia_train.training import TrainOptions, TrainResult, train
+from glia_train.models.glianet import ModelConfig
+from glia_train.options import TrainOptions
+from glia_train.train import TrainResult, train
 
 if TYPE_CHECKING:
     from rich.console import Console

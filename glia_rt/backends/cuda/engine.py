@@ -1,7 +1,8 @@
 """TensorRT engines of a bundle: which files they are, and what is written down about each.
 
-An engine lies in NAME.glia/engines/ as TensorRT wrote it, TARGET.INPUT.PRECISION.engine, with a record beside it in
-JSON. `glia_engines` writes both; the runtime reads the record and hashes the engine before TensorRT sees a byte of it.
+An engine lies in NAME.glia/engines/ as TensorRT wrote it, with a record beside it in JSON. Its name says what it is
+for, TARGET.INPUT.PRECISION.smXX[-smYY].VERSION.engine, so that one bundle on a shared disk serves unlike GPUs.
+`glia_engines` writes both files. The runtime reads the record, and hashes the engine before TensorRT sees a byte of it.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from glia_rt.bundle import GRAPHS, Bundle, Input
-from glia_rt.errors import BackendError, EngineError
+from glia_rt import upgrades
+from glia_rt.bundle import GRAPHS, Bundle
+from glia_rt.contract import GraphKind
+from glia_rt.errors import BackendError, BundleError, EngineError
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 FOLDER: Final = "engines"
 
 #: Least, most usual and greatest shape of each input.
@@ -60,7 +63,8 @@ class EngineRecord:
     Attributes:
         target: "tensorrt-rtx" or "tensorrt".
         library_version: Of the TensorRT that built it; no other loads it.
-        capabilities: Compute capabilities it was built for, "8.9" say; empty for the portable set of tensorrt-rtx.
+        capabilities: Compute capabilities it was built for, "8.9" say. Empty in records of schema 1 for the set that
+            tensorrt-rtx builds for by itself, 8.0 and later.
         system: Operating system and processor it was built on, "Linux x86_64" say.
         input: Which graph: "views" or "image".
         precision: "fp16" or "fp32".
@@ -72,14 +76,14 @@ class EngineRecord:
         engine_size: Bytes of the engine.
         layers: What the engine's own kernel list says; see `glia_engines.kernels.summary`.
         build_seconds: How long TensorRT took.
-        schema: Version of this record.
+        glia_rt: The version of glia-rt that built it.
     """
 
     target: str
     library_version: str
     capabilities: tuple[str, ...]
     system: str
-    input: Input
+    input: GraphKind
     precision: str
     profile: Profile
     onnx: str
@@ -89,31 +93,50 @@ class EngineRecord:
     engine_size: int
     layers: Mapping[str, Any]
     build_seconds: float
-    schema: int = SCHEMA
+    glia_rt: str
+
+    @property
+    def min_batch(self) -> int:
+        """Fewest pictures the engine takes at once."""
+        return max(least[0] for least, _, _ in self.profile.values())
+
+    @property
+    def usual_batch(self) -> int:
+        """Pictures at once that the engine is fastest at."""
+        return max(usual[0] for _, usual, _ in self.profile.values())
 
     @property
     def max_batch(self) -> int:
         """Most pictures the engine takes at once."""
-        return max(shapes[2][0] for shapes in self.profile.values())
+        return max(greatest[0] for _, _, greatest in self.profile.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as JSON types."""
+        return {"schema": SCHEMA, **dataclasses.asdict(self)}
 
     def to_json(self) -> str:
-        """The record as JSON."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        """Return the record as JSON."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
 
     @classmethod
     def read(cls, path: Path) -> EngineRecord:
-        """Read a record.
+        """Read a record, also one of schema 1.
 
         Raises:
             EngineError: It is not there, not a record, or of a newer schema.
         """
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise EngineError(f"{path}, which describes the engine, cannot be read ({error}); {REBUILD}") from error
-        known = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(record, dict) or record.get("schema") != SCHEMA or set(record) != known:
-            raise EngineError(f"{path} is not an engine's record of schema {SCHEMA}; {REBUILD}")
+        written_by = found.get("glia_rt") if isinstance(found, dict) else None
+        try:
+            record = upgrades.upgrade(found, str(path), SCHEMA, upgrades.ENGINE, written_by)
+            del record["schema"]
+            known = {field.name for field in dataclasses.fields(cls)}
+            upgrades.require_fields(record, str(path), known, written_by=written_by)
+        except BundleError as error:
+            raise EngineError(f"{error}; or {REBUILD}") from error
         try:
             record["capabilities"] = tuple(record["capabilities"])
             record["profile"] = {
@@ -127,9 +150,31 @@ class EngineRecord:
 REBUILD: Final = "build the engine again, with glia-rt build and --overwrite"
 
 
-def engine_path(bundle: Bundle, target: str, input: Input, precision: str) -> Path:
-    """Where a bundle's engine lies, whether or not it is there."""
-    return bundle.path / FOLDER / f"{target}.{input}.{precision}.engine"
+def engine_path(record: EngineRecord, bundle: Bundle) -> Path:
+    """Return where an engine of a bundle lies."""
+    architectures = "-".join(f"sm{capability.replace('.', '')}" for capability in record.capabilities)
+    name = f"{record.target}.{record.input}.{record.precision}.{architectures}.{record.library_version}.engine"
+    return bundle.path / FOLDER / name
+
+
+def find_engines(bundle: Bundle, target: str, input: GraphKind, precision: str) -> list[tuple[Path, EngineRecord]]:
+    """Return a bundle's engines of one kind with their records, by file name.
+
+    Raises:
+        EngineError: A record is missing or damaged.
+    """
+    folder = bundle.path / FOLDER
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    paths = [folder / name for name in names if name.endswith(".engine") and not name.startswith(".")]
+    found = [(path, EngineRecord.read(record_path(path))) for path in paths if _may_be(path, target, input, precision)]
+    for path, record in found:
+        if (record.target, record.input, record.precision) != (target, input, precision):
+            raise EngineError(f"{record_path(path)} describes another engine; {REBUILD}")
+    return found
+
+
+def _may_be(path: Path, target: str, input: GraphKind, precision: str) -> bool:
+    return path.name.startswith(f"{target}.{input}.{precision}.")
 
 
 def record_path(engine: Path) -> Path:
@@ -137,7 +182,7 @@ def record_path(engine: Path) -> Path:
     return engine.with_suffix(".json")
 
 
-def build_command(bundle: Bundle, target: str, input: Input, precision: str) -> str:
+def build_command(bundle: Bundle, target: str, input: GraphKind, precision: str) -> str:
     """The command that makes an engine, to be read by people."""
     words = ["glia-rt build", shlex.quote(str(bundle.path)), "--target", target]
     if input == "image":
@@ -148,7 +193,7 @@ def build_command(bundle: Bundle, target: str, input: Input, precision: str) -> 
 
 
 def checked_engine(
-    bundle: Bundle, target: str, input: Input, precision: str, *, library_version: str, capability: str
+    bundle: Bundle, target: str, input: GraphKind, precision: str, *, library_version: str, capability: str
 ) -> tuple[bytes, EngineRecord]:
     """Read a bundle's engine and make sure that it is whole, of this bundle, and for this machine.
 
@@ -164,12 +209,14 @@ def checked_engine(
         EngineError: There is none, it was changed since it was built, it is another bundle's, or it was built for
             another TensorRT, GPU or operating system. The message says what to do.
     """
-    path = engine_path(bundle, target, input, precision)
-    if not path.is_file():
-        raise EngineError(f"{path} is not there: {build_command(bundle, target, input, precision)}")
-    record = EngineRecord.read(record_path(path))
-    if (record.target, record.input, record.precision) != (target, input, precision):
-        raise EngineError(f"{record_path(path)} describes another engine; {REBUILD}")
+    found = find_engines(bundle, target, input, precision)
+    if not found:
+        raise EngineError(
+            f"{bundle.path / FOLDER} holds no engine of {target} for {input} in {precision}: "
+            f"{build_command(bundle, target, input, precision)}"
+        )
+    # The one for this machine, if there is one; else the one that comes nearest, and below the reason why not it.
+    path, record = max(found, key=lambda one: _fitness(one[1], library_version, capability))
     content = path.read_bytes()
     if len(content) != record.engine_size:
         raise EngineError(
@@ -196,6 +243,13 @@ def checked_engine(
     return content, record
 
 
+def _fitness(record: EngineRecord, library_version: str, capability: str) -> tuple[bool, bool, int]:
+    """Return how well an engine suits a machine, to be compared; the first difference counts."""
+    is_of_this_version = record.library_version == library_version
+    # A portable engine may run on later GPUs than those it names. The more it names the better; schema 1 names none.
+    return is_of_this_version, capability in record.capabilities, len(record.capabilities)
+
+
 def require_in_profile(record: EngineRecord, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse inputs whose shapes the engine was not built for.
 
@@ -207,9 +261,9 @@ def require_in_profile(record: EngineRecord, shapes: Mapping[str, tuple[int, ...
         if not all(low <= side <= high for low, side, high in zip(least, shape, greatest, strict=True)):
             batches, *sides = (f"{low} to {high}" for low, high in zip(least, greatest, strict=True))
             raise BackendError(
-                f"backend {record.target}: a batch of {shape[0]} of {shape[1]}x{shape[2]} is not what the engine was "
-                f"built for: {batches} of height {sides[0]} and width {sides[1]}; build it with another --batch or "
-                "--size, or score from views, which takes pictures of all sizes"
+                f"backend {record.target}: a batch of {shape[0]} of {'x'.join(map(str, shape[1:-1]))} is not what the "
+                f"engine was built for: {batches} of height {sides[-3]} and width {sides[-2]}; build it with another "
+                "--batch or --size, or score from views, which takes pictures of all sizes"
             )
 
 

@@ -15,25 +15,25 @@ import math
 import queue
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from glia_rt.backends import why_not_importable
-from glia_rt.bundle import Input
-from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW, IMAGE, Contract
-from glia_rt.cuda import Gpu, why_no_gpu
+from glia_rt.backends.base import why_not_importable
+from glia_rt.backends.cuda.arrays import on_gpu
+from glia_rt.backends.cuda.device import Gpu, why_no_gpu
+from glia_rt.contract import IMAGE, Contract, GraphKind
 from glia_rt.errors import BackendError, UsageError
 
 if TYPE_CHECKING:
     from cuda.core import Buffer, Device, Stream
 
+    from glia_rt.backends.cuda.views import CudaViews
+
 LANES: Final = 2
 #: Shapes a lane is ready for at once. Views have about eight, one a batch size; of pictures any size is one.
-_SHAPES: Final[Mapping[Input, int]] = {"views": 16, "image": 2}
-
-_DLPACK_CUDA: Final = (2, 13)  # kDLCUDA and kDLCUDAManaged
+_SHAPES: Final[Mapping[str, int]] = {"views": 16, "image": 2}
 
 Shapes = Mapping[str, tuple[int, ...]]
 Addresses = Mapping[str, int]
@@ -80,7 +80,7 @@ class GpuBackend:
         engine: Engine,
         gpu: Gpu,
         contract: Contract,
-        input: Input,
+        input: GraphKind,
         batch_size: int,
         library: str,
     ) -> None:
@@ -93,9 +93,10 @@ class GpuBackend:
         self._engine = engine
         self._contract = contract
         self._input = input
+        self._ranks = {name: 1 + len(shape) for name, shape in contract.shapes(input).items()}
         self._sizes = padded_sizes(*engine.batches, batch_size)
         self._idle: queue.SimpleQueue[_Lane | None] = queue.SimpleQueue()
-        self._sampler: Any = None
+        self._views: Any = None
         with cuda_errors(self.name, self.batch_size):
             from cuda.core import Device
 
@@ -111,7 +112,7 @@ class GpuBackend:
         """
         if any(not isinstance(array, np.ndarray) for array in inputs.values()):
             with self._lane() as lane:
-                return lane.run_in_place(inputs)
+                return lane.run_in_place(inputs, self._ranks)
         padded = self._padded(len(next(iter(inputs.values()))))
         with self._lane() as lane:
             return lane.run(inputs, padded)
@@ -120,25 +121,26 @@ class GpuBackend:
         """Score pictures that are on the GPU: the GPU makes their views as well.
 
         Args:
-            images: Arrays on the GPU, with DLPack or `__cuda_array_interface__`, uint8 (H, W, 3), RGB, of any sizes;
-                no more than the engine's largest batch.
+            images: Arrays on the GPU, with DLPack or `__cuda_array_interface__`, uint8 (H, W, 3), RGB, of any sizes. No
+                more than the engine's largest batch.
 
         Returns:
             float32 (N,), in order.
 
         Raises:
             BackendError: The engine failed, or there are too many.
-            UsageError: One is not such an array.
+            UsageError: One is not such an array, or a rule of the model has no CUDA kernels.
         """
         padded = self._padded(len(images))
         with self._lane() as lane:
-            if self._input == "image":  # the engine samples, one picture a run
-                return np.concatenate([lane.run_in_place({IMAGE: image}) for image in images])
-            if self._sampler is None:  # two lanes that come here at once make two, and one is dropped
-                from glia_rt.cuda_sampler import CudaSampler
+            if self._input == "image":  # the engine makes the inputs, one picture a run
+                return np.concatenate([lane.run_in_place({IMAGE: image}, self._ranks) for image in images])
+            if self._views is None:  # two lanes that come here at once make two, and one is dropped
+                from glia_rt.backends.cuda.views import CudaViews
 
-                self._sampler = CudaSampler(self._contract, self._device)
-            return lane.run_images(images, padded, self._contract.view_size, self._sampler)
+                self._views = CudaViews(self._contract, self._device)
+            shapes = {one.name: (padded, *one.shape) for one in self._contract.inputs}
+            return lane.run_images(images, shapes, self._views)
 
     def prepare(self, inputs: Mapping[str, npt.NDArray[np.uint8]]) -> None:
         """Run every lane once, so that what takes long the first time is done."""
@@ -216,22 +218,29 @@ class _Lane:
         batch.launch()
         return batch.scores(len(next(iter(inputs.values()))), self._stream)
 
-    def run_images(self, images: Sequence[Any], padded: int, view_size: int, sampler: Any) -> npt.NDArray[np.float32]:
-        """Score pictures on the GPU, sampled into the batch's own memory."""
-        view = (view_size, view_size, 3)
-        batch = self._batch({GLOBAL_VIEW: (padded, *view), FRAGMENTS: (padded, *view)})
-        held = [_on_gpu(image, self._stream, self._device, ranks=(3,)) for image in images]
+    def run_images(self, images: Sequence[Any], shapes: Shapes, views: CudaViews) -> npt.NDArray[np.float32]:
+        """Score pictures on the GPU, whose inputs are made in the batch's own memory."""
+        batch = self._batch(shapes)
+        held = [on_gpu(image, self._stream, self._device, ranks=(3,)) for image in images]
         for i, image in enumerate(held):
             height, width, _ = image.shape
-            views = (batch.address(name) + i * math.prod(view) for name in (GLOBAL_VIEW, FRAGMENTS))
-            sampler.sample(image.ptr, height, width, *views, self._stream)
+            outputs = {name: batch.address(name) + i * math.prod(shape[1:]) for name, shape in shapes.items()}
+            views.make(image.ptr, height, width, outputs, self._stream)
         batch.launch()
         return batch.scores(len(images), self._stream)
 
-    def run_in_place(self, inputs: Mapping[str, Any]) -> npt.NDArray[np.float32]:
-        """Score arrays on the GPU where they lie."""
-        held = {name: _on_gpu(array, self._stream, self._device, ranks=(3, 4)) for name, array in inputs.items()}
-        shapes = {name: (1,) * (4 - len(array.shape)) + tuple(array.shape) for name, array in held.items()}
+    def run_in_place(self, inputs: Mapping[str, Any], ranks: Mapping[str, int]) -> npt.NDArray[np.float32]:
+        """Score arrays on the GPU where they lie.
+
+        Args:
+            inputs: By input name. A batch of one may lack the dimension N.
+            ranks: Dimensions of a batch of each input.
+        """
+        held = {
+            name: on_gpu(array, self._stream, self._device, ranks=(ranks[name] - 1, ranks[name]))
+            for name, array in inputs.items()
+        }
+        shapes = {name: (1,) * (ranks[name] - len(array.shape)) + tuple(array.shape) for name, array in held.items()}
         if len(counts := {shape[0] for shape in shapes.values()}) > 1:
             raise UsageError(f"arrays of {sorted(counts)} pictures: all inputs need the same number")
         [count] = counts
@@ -320,61 +329,6 @@ def out_of_memory(name: str, batch_size: int) -> BackendError:
 def unavailable(package: str, extra: str) -> str | None:
     """Why a GPU backend cannot be used: driver and GPU first, then its package, then cuda-core."""
     return why_no_gpu() or why_not_importable(package, extra) or why_not_importable("cuda.core", extra)
-
-
-class _GpuArray(NamedTuple):
-    """An array of another library: uint8, C-contiguous; held until what reads it is done."""
-
-    ptr: int
-    shape: tuple[int, ...]
-    owner: Any
-
-
-def _on_gpu(array: Any, stream: Stream, device: Device, *, ranks: tuple[int, ...]) -> _GpuArray:
-    """Where an array on the GPU lies; not copied. The stream is made to wait for what its owner has queued."""
-    if hasattr(array, "__dlpack__"):
-        found, dtype, strides = _from_dlpack(array, stream, device)
-    elif hasattr(array, "__cuda_array_interface__"):
-        found, dtype, strides = _from_cuda_array_interface(array, stream)
-    else:
-        raise UsageError(f"a {type(array).__name__} is no array on the GPU, by DLPack or __cuda_array_interface__")
-    if dtype != "uint8" or len(found.shape) not in ranks or found.shape[-1] != 3:
-        raise UsageError(f"a picture on the GPU must be uint8 (H, W, 3), views (N, H, W, 3), not {dtype} {found.shape}")
-    if strides is not None and tuple(strides) != _contiguous(found.shape):
-        raise UsageError("an array on the GPU must be C-contiguous: make it so first")
-    return found
-
-
-def _from_dlpack(array: Any, stream: Stream, device: Device) -> tuple[_GpuArray, str, Any]:
-    from cuda.core.utils import StridedMemoryView
-
-    kind, index = array.__dlpack_device__()
-    if kind not in _DLPACK_CUDA or index != device.device_id:
-        raise UsageError(f"an array is not in the memory of GPU {device.device_id}: move it there")
-    try:
-        view = StridedMemoryView.from_dlpack(array, stream_ptr=int(stream.handle))
-        dtype = str(view.dtype)
-    except (BufferError, TypeError, NotImplementedError, RuntimeError) as error:
-        raise UsageError(f"a {type(array).__name__} cannot be read where it lies: {error}") from error
-    return _GpuArray(view.ptr, tuple(view.shape), view), dtype, view.strides
-
-
-def _from_cuda_array_interface(array: Any, stream: Stream) -> tuple[_GpuArray, str, Any]:
-    from cuda.core import LEGACY_DEFAULT_STREAM, PER_THREAD_DEFAULT_STREAM, Stream
-
-    interface = array.__cuda_array_interface__
-    # Version 2 names no stream, and PyCUDA names none: both work on the default one unless they are told otherwise,
-    # which a stream of ours does not wait for by itself.
-    queued = interface.get("stream") or 1
-    known = {1: LEGACY_DEFAULT_STREAM, 2: PER_THREAD_DEFAULT_STREAM}
-    stream.wait(known[queued] if queued in known else Stream.from_handle(queued))
-    address, _read_only = interface["data"]
-    found = _GpuArray(int(address), tuple(interface["shape"]), array)
-    return found, str(np.dtype(interface["typestr"])), interface.get("strides")
-
-
-def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
-    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
 def _host_array(buffer: Buffer, dtype: Any) -> npt.NDArray[Any]:

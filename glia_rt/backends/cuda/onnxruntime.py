@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from glia_rt.backends import BackendOptions
-from glia_rt.backends import gpu as gpus
+from glia_rt.backends.base import BackendOptions
+from glia_rt.backends.cuda import lanes
+from glia_rt.backends.cuda.device import Gpu
 from glia_rt.backends.onnxruntime import first_line
 from glia_rt.bundle import GRAPHS, Bundle
-from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW, SCORE
-from glia_rt.cuda import Gpu
+from glia_rt.contract import DTYPE, SCORE
 from glia_rt.errors import BackendError, GliaError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _LARGEST: Final = 4096
 _OUT_OF_MEMORY: Final = ("Failed to allocate memory", "out of memory", "ALLOC_FAILED")
 
 
-def open(bundle: Bundle, options: BackendOptions) -> gpus.GpuBackend:
+def open(bundle: Bundle, options: BackendOptions) -> lanes.GpuBackend:
     """Load a bundle's graph onto a GPU; raises as `open_backend` does."""
     import onnxruntime as ort
 
@@ -45,11 +45,10 @@ def open(bundle: Bundle, options: BackendOptions) -> gpus.GpuBackend:
     session = create_session(bundle.checked_file(GRAPHS[options.input, precision]), gpu.index, capture=capture)
     engine = _Session(session, gpu.index, max(_LARGEST, batch_size), capture=capture)
     library = f"onnxruntime {ort.__version__}"
-    backend = gpus.GpuBackend(NAME, precision, engine, gpu, bundle.contract, options.input, batch_size, library)
+    backend = lanes.GpuBackend(NAME, precision, engine, gpu, bundle.contract, options.input, batch_size, library)
     if capture:
-        view = np.zeros((batch_size, bundle.contract.view_size, bundle.contract.view_size, 3), np.uint8)
         try:
-            backend.prepare({GLOBAL_VIEW: view, FRAGMENTS: view})
+            backend.prepare({one.name: np.zeros((batch_size, *one.shape), DTYPE) for one in bundle.contract.inputs})
         except GliaError:
             backend.close()
             raise
@@ -95,7 +94,7 @@ def require_cuda(session: Any) -> None:
 
 def unavailable() -> str | None:
     """Why this backend cannot be used here; None if it can."""
-    if reason := gpus.unavailable("onnxruntime", "gpu"):
+    if reason := lanes.unavailable("onnxruntime", "gpu"):
         return reason
     import onnxruntime as ort
 
@@ -125,7 +124,7 @@ class _Session:
         self._thread = ThreadPoolExecutor(1, "onnxruntime-cuda")
 
     def prepare(
-        self, shapes: gpus.Shapes, addresses: gpus.Addresses, score: int, stream: Stream, *, repeated: bool
+        self, shapes: lanes.Shapes, addresses: lanes.Addresses, score: int, stream: Stream, *, repeated: bool
     ) -> Callable[[], None]:
         """See `gpu.Engine`. The run itself is waited for: ONNX Runtime has a stream of its own."""
         import onnxruntime as ort
@@ -160,5 +159,5 @@ class _Session:
 
 def _failure(error: Exception, batch: int, what: str = "") -> BackendError:
     if any(sign in str(error) for sign in _OUT_OF_MEMORY):
-        return gpus.out_of_memory(NAME, batch)
+        return lanes.out_of_memory(NAME, batch)
     return BackendError(f"backend {NAME}: {what}{first_line(error)}")

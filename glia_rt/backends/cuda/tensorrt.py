@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,15 +11,12 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 
-from glia_rt import tensorrt_api
-from glia_rt.backends import BackendOptions, cache_folder
-from glia_rt.backends import gpu as gpus
-from glia_rt.bundle import Bundle
-from glia_rt.contract import SCORE
-from glia_rt.cuda import Gpu
-from glia_rt.engine import TARGETS, EngineRecord, Target, checked_engine, require_in_profile
-from glia_rt.errors import BackendError, EngineError, GliaError
-from glia_rt.tensorrt_api import (
+from glia_rt import files
+from glia_rt.backends.base import BackendOptions, cache_folder
+from glia_rt.backends.cuda import lanes, tensorrt_api
+from glia_rt.backends.cuda.device import Gpu
+from glia_rt.backends.cuda.engine import TARGETS, EngineRecord, Target, checked_engine, require_in_profile
+from glia_rt.backends.cuda.tensorrt_api import (
     ICudaEngine,
     ICudaEngineRtx,
     IExecutionContext,
@@ -29,6 +25,9 @@ from glia_rt.tensorrt_api import (
     TensorRT,
     TensorRTRtx,
 )
+from glia_rt.bundle import Bundle
+from glia_rt.contract import DTYPE, SCORE
+from glia_rt.errors import BackendError, EngineError, GliaError
 
 if TYPE_CHECKING:
     from cuda.core import Stream
@@ -58,7 +57,7 @@ class Library:
     def __init__(self, target: Target) -> None:
         self.target = target
 
-    def open(self, bundle: Bundle, options: BackendOptions) -> gpus.GpuBackend:
+    def open(self, bundle: Bundle, options: BackendOptions) -> lanes.GpuBackend:
         """Check a bundle's engine and load it; raises as `open_backend` does."""
         name, precision = self.target.name, options.precision or self.default_precision()
         if precision not in ("fp16", "fp32"):
@@ -68,8 +67,7 @@ class Library:
         content, record = checked_engine(
             bundle, name, options.input, precision, library_version=trt.__version__, capability=gpu.capability
         )
-        _, usual, _ = next(iter(record.profile.values()))
-        batch_size = options.batch_size or usual[0]
+        batch_size = options.batch_size or record.usual_batch
         if batch_size > record.max_batch:
             raise BackendError(
                 f"backend {name}: batches of {batch_size} are over the engine's largest, {record.max_batch}: take "
@@ -77,14 +75,15 @@ class Library:
             )
         from cuda.core import Device
 
-        with gpus.cuda_errors(name, batch_size):
+        with lanes.cuda_errors(name, batch_size):
             Device(gpu.index).set_current()  # TensorRT loads onto the current one
             load = _RtxEngine if self.target.portable else _PlanEngine
             engine = load(trt, content, record, gpu)
         library = f"{self.target.package} {trt.__version__}"
-        backend = gpus.GpuBackend(name, precision, engine, gpu, bundle.contract, options.input, batch_size, library)
+        backend = lanes.GpuBackend(name, precision, engine, gpu, bundle.contract, options.input, batch_size, library)
         try:
-            backend.prepare({key: np.zeros((batch_size, *usual[1:]), np.uint8) for key in record.profile})
+            usual = {key: (batch_size, *shape[1:]) for key, (_, shape, _) in record.profile.items()}
+            backend.prepare({key: np.zeros(shape, DTYPE) for key, shape in usual.items()})
         except GliaError:
             backend.close()
             raise
@@ -93,7 +92,7 @@ class Library:
 
     def unavailable(self) -> str | None:
         """Why this backend cannot be used here; None if it can."""
-        return gpus.unavailable(self.target.package, self.target.extra)
+        return lanes.unavailable(self.target.package, self.target.extra)
 
     def default_precision(self) -> str:
         """Always fp16."""
@@ -121,8 +120,7 @@ class _PlanEngine:
 
     def __init__(self, trt: TensorRT, content: bytes, record: EngineRecord, gpu: Gpu) -> None:
         self._record = record
-        least, _, greatest = next(iter(record.profile.values()))
-        self.batches = (least[0], greatest[0])
+        self.batches = (record.min_batch, record.max_batch)
         logger, self._errors = tensorrt_api.collecting_logger(trt)
         self._runtime: Runtime | None = trt.Runtime(logger)
         self._loose_contexts: dict[int, IExecutionContext] = {}
@@ -137,7 +135,7 @@ class _PlanEngine:
         return engine
 
     def prepare(
-        self, shapes: gpus.Shapes, addresses: gpus.Addresses, score: int, stream: Stream, *, repeated: bool
+        self, shapes: lanes.Shapes, addresses: lanes.Addresses, score: int, stream: Stream, *, repeated: bool
     ) -> Callable[[], None]:
         """See `gpu.Engine`."""
         if not repeated:
@@ -164,7 +162,7 @@ class _PlanEngine:
         return self._loose_contexts[key]
 
     def _enqueue(
-        self, context: IExecutionContext, shapes: gpus.Shapes, addresses: gpus.Addresses, score: int, stream: Stream
+        self, context: IExecutionContext, shapes: lanes.Shapes, addresses: lanes.Addresses, score: int, stream: Stream
     ) -> Callable[[], None]:
         require_in_profile(self._record, shapes)
         taken = all(context.set_input_shape(name, shape) for name, shape in shapes.items())
@@ -197,7 +195,7 @@ class _PlanEngine:
         reasons = "; ".join(self._errors[-3:])
         self._errors.clear()
         if re.search("out of memory|OutOfMemory|OUT_OF_MEMORY", reasons):
-            return gpus.out_of_memory(self._record.target, self.batches[1])
+            return lanes.out_of_memory(self._record.target, self.batches[1])
         return BackendError(f"backend {self._record.target}: {what}" + (f" ({reasons})" if reasons else ""))
 
 
@@ -226,7 +224,7 @@ class _RtxEngine(_PlanEngine):
         return engine
 
     def prepare(
-        self, shapes: gpus.Shapes, addresses: gpus.Addresses, score: int, stream: Stream, *, repeated: bool
+        self, shapes: lanes.Shapes, addresses: lanes.Addresses, score: int, stream: Stream, *, repeated: bool
     ) -> Callable[[], None]:
         """See `gpu.Engine`."""
         context = self._context(repeated=True) if repeated else self._loose(stream)
@@ -246,11 +244,8 @@ class _RtxEngine(_PlanEngine):
         compiled = bytes(self._cache.serialize())
         if self._cache_file.is_file() and self._cache_file.read_bytes() == compiled:
             return
-        partial = self._cache_file.with_name(f".{self._cache_file.name}.partial-{os.getpid()}")
         with contextlib.suppress(OSError):  # a full disk costs the next start time, and this one nothing
-            partial.write_bytes(compiled)
-            partial.replace(self._cache_file)
-        partial.unlink(missing_ok=True)
+            files.write_whole(self._cache_file, compiled)
 
     def close(self) -> None:
         """Free the engine, after keeping what later batch sizes compiled."""

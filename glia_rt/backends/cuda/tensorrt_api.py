@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
-from glia_rt.engine import Target
+from glia_rt.backends.cuda.engine import Target
 
 
 class TensorRT(Protocol):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glia_export.demo_data import (
+from glia_export.demo.data import (
     CROP,
     LABELS,
     MAX_PICTURES,
@@ -22,8 +22,9 @@ from glia_export.demo_data import (
     ssim,
 )
 from glia_rt.errors import GliaError, MissingPackageError, OutputExistsError, UsageError
-from glia_rt.images import read_image
-from glia_train.data import read_labels, split_pictures
+from glia_rt.pixels.decode import read_image
+from glia_train.datasets.csv import read_labels
+from glia_train.datasets.splits import split_pictures
 from glia_train.distortions import DISTORTIONS, LEVELS
 
 KINDS = {(None, 0)} | {(name, level) for name in DISTORTIONS for level in range(1, LEVELS + 1)}

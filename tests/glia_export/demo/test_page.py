@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glia_export.demo_data import PHOTOGRAPHS, DemoPicture, make_dataset
-from glia_export.report import THUMBNAILS, DemoReport, ScoredPicture, write_report
+from glia_export.demo.data import PHOTOGRAPHS, DemoPicture, make_dataset
+from glia_export.demo.page import THUMBNAILS, DemoReport, ScoredPicture, write_report
 from glia_rt.errors import BadImageError
 from glia_rt.verify import Parity
 from glia_train.metrics import Metrics

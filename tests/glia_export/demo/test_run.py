@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from glia_export import demo
+from glia_export.demo import run as demo
 from glia_rt.bundle import Bundle
-from glia_rt.cli import main
+from glia_rt.cli.main import main
 from glia_rt.results import COLUMNS
 from glia_train.checkpoint import Checkpoint
-from glia_train.model import ModelConfig
+from glia_train.models.glianet import ModelConfig
 
 FILES = {"data", "run", "checkpoint.pt", "demo.glia", "scores.csv", "scores.csv.meta.json", "report.html", ".glia-demo"}
 

@@ -16,22 +16,15 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from glia_rt.backends import (
-    AUTO,
-    CPU_BACKENDS,
-    GPU_BACKENDS,
-    Backend,
-    BackendOptions,
-    default_precision,
-    open_backend,
-)
+from glia_rt.backends.base import Backend, BackendOptions
+from glia_rt.backends.choose import AUTO, CPU_BACKENDS, GPU_BACKENDS, default_precision, open_backend
 from glia_rt.bundle import Bundle
 from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW, IMAGE
 from glia_rt.errors import BackendError, UsageError
-from glia_rt.images import read_image
-from glia_rt.sampler import make_views
+from glia_rt.pixels.decode import read_image
+from glia_rt.pixels.views import make_views
 from glia_rt.verify import SCORE_LIMITS
-from glia_train.model import GLIANet
+from glia_train.models.glianet import GLIANet
 
 Scores = npt.NDArray[np.float32]
 Inputs = Mapping[str, npt.NDArray[np.uint8]]
@@ -171,7 +164,8 @@ def test_threads_share_an_engine(engine: Backend, views: Inputs) -> None:
 FIRST_USE = """
 import sys, threading
 import numpy as np
-from glia_rt.backends import BackendOptions, open_backend
+from glia_rt.backends.base import BackendOptions
+from glia_rt.backends.choose import open_backend
 from glia_rt.bundle import Bundle
 
 backend, _ = open_backend(sys.argv[1], Bundle.open(sys.argv[2]), BackendOptions())
@@ -306,7 +300,8 @@ def test_auto_passes_over_a_backend_that_cannot_sample(bundle: Bundle) -> None:
 
 CHOOSE = """
 import json, sys
-from glia_rt.backends import BackendOptions, open_backend
+from glia_rt.backends.base import BackendOptions
+from glia_rt.backends.choose import open_backend
 from glia_rt.bundle import Bundle
 from glia_rt.errors import GliaError
 try:

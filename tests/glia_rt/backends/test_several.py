@@ -14,12 +14,13 @@ import pytest
 import torch
 
 from glia_rt import Scorer
-from glia_rt.backends import GPU_BACKENDS, Backend, BackendOptions, open_backend
+from glia_rt.backends.base import Backend, BackendOptions
+from glia_rt.backends.choose import GPU_BACKENDS, open_backend
 from glia_rt.backends.several import SeveralBackend
 from glia_rt.bundle import Bundle
-from glia_rt.cli import main
+from glia_rt.cli.main import main
 from glia_rt.errors import BackendError, UsageError
-from glia_rt.images import DEFAULT_MAX_PIXELS
+from glia_rt.pixels.decode import DEFAULT_MAX_PIXELS
 
 
 class Watched:

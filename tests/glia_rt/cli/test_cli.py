@@ -20,8 +20,8 @@ from pyarrow import parquet
 
 import glia_rt
 from glia_rt import Scorer
-from glia_rt.backends import default_precision
-from glia_rt.cli import cli, main
+from glia_rt.backends.choose import default_precision
+from glia_rt.cli.main import cli, main
 from glia_rt.results import COLUMNS
 
 GliaRt = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 BACKBONE = "vit_tiny_r_s16_p8_224"
 HEAVY = {"torch", "timm", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pyarrow", "scipy", "skimage"}
 HEAVY |= {"rich", "numba", "ray", "matplotlib", "jinja2", "filelock", "glia_train", "glia_export", "glia_engines"}
-PROGRAM = "import sys; from glia_rt.cli import main; sys.exit(main())"
+PROGRAM = "import sys; from glia_rt.cli.main import main; sys.exit(main())"
 
 
 @pytest.fixture(autouse=True)
@@ -528,7 +528,7 @@ def test_train(tmp_path: Path, good: Path, capsys: Capture) -> None:
 def test_the_next_command_of_adapters_names_their_backbone(tmp_path: Path, good: Path, capsys: Capture) -> None:
     from safetensors.torch import save_file
 
-    from glia_train.backbone import create_backbone
+    from glia_train.backbones import create_backbone
 
     save_file(create_backbone(BACKBONE).state_dict(), tmp_path / "vit.safetensors")
     labels, out = tmp_path / "labels.csv", tmp_path / "run"
@@ -554,7 +554,7 @@ def loaded_after(statement: str) -> set[str]:
     return {name.partition(".")[0] for name in python(f"import sys; {statement}; print(*sys.modules)").split()}
 
 
-@pytest.mark.parametrize("statement", ["import glia_rt", "from glia_rt.cli import main; main(['--help'])"])
+@pytest.mark.parametrize("statement", ["import glia_rt", "from glia_rt.cli.main import main; main(['--help'])"])
 def test_nothing_heavy_is_imported_at_start(statement: str) -> None:
     loaded = loaded_after(statement)
     assert "glia_rt" in loaded
@@ -563,7 +563,7 @@ def test_nothing_heavy_is_imported_at_start(statement: str) -> None:
 
 def test_scoring_imports_no_training(tiny_bundle: Path, good: Path) -> None:
     args = ["score", str(tiny_bundle), str(good), "--backend", "onnxruntime"]
-    loaded = loaded_after(f"from glia_rt.cli import main; main({args!r})")
+    loaded = loaded_after(f"from glia_rt.cli.main import main; main({args!r})")
     assert "onnxruntime" in loaded
     assert loaded & {"torch", "timm", "onnx", "openvino", "glia_train", "glia_export"} == set()
 
@@ -614,7 +614,7 @@ def test_names_do_not_command_the_terminal(tiny_bundle: Path, tmp_path: Path, ca
 def test_a_log_has_a_line_of_progress_now_and_then(
     tiny_bundle: Path, good: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("glia_rt.console.LOG_SECONDS", 0.0)
+    monkeypatch.setattr("glia_rt.cli.console.LOG_SECONDS", 0.0)
     assert main(["score", str(tiny_bundle), str(good), "-o", str(tmp_path / "scores.csv")]) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "pictures" in line]
     assert len(lines) == 11

@@ -12,9 +12,9 @@ import pytest
 from pyarrow import parquet
 
 from glia_rt.errors import SourceError, UsageError
-from glia_rt.parquet_pieces import RowGroup, row_groups
-from glia_rt.pieces import Picture
-from glia_rt.sources import Sources
+from glia_rt.listing.parquet import RowGroup, row_groups
+from glia_rt.listing.pieces import Picture
+from glia_rt.listing.sources import Sources
 
 
 def write_parquet(path: Path, column: Any, *, row_group: int = 3, name: str = "image") -> Path:
@@ -140,7 +140,7 @@ def test_a_file_that_cannot_be_opened_is_a_row(tmp_path: Path, edit: Any) -> Non
 
 
 def test_a_cell_that_is_no_picture_but_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glia_rt.pieces.MAX_ENCODED_BYTES", 1000)
+    monkeypatch.setattr("glia_rt.listing.pieces.MAX_ENCODED_BYTES", 1000)
     path = write_parquet(tmp_path / "a.parquet", pa.array([b"x" * 1000, b"y" * 1001], pa.binary()))
     assert [picture.refused for picture in all_rows(path)] == [
         None,
@@ -149,7 +149,7 @@ def test_a_cell_that_is_no_picture_but_a_bomb(tmp_path: Path, monkeypatch: pytes
 
 
 def test_large_cells_are_read_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glia_rt.parquet_pieces._BYTES_AT_ONCE", 1 << 20)
+    monkeypatch.setattr("glia_rt.listing.parquet._BYTES_AT_ONCE", 1 << 20)
     path = tmp_path / "a.parquet"
     column = pa.array([bytes([i]) * (1 << 20) for i in range(16)], pa.binary())
     parquet.write_table(pa.table({"image": column}), path, use_dictionary=False, data_page_size=1 << 20)
@@ -190,7 +190,7 @@ def test_a_disk_that_fails_is_no_damage(tmp_path: Path, monkeypatch: pytest.Monk
     def failing(*_: Any) -> Any:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("glia_rt.parquet_pieces._open_arrow", failing)
+    monkeypatch.setattr("glia_rt.listing.parquet._open_arrow", failing)
     for act in (lambda: list(group.pictures()), lambda: all_rows(path)):
         with pytest.raises(SourceError, match=r"a\.parquet: cannot be read: Input/output error"):
             act()

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from glia_rt.errors import SourceError
-from glia_rt.pieces import DamagedShard, File, Picture
-from glia_rt.sources import Sources
+from glia_rt.listing.pieces import DamagedShard, File, Picture
+from glia_rt.listing.sources import Sources
 
 
 def test_a_file_is_one_picture() -> None:

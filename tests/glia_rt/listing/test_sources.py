@@ -19,9 +19,9 @@ from PIL import Image
 from pyarrow import parquet
 
 from glia_rt.errors import SourceError, UsageError
-from glia_rt.folders import find_images
-from glia_rt.lists import names
-from glia_rt.sources import Position, Sources, Tally
+from glia_rt.listing.folders import find_images
+from glia_rt.listing.lists import names
+from glia_rt.listing.sources import Position, Sources, Tally
 
 
 def make(folder: Path, *names: str) -> None:
@@ -418,7 +418,7 @@ def test_a_folder_of_shards_is_told_from_one_of_pictures(tmp_path: Path) -> None
 def from_standard_input(content: bytes, *, null: bool = False) -> list[str]:
     program = """if True:
         import sys, json
-        from glia_rt.sources import Sources
+        from glia_rt.listing.sources import Sources
         sources = Sources(["first.jpg", "-", "last.jpg"], null_separated=len(sys.argv) > 1)
         assert not sources.is_repeatable
         print(json.dumps([picture.name for _, picture in sources.pictures()]))

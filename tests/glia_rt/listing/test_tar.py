@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from glia_rt.errors import SourceError
-from glia_rt.images import picture_extensions
-from glia_rt.pieces import MAX_ENCODED_BYTES, Picture
-from glia_rt.tar_shards import TarShard
+from glia_rt.listing.pieces import MAX_ENCODED_BYTES, Picture
+from glia_rt.listing.tar import TarShard
+from glia_rt.pixels.names import picture_extensions
 
 Members = Iterable[tuple[str, bytes]]
 

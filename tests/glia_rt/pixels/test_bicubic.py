@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glia_rt import bicubic
-from glia_rt.bicubic import LARGE, has_compiler, resize_across
 from glia_rt.contract import Contract
-from glia_rt.sampler import make_global_view
+from glia_rt.pixels import bicubic
+from glia_rt.pixels.bicubic import LARGE, has_compiler, resize_across
+from glia_rt.pixels.views import make_global_view
 
 Pixels = bicubic.Pixels
 CONTRACT = Contract(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

@@ -17,7 +17,8 @@ import tifffile
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
 from glia_rt.errors import BadImageError, UsageError
-from glia_rt.images import DEFAULT_MAX_PIXELS, configure_pillow, display_name, read_image
+from glia_rt.pixels.decode import DEFAULT_MAX_PIXELS, configure_pillow, read_image
+from glia_rt.pixels.names import display_name
 
 Pixels = npt.NDArray[np.uint8]
 

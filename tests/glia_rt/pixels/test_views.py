@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from glia_rt.contract import Contract
-from glia_rt.sampler import enlarged_side, make_fragments, make_global_view, make_views
+from glia_rt.pixels.views import enlarged_side, make_fragments, make_global_view, make_views
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 from runs import BAD, ROWS, Stop, after, names
 
-from glia_rt import Result, Scorer, parts
+from glia_rt import Result, Scorer
+from glia_rt.runs import journal as parts
 from glia_rt.errors import GliaError, OutputExistsError, UsageError
-from glia_rt.job import Outcome, Progress, score_to_file
-from glia_rt.parts import Parts
-from glia_rt.sources import Position, Sources
+from glia_rt.runs.run import Outcome, Progress, score_to_file
+from glia_rt.runs.journal import Parts
+from glia_rt.listing.sources import Position, Sources
 
 
 def test_parts_go_into_the_folder_as_whole_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

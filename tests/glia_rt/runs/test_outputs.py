@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from glia_rt.errors import UsageError
 from glia_rt.results import COLUMNS, Result
-from glia_rt.sinks import METADATA_KEY, ROW_GROUP, format_score, json_line, sink_format
+from glia_rt.runs.outputs import METADATA_KEY, ROW_GROUP, format_score, json_line, sink_format
 
 METADATA: dict[str, Any] = {"backend": "openvino", "precision": "bf16", "batch_size": 8, "name": "naïve"}
 FORMATS = ("csv", "jsonl", "parquet")

@@ -11,9 +11,9 @@ import pytest
 
 from glia_rt import Result, Scorer
 from glia_rt.errors import GliaError
-from glia_rt.job import describe
-from glia_rt.report import SHOWN, write_report
-from glia_rt.sources import Position, Sources
+from glia_rt.runs.run import describe
+from glia_rt.runs.page import SHOWN, write_report
+from glia_rt.listing.sources import Position, Sources
 
 
 @pytest.fixture(scope="module")

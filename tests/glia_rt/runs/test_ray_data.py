@@ -21,9 +21,9 @@ from pyarrow import parquet
 
 from glia_rt import Scorer
 from glia_rt.errors import UsageError
-from glia_rt.ray import score_dataset
+from glia_rt.runs.ray_data import score_dataset
 from glia_rt.results import Result
-from glia_rt.sinks import METADATA_KEY
+from glia_rt.runs.outputs import METADATA_KEY
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -266,7 +266,7 @@ CHECKPOINTED = """
 import sys
 import ray
 from ray.data.checkpoint import CheckpointConfig
-from glia_rt.ray import score_dataset
+from glia_rt.runs.ray_data import score_dataset
 
 bundle, photographs, checkpoint, output = sys.argv[1:]
 ray.init(log_to_driver=False)

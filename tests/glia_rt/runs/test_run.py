@@ -23,8 +23,8 @@ from runs import BAD, FORMATS, ROWS, Stop, after, names
 
 from glia_rt import Scorer
 from glia_rt.errors import GliaError, MissingPackageError, OutputExistsError, SourceError, UsageError
-from glia_rt.job import Outcome, Progress, score_to_file
-from glia_rt.sources import Sources
+from glia_rt.runs.run import Outcome, Progress, score_to_file
+from glia_rt.listing.sources import Sources
 
 
 def test_all_kinds_of_sources_into_all_kinds_of_files(
@@ -251,7 +251,7 @@ def test_a_report_that_cannot_be_written_holds_the_output_back(
 def test_what_the_report_needs_is_asked_for_before_the_first_picture(
     scorer: Scorer, listing: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "glia_rt.report", None)
+    monkeypatch.setitem(__import__("sys").modules, "glia_rt.runs.page", None)
     with pytest.raises(MissingPackageError, match=r"glia-rt\[report\]"):
         score_to_file(scorer, listing, tmp_path / "scores.csv", report=tmp_path / "r.html", on_row=after(1, Stop()))
 

@@ -15,8 +15,8 @@ from runs import Stop, after
 
 from glia_rt import Result, Scorer
 from glia_rt.errors import ListingChangedError, SourceError, UsageError
-from glia_rt.job import Outcome, Progress, score_to_file
-from glia_rt.sources import Sources
+from glia_rt.runs.run import Outcome, Progress, score_to_file
+from glia_rt.listing.sources import Sources
 
 
 def test_a_source_that_goes_away_is_an_error_and_what_was_scored_is_kept(

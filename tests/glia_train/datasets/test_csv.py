@@ -15,8 +15,11 @@ from PIL import Image
 
 from glia_rt.contract import Contract
 from glia_rt.errors import BadImageError, UsageError
-from glia_rt.sampler import make_views
-from glia_train.data import LabelledPicture, Split, ViewLoader, read_labels, split_pictures
+from glia_rt.pixels.views import make_views
+from glia_train.datasets.base import LabelledPicture
+from glia_train.datasets.csv import read_labels
+from glia_train.datasets.splits import Split, split_pictures
+from glia_train.loader import ViewLoader
 
 CONTRACT = Contract(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glia_rt.errors import BundleError, UsageError
-from glia_train.checkpoint import untrained
-from glia_train.model import CrossAttention, GLIANet, ModelConfig
+from glia_train.models.glianet import CrossAttention, GLIANet, ModelConfig
+from glia_train.models.table import untrained
 
 TINY = "vit_tiny_patch16_224"
 HYBRID = "vit_tiny_r_s16_p8_224"

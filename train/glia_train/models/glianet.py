@@ -8,17 +8,23 @@ Shapes below: N pictures, T tokens (197 for a ViT with patches of 16), D the bac
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glia_rt.errors import BundleError, UsageError
-from glia_train.backbone import block_cls_row, create_backbone, embed, pretrained_cfg, split_heads
+from glia_rt.contract import Fragments, ModelInput, Resize
+from glia_rt.errors import UsageError
+from glia_train.backbones import VIEW_SIZE, block_cls_row, create_backbone, embed, pretrained_cfg, split_heads
+from glia_train.models.base import Model, Stage
+
+#: Names of the two inputs.
+GLOBAL_VIEW = "global_view"
+FRAGMENTS = "fragments"
+#: FAST-VQA's grid of fragments: the paper leaves it open.
+GRID = 7
 
 DEFAULT_BACKBONE = "vit_base_patch16_224.augreg2_in21k_ft_in1k"
 HEAD_WIDTH = 32
@@ -59,22 +65,6 @@ class ModelConfig:
                 raise UsageError(f"{name} must be at least 1, not {value}")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"dropout must lie in [0, 1), not {self.dropout}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The config as plain JSON types."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> ModelConfig:
-        """Read a config back.
-
-        Raises:
-            BundleError: An unknown field, which a newer version must have written.
-        """
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(record) - known):
-            raise BundleError(f"model config: unknown field {', '.join(unknown)}; upgrade glia-rt to read it")
-        return cls(**record)
 
 
 def two_layer(d_in: int, d_hidden: int, d_out: int) -> nn.Sequential:
@@ -140,21 +130,17 @@ class GliaBlock(nn.Module):
         return mixed, latent_global
 
 
-class GLIANet(nn.Module):
-    """Two uint8 views of a picture -> one quality score.
+class GLIANet(Model):
+    """Two uint8 views of a picture -> one quality score."""
 
-    Attributes:
-        calibration: float32 (2,), the linear map (scale, offset) from raw output to label units; (1, 0) until fitted.
-    """
-
-    mean: Tensor
-    std: Tensor
-    calibration: Tensor
+    family = "glianet"
+    Config = ModelConfig
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.backbone = create_backbone(config.backbone)
+        backbone = create_backbone(config.backbone)
+        pixels = pretrained_cfg(backbone)
+        super().__init__(config, tuple(pixels["mean"]), tuple(pixels["std"]))
+        self.backbone = backbone
         width = self.backbone.embed_dim
         latent = config.latent or width // 4
         heads = config.heads or max(MIN_HEADS, latent // HEAD_WIDTH)
@@ -165,25 +151,36 @@ class GLIANet(nn.Module):
         self.glia = nn.ModuleList(GliaBlock(width, latent, heads, config, refine=i < depth - 1) for i in range(depth))
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(width, 1)
-        pixels = pretrained_cfg(self.backbone)
-        self.register_buffer("mean", torch.tensor(pixels["mean"]), persistent=False)
-        self.register_buffer("std", torch.tensor(pixels["std"]), persistent=False)
-        self.register_buffer("calibration", torch.tensor([1.0, 0.0]))
         self.backbone.requires_grad_(config.tune_backbone)
 
-    def train(self, mode: bool = True) -> GLIANet:
-        """Switch to training; a frozen backbone stays in eval mode."""
-        super().train(mode)
-        if not self.config.tune_backbone:
-            self.backbone.eval()
-        return self
+    @classmethod
+    def inputs(cls, config: ModelConfig) -> tuple[ModelInput, ...]:
+        """Return the whole picture and the mosaic of 49 fragments, both 224 x 224."""
+        return (
+            ModelInput(GLOBAL_VIEW, Resize(VIEW_SIZE)),
+            ModelInput(FRAGMENTS, Fragments(VIEW_SIZE, GRID, VIEW_SIZE // GRID)),
+        )
 
-    def normalise(self, view: Tensor) -> Tensor:
-        """uint8 (N, S, S, 3) -> float32 (N, 3, S, S), (v / 255 - mean) / std per channel."""
-        x = view.to(torch.float32).permute(0, 3, 1, 2)
-        gain = (1 / (255 * self.std)).view(1, 3, 1, 1)
-        shift = (self.mean / self.std).view(1, 3, 1, 1)
-        return x * gain - shift
+    def stages(self) -> dict[str, Stage]:
+        """Return the embedding, the projection, and each ViT block with the GLIA block before it.
+
+        The final norm belongs to the last block, whose output it reads.
+        """
+        vit = self.backbone
+        own = tuple(vit.parameters(recurse=False))  # cls token, registers, positions
+        stages = {
+            "embedding": Stage((vit.patch_embed, vit.patch_drop, vit.norm_pre), own),
+            "projection": Stage((self.projection,)),
+        }
+        last = len(vit.blocks) - 1
+        for i, (block, glia) in enumerate(zip(vit.blocks, self.glia, strict=True)):
+            modules = (block, glia) if i < last else (block, glia, vit.norm)
+            stages[f"block {i}"] = Stage(modules, attends=True)
+        return stages
+
+    def backbones(self) -> dict[str, nn.Module]:
+        """Return the ViT that both streams share."""
+        return {"backbone": self.backbone}
 
     def global_tokens(self, global_view: Tensor) -> Tensor:
         """F_s: all tokens (N, T, D) of the whole picture after the backbone's final norm."""
@@ -192,8 +189,13 @@ class GLIANet(nn.Module):
             x = block(x.to(_dtype(block)))
         return cast(Tensor, self.backbone.norm(x.to(_dtype(self.backbone.norm))))
 
-    def features(self, global_view: Tensor, fragments: Tensor) -> Tensor:
-        """The local stream's cls token (N, D) after the last block and the final norm: what the head reads."""
+    def features(self, global_view: Tensor, fragments: Tensor) -> Tensor:  # type: ignore[override]
+        """Return the local stream's cls token (N, D) after the last block and the final norm: what the head reads.
+
+        Args:
+            global_view: uint8 (N, 224, 224, 3), RGB, the whole picture.
+            fragments: uint8 (N, 224, 224, 3), RGB, the mosaic of 49 fragments.
+        """
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.tune_backbone):
             f_s = self.global_tokens(global_view)  # (N, T, D)
         f_sd = self.projection(f_s.to(_dtype(self.projection)))  # (N, T, r)
@@ -206,32 +208,12 @@ class GLIANet(nn.Module):
             f_d = block(f_d) if i < last else block_cls_row(block, f_d)
         return cast(Tensor, self.backbone.norm(f_d.to(_dtype(self.backbone.norm)))[:, 0])  # (N, D)
 
-    def forward(self, global_view: Tensor, fragments: Tensor) -> Tensor:
-        """Score N pictures.
-
-        Args:
-            global_view: uint8 (N, 224, 224, 3), RGB, the whole picture.
-            fragments: uint8 (N, 224, 224, 3), RGB, the mosaic of 49 fragments.
-
-        Returns:
-            float32 (N,), in label units once calibrated.
-        """
-        return self.score(self.features(global_view, fragments))
-
-    def score(self, feature: Tensor) -> Tensor:
-        """Regression head and calibration, in float32: cls features (N, D) -> float32 (N,)."""
-        return self.raw_score(feature) * self.calibration[0] + self.calibration[1]
-
-    def raw_score(self, feature: Tensor) -> Tensor:
-        """The score before calibration, float32 (N,): what the loss sees and what the calibration is fitted to."""
+    def raw_score(self, features: Tensor) -> Tensor:
+        """Return the regression head's output for cls features (N, D), float32 (N,)."""
         # The head's one output as a product and a sum: engines that run matrix products in bfloat16 keep these in
         # float32, where a bfloat16 score would have three digits.
-        raw: Tensor = (self.dropout(feature.float()) * self.head.weight[0]).sum(-1) + self.head.bias
+        raw: Tensor = (self.dropout(features.float()) * self.head.weight[0]).sum(-1) + self.head.bias
         return raw
-
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        """What the optimiser sees."""
-        return [p for p in self.parameters() if p.requires_grad]
 
 
 def _dtype(module: nn.Module) -> torch.dtype:

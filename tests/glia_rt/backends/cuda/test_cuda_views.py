@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from glia_rt.bicubic import WEIGHT_BITS, bicubic_table
+from glia_rt.backends.cuda.views import CudaSampler, compile_kernels, plan
 from glia_rt.contract import Contract
-from glia_rt.cuda_sampler import CudaSampler, compile_kernels, plan
 from glia_rt.errors import BackendError, UsageError
-from glia_rt.images import read_image
-from glia_rt.sampler import Views, make_views
+from glia_rt.pixels.bicubic import WEIGHT_BITS, bicubic_table
+from glia_rt.pixels.decode import read_image
+from glia_rt.pixels.views import Views, make_views
 
 Pixels = npt.NDArray[np.uint8]
 

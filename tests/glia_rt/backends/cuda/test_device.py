@@ -16,7 +16,7 @@ GliaRt = Callable[..., "subprocess.CompletedProcess[str]"]
 
 LOOK = """
 import dataclasses, json
-from glia_rt.cuda import list_gpus
+from glia_rt.backends.cuda.device import list_gpus
 from glia_rt.errors import GliaError
 try:
     print(json.dumps([dataclasses.astuple(gpu) for gpu in list_gpus()]))

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from glia_rt.backends import AUTO, BackendOptions, open_backend
-from glia_rt.bundle import MANIFEST, Bundle
-from glia_rt.engine import (
+from glia_rt.backends.base import BackendOptions
+from glia_rt.backends.choose import AUTO, open_backend
+from glia_rt.backends.cuda.engine import (
     EngineRecord,
     build_command,
     checked_engine,
@@ -25,6 +25,7 @@ from glia_rt.engine import (
     require_in_profile,
     system,
 )
+from glia_rt.bundle import MANIFEST, Bundle
 from glia_rt.errors import BackendError, EngineError
 
 GpuMachine = Callable[..., dict[str, str]]

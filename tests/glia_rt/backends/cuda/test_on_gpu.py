@@ -14,17 +14,17 @@ import torch
 
 from glia_engines.build import build
 from glia_rt import Scorer
-from glia_rt.backends import GPU_BACKENDS, unavailable
-from glia_rt.backends.gpu import GpuBackend
+from glia_rt.backends.choose import GPU_BACKENDS, unavailable
+from glia_rt.backends.cuda.device import Gpu, why_no_gpu
+from glia_rt.backends.cuda.engine import EngineRecord, engine_path, record_path
+from glia_rt.backends.cuda.lanes import GpuBackend
 from glia_rt.bundle import Bundle
 from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW
-from glia_rt.cuda import Gpu, why_no_gpu
-from glia_rt.engine import EngineRecord, engine_path, record_path
 from glia_rt.errors import BackendError, UsageError
-from glia_rt.images import read_image
-from glia_rt.sampler import make_views
+from glia_rt.pixels.decode import read_image
+from glia_rt.pixels.views import make_views
 from glia_rt.verify import SCORE_LIMITS, require, selftest
-from glia_train.model import GLIANet
+from glia_train.models.glianet import GLIANet
 
 pytestmark = pytest.mark.gpu
 
@@ -220,7 +220,7 @@ def test_a_full_gpu_is_an_error_that_says_what_to_do(bundle: Path, name: str) ->
 def test_what_rtx_compiled_is_found_again(bundle: Path) -> None:
     if "tensorrt-rtx" not in INSTALLED:
         return
-    from glia_rt.backends.tensorrt import driver_version, runtime_cache_file
+    from glia_rt.backends.cuda.tensorrt import driver_version, runtime_cache_file
 
     record = EngineRecord.read(record_path(engine_path(Bundle.open(bundle), "tensorrt-rtx", "views", "fp16")))
     gpu = Gpu.open(0)

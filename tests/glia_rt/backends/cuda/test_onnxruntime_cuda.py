@@ -7,7 +7,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from glia_rt.backends.onnxruntime_cuda import create_session, require_cuda
+from glia_rt.backends.cuda.onnxruntime import create_session, require_cuda
 from glia_rt.errors import BackendError
 
 

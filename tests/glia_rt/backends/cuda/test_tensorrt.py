@@ -10,15 +10,16 @@ import pytest
 import tensorrt_lean
 import tensorrt_rtx
 
-from glia_rt import Scorer, tensorrt_api
-from glia_rt.backends import BackendOptions
-from glia_rt.backends.gpu import padded_sizes
-from glia_rt.backends.tensorrt import INVALIDITY, RTX, driver_version, require_valid, runtime_cache_file
+from glia_rt import Scorer
+from glia_rt.backends.base import BackendOptions
+from glia_rt.backends.cuda import tensorrt_api
+from glia_rt.backends.cuda.device import Gpu, why_no_gpu
+from glia_rt.backends.cuda.engine import EngineRecord, engine_path, record_path
+from glia_rt.backends.cuda.lanes import padded_sizes
+from glia_rt.backends.cuda.tensorrt import INVALIDITY, RTX, driver_version, require_valid, runtime_cache_file
+from glia_rt.backends.cuda.tensorrt_api import RuntimeRtx, TensorRTRtx
 from glia_rt.bundle import Bundle
-from glia_rt.cuda import Gpu, why_no_gpu
-from glia_rt.engine import EngineRecord, engine_path, record_path
 from glia_rt.errors import BackendError, EngineError, UsageError
-from glia_rt.tensorrt_api import RuntimeRtx, TensorRTRtx
 
 RUN = {"Runtime", "ICudaEngine", "IExecutionContext"}
 RUN_RTX = {"RuntimeRtx", "ICudaEngineRtx", "IRuntimeConfigRtx", "IRuntimeCacheRtx"}

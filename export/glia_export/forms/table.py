@@ -1,0 +1,24 @@
+"""Which rewriting each family wants."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from glia_export.forms.backbones import rewrite_backbone
+from glia_export.forms.glianet import pack_glia_blocks
+from glia_train.models.base import Model
+from glia_train.models.glianet import GLIANet
+
+#: What a family changes in place, by its name. A family without an entry is traced as it is.
+FORMS: Final[Mapping[str, Callable[[Model], None]]] = {GLIANet.family: pack_glia_blocks}
+
+
+def export_form(model: Model) -> Model:
+    """Return a copy of the model to trace, in eval mode, which computes the same."""
+    form = copy.deepcopy(model)
+    rewrite_backbone(form)
+    if form.family in FORMS:
+        FORMS[form.family](form)
+    return form.eval()

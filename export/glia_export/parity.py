@@ -1,0 +1,241 @@
+"""Are the exported graphs still the model? Scores of photographs, held against PyTorch FP32 on the CPU.
+
+Where the model has a score range its scores are compared. The score of a model that was never calibrated has no unit:
+what its head reads is compared instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from torch import Tensor
+
+from glia_export import trace
+from glia_rt.bundle import GRAPHS
+from glia_rt.contract import IMAGE, SCORE, Contract
+from glia_rt.errors import MissingPackageError, ParityError
+from glia_rt.pipeline import stack
+from glia_rt.pixels.bicubic import Pixels
+from glia_rt.pixels.decode import read_image
+from glia_rt.pixels.names import display_name
+from glia_rt.pixels.views import make_inputs
+from glia_rt.verify import FEATURE_LIMITS, SCORE_LIMITS, Parity, compare_features, compare_scores
+from glia_train.models.base import Model
+
+SELFTEST: Final = Path(__file__).parent / "selftest"
+BATCHES: Final = (1, 3, 8)
+#: The rules inside an image graph against numpy's: grey levels, and the share of values that may differ at all.
+RULE_LIMITS: Final = (1, 1e-3)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A photograph that parity is measured on, uint8 (H, W, 3), and the model's inputs of it by name."""
+
+    name: str
+    pixels: Pixels
+    inputs: Mapping[str, Pixels]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model or a graph gives: scores (N,) and what the head reads (N, D), float32.
+
+    Attributes:
+        scores: In label units, where the model is calibrated.
+        features: Of zero width where they were not asked for.
+        inputs: What the rules inside an image graph made, by input name, where that was asked for.
+    """
+
+    scores: npt.NDArray[np.float32]
+    features: npt.NDArray[np.float32]
+    inputs: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
+
+
+def selftest_pictures() -> list[Path]:
+    """Return the six photographs that every bundle carries."""
+    return sorted(SELFTEST.glob("*.png"))
+
+
+def read_pictures(images: Iterable[Any], contract: Contract) -> list[Picture]:
+    """Return the selftest's six photographs, then the user's.
+
+    Raises:
+        BadImageError: One of `images` cannot be read.
+    """
+    own = selftest_pictures()
+    pictures = []
+    for path in (*own, *images):
+        pixels = read_image(path)
+        name = path.name if path in own else display_name(path)
+        pictures.append(Picture(name, pixels, make_inputs(pixels, contract)))
+    return pictures
+
+
+def input_batches(pictures: Sequence[Picture], batch: int = 8) -> Iterable[list[Tensor]]:
+    """Yield the inputs of all pictures in batches, in the order of the contract, uint8 (N, *shape) each."""
+    for start in range(0, len(pictures), batch):
+        stacked = stack([picture.inputs for picture in pictures[start : start + batch]])
+        yield [torch.from_numpy(array) for array in stacked.values()]
+
+
+def run_model(model: Model, pictures: Sequence[Picture]) -> Answers:
+    """Score pictures with PyTorch on the CPU, in the model's own types."""
+    scores, features = [], []
+    with torch.inference_mode():
+        for inputs in input_batches(pictures):
+            found = model.features(*inputs)
+            features.append(found.float().numpy())
+            scores.append(model.calibrated(model.raw_score(found)).numpy())
+    return Answers(np.concatenate(scores), np.concatenate(features))
+
+
+def compare(
+    what: str,
+    found: Answers,
+    reference: Answers,
+    pictures: Sequence[Picture],
+    contract: Contract,
+    limit: str,
+) -> Parity:
+    """Hold answers against PyTorch FP32's; `limit` is a key of `glia_rt.verify.SCORE_LIMITS`."""
+    names = [picture.name for picture in pictures]
+    if contract.score.span is None:
+        return compare_features(what, found.features, reference.features, names, limit=FEATURE_LIMITS[limit])
+    span = contract.score.span
+    return compare_scores(what, found.scores, reference.scores, names, span=span, limit=SCORE_LIMITS[limit])
+
+
+def check_views(
+    folder: Path,
+    graph: onnx.ModelProto,
+    precision: str,
+    pictures: Sequence[Picture],
+    reference: Answers,
+    contract: Contract,
+) -> list[Parity]:
+    """Run a views graph in ONNX Runtime at several batch sizes."""
+    name = GRAPHS["views", precision]
+    run = _session(folder / name, graph, contract)
+    rows = []
+    for batch in BATCHES:
+        found = []
+        for start in range(0, len(pictures), batch):
+            chosen = [pictures[i % len(pictures)] for i in range(start, start + batch)]
+            found.append(run(stack([picture.inputs for picture in chosen])))
+        merged = Answers(
+            np.concatenate([each.scores for each in found])[: len(pictures)],
+            np.concatenate([each.features for each in found])[: len(pictures)],
+        )
+        what = f"{name}{_graph_only(precision)}, batch {batch}"
+        rows.append(compare(what, merged, reference, pictures, contract, precision))
+    return rows
+
+
+def check_image(
+    folder: Path,
+    graph: onnx.ModelProto,
+    precision: str,
+    model: Model,
+    pictures: Sequence[Picture],
+    contract: Contract,
+) -> list[Parity]:
+    """Run an image graph in ONNX Runtime, one picture size a batch.
+
+    With a score range, scores are held against PyTorch behind numpy's rules. Without one, what the traced rules make is
+    held against numpy's, and what the head reads against PyTorch's on those same inputs: an error of the features would
+    otherwise say how much a grey level moves an untrained model.
+
+    Raises:
+        ParityError: The traced rules are off.
+    """
+    name = GRAPHS["image", precision]
+    run = _session(folder / name, graph, contract)
+    rows = []
+    for i, batch in enumerate(BATCHES):
+        # Batch 1 over all sizes; the larger batches over one size each, of the selftest, since a user's may be huge.
+        sizes = pictures if batch == 1 else [pictures[i]]
+        chosen = [_shifted(picture, shift, contract) for picture in sizes for shift in range(batch)]
+        found = []
+        for start in range(0, len(chosen), batch):
+            part = chosen[start : start + batch]
+            found.append(run({IMAGE: np.stack([picture.pixels for picture in part])}))
+        if contract.score.span is None:
+            made = [{key: array[i] for key, array in f.inputs.items()} for f in found for i in range(len(f.scores))]
+            _require_rules(name, made, chosen)
+            chosen = [Picture(p.name, p.pixels, inputs) for p, inputs in zip(chosen, made, strict=True)]
+        reference = run_model(model, chosen)
+        merged = Answers(
+            np.concatenate([each.scores for each in found]), np.concatenate([each.features for each in found])
+        )
+        limit = "image-fp32" if precision == "fp32" else precision
+        what = f"{name}{_graph_only(precision)}, batch {batch}"
+        rows.append(compare(what, merged, reference, chosen, contract, limit))
+    return rows
+
+
+def require_onnxruntime() -> None:
+    """Find out before the work, not after it, that there is no ONNX Runtime to check graphs with.
+
+    Raises:
+        MissingPackageError: There is none.
+    """
+    try:
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise MissingPackageError("onnxruntime, which checks the graphs,", "export,cpu") from error
+
+
+def _graph_only(precision: str) -> str:
+    """ONNX Runtime's CPU path multiplies halves in wider arithmetic, so it checks an FP16 graph, not its numbers."""
+    return " (graph only)" if precision == "fp16" else ""
+
+
+def _shifted(picture: Picture, shift: int, contract: Contract) -> Picture:
+    """Return another picture of the same size: this one, rolled."""
+    if shift == 0:
+        return picture
+    pixels = np.roll(picture.pixels, (13 * shift, 29 * shift), axis=(0, 1))
+    return Picture(f"{picture.name} rolled by {shift}", pixels, make_inputs(pixels, contract))
+
+
+def _require_rules(name: str, made: Sequence[Mapping[str, Pixels]], pictures: Sequence[Picture]) -> None:
+    levels, share = RULE_LIMITS
+    for inputs, picture in zip(made, pictures, strict=True):
+        for key, expected in picture.inputs.items():
+            off = np.abs(inputs[key].astype(np.int16) - expected)
+            if off.max() > levels or (off > 0).mean() > share:
+                raise ParityError(
+                    f"{name}: {key} of {picture.name} is off by {off.max()} grey levels, {(off > 0).mean():.2%} of the "
+                    f"values differ; the limits are {levels} and {share:.1%}"
+                )
+
+
+def _session(
+    path: Path, graph: onnx.ModelProto, contract: Contract
+) -> Callable[[Mapping[str, npt.NDArray[np.uint8]]], Answers]:
+    """Return what runs a graph: the file itself where scores have a unit, else a copy that also gives features."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    source = path if contract.score.span is not None else graph.SerializeToString()
+    session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    outputs = [output.name for output in session.get_outputs()]
+    # The outputs of an image graph after the first two are what its rules make, in the contract's order.
+    names = [one.name for one in contract.inputs]
+
+    def run(feeds: Mapping[str, npt.NDArray[np.uint8]]) -> Answers:
+        values = dict(zip(outputs, session.run(outputs, dict(feeds)), strict=True))
+        made = [value.astype(np.uint8) for key, value in values.items() if key not in (SCORE, trace.FEATURES)]
+        features = values.get(trace.FEATURES, np.zeros((len(values[SCORE]), 0), np.float32))
+        return Answers(values[SCORE], features, dict(zip(names, made, strict=False)))
+
+    return run

@@ -1,0 +1,77 @@
+"""Which engines there are, and which of them is taken."""
+
+from __future__ import annotations
+
+import pkgutil
+from typing import Any, Final
+
+from glia_rt.backends.base import Backend, BackendOptions
+from glia_rt.bundle import Bundle
+from glia_rt.errors import BackendError, EngineError, UsageError
+
+# Fastest first. Each is a module, or an object in one, with open(bundle, options), unavailable() and
+# default_precision().
+GPU_BACKENDS: Final = {
+    "tensorrt": "glia_rt.backends.cuda.tensorrt:TENSORRT",
+    "tensorrt-rtx": "glia_rt.backends.cuda.tensorrt:RTX",
+    "onnxruntime-cuda": "glia_rt.backends.cuda.onnxruntime",
+}
+CPU_BACKENDS: Final = {
+    "openvino": "glia_rt.backends.openvino",
+    "onnxruntime": "glia_rt.backends.onnxruntime",
+}
+#: Every backend, fastest first; `auto` takes the first that works here.
+BACKENDS: Final = GPU_BACKENDS | CPU_BACKENDS
+AUTO: Final = "auto"
+
+
+def open_backend(name: str, bundle: Bundle, options: BackendOptions) -> tuple[Backend, list[str]]:
+    """Load a bundle's graph.
+
+    Args:
+        name: A key of `BACKENDS`, which is then taken or fails, or "auto".
+        bundle: What to load.
+        options: How.
+
+    Returns:
+        The backend, and why "auto" passed over each faster one.
+
+    Raises:
+        BackendError: The named backend, or with "auto" every backend, cannot be used here.
+        UsageError: No such backend.
+        BundleError: The bundle's file is not the one that was exported; or EngineError, of a named backend's engine.
+    """
+    if name != AUTO:
+        if name not in BACKENDS:
+            raise UsageError(f"no backend {name!r}; there are {AUTO}, {', '.join(BACKENDS)}")
+        if reason := unavailable(name):
+            raise BackendError(f"backend {name}: {reason}")
+        backend: Backend = _module(name).open(bundle, options)
+        return backend, []
+    passed_over: list[str] = []
+    for candidate in BACKENDS if options.device is None else GPU_BACKENDS:
+        reason = unavailable(candidate)
+        if reason is None:
+            try:
+                return _module(candidate).open(bundle, options), passed_over
+            except (BackendError, EngineError) as error:
+                reason = str(error)
+        passed_over.append(f"{candidate}: {reason}")
+    if options.device is not None:
+        passed_over.append("without --device the CPU is taken")
+    raise BackendError("no backend works here. " + "; ".join(passed_over))
+
+
+def unavailable(name: str) -> str | None:
+    """Why a backend cannot be used on this machine, as a sentence that says what to do; None if it can."""
+    reason: str | None = _module(name).unavailable()
+    return reason
+
+
+def default_precision(name: str) -> str:
+    """What a backend computes in on this machine unless told otherwise, for pictures sampled on the host."""
+    return str(_module(name).default_precision())
+
+
+def _module(name: str) -> Any:
+    return pkgutil.resolve_name(BACKENDS[name])

@@ -1,0 +1,82 @@
+"""Arrays of other libraries in a GPU's memory, read where they lie, by DLPack or `__cuda_array_interface__`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+
+from glia_rt.errors import UsageError
+
+if TYPE_CHECKING:
+    from cuda.core import Device, Stream
+
+_DLPACK_CUDA: Final = (2, 13)  # kDLCUDA and kDLCUDAManaged
+
+
+class GpuArray(NamedTuple):
+    """An array of another library: uint8, C-contiguous; held until what reads it is done."""
+
+    ptr: int
+    shape: tuple[int, ...]
+    owner: Any
+
+
+def on_gpu(array: Any, stream: Stream, device: Device, *, ranks: tuple[int, ...]) -> GpuArray:
+    """Return where an array on the GPU lies. It is not copied. The stream waits for what its owner has queued.
+
+    Args:
+        array: uint8, the last dimension RGB; C-contiguous.
+        stream: What will read the array.
+        device: The GPU that it must lie on.
+        ranks: How many dimensions it may have: 3 for a picture, 4 for a batch of them.
+
+    Raises:
+        UsageError: It is no such array.
+    """
+    if hasattr(array, "__dlpack__"):
+        found, dtype, strides = _from_dlpack(array, stream, device)
+    elif hasattr(array, "__cuda_array_interface__"):
+        found, dtype, strides = _from_cuda_array_interface(array, stream)
+    else:
+        raise UsageError(f"a {type(array).__name__} is no array on the GPU, by DLPack or __cuda_array_interface__")
+    if dtype != "uint8" or len(found.shape) not in ranks or found.shape[-1] != 3:
+        taken = " or ".join(f"({', '.join([*'NK'[: rank - 3], 'H', 'W', '3'])})" for rank in ranks)
+        raise UsageError(f"an array on the GPU must be uint8 {taken}, not {dtype} {found.shape}")
+    if strides is not None and tuple(strides) != _contiguous(found.shape):
+        raise UsageError("an array on the GPU must be C-contiguous: make it so first")
+    return found
+
+
+def _from_dlpack(array: Any, stream: Stream, device: Device) -> tuple[GpuArray, str, Any]:
+    from cuda.core.utils import StridedMemoryView
+
+    kind, index = array.__dlpack_device__()
+    if kind not in _DLPACK_CUDA or index != device.device_id:
+        raise UsageError(f"an array is not in the memory of GPU {device.device_id}: move it there")
+    try:
+        view = StridedMemoryView.from_dlpack(array, stream_ptr=int(stream.handle))
+        dtype = str(view.dtype)
+    except (BufferError, TypeError, NotImplementedError, RuntimeError) as error:
+        raise UsageError(f"a {type(array).__name__} cannot be read where it lies: {error}") from error
+    return GpuArray(view.ptr, tuple(view.shape), view), dtype, view.strides
+
+
+def _from_cuda_array_interface(array: Any, stream: Stream) -> tuple[GpuArray, str, Any]:
+    from cuda.core import LEGACY_DEFAULT_STREAM, PER_THREAD_DEFAULT_STREAM, Stream
+
+    interface = array.__cuda_array_interface__
+    # Version 2 names no stream, and PyCUDA names none: both work on the default one unless they are told otherwise,
+    # which a stream of ours does not wait for by itself.
+    queued = interface.get("stream") or 1
+    known = {1: LEGACY_DEFAULT_STREAM, 2: PER_THREAD_DEFAULT_STREAM}
+    stream.wait(known[queued] if queued in known else Stream.from_handle(queued))
+    address, _read_only = interface["data"]
+    found = GpuArray(int(address), tuple(interface["shape"]), array)
+    return found, str(np.dtype(interface["typestr"])), interface.get("strides")
+
+
+def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))

@@ -1,0 +1,102 @@
+"""glia-rt build: bundle -> a TensorRT engine, or a model for Triton."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from glia_rt.backends.cuda.engine import TARGETS
+from glia_rt.cli.console import make_console, print_engine, say
+from glia_rt.cli.options import grouped, needs, overwrite_option, parse_batch, parse_sizes
+from glia_rt.contract import GraphKind
+from glia_rt.errors import UsageError
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What the engine, or the model for Triton, takes."""
+
+    batch: str
+    input: GraphKind
+    size: str | None
+    precision: str
+    capability: str | None
+
+
+build_options = grouped(
+    "graph",
+    BuildOptions,
+    click.option("--batch", default="1:32:64", show_default=True, metavar="MIN:OPT:MAX",
+                 help="Batches it takes, fastest at OPT."),
+    click.option("--input", type=click.Choice(["views", "image"]), default="views", show_default=True,
+                 help="Which graph: the model's inputs, or a picture with their rules inside."),
+    click.option("--size", metavar="MIN:OPT:MAX", help="Picture sizes for --input image, each HxW."),
+    click.option("--precision", type=click.Choice(["fp16", "fp32"]), default="fp16", show_default=True,
+                 help="Which of the bundle's files."),
+    click.option("--capability", metavar="LIST",
+                 help="GPUs for tensorrt-rtx, as 7.5,8.9; default: 8.0 and later."),
+)  # fmt: skip
+
+
+@click.command()
+@click.argument("bundle", type=click.Path())
+@click.option("--target", type=click.Choice(list(TARGETS)), help="tensorrt-rtx builds anywhere, tensorrt on its GPU.")
+@build_options
+@click.option("--triton", type=click.Path(), help="Also write a Triton model repository; without --target, of ONNX.")
+@overwrite_option
+def build(bundle: str, target: str | None, graph: BuildOptions, triton: str | None, overwrite: bool) -> None:
+    """Build a TensorRT engine of a bundle, or a model for Triton, or both."""
+    from glia_engines.triton import NO_RTX, checked_target, write_repository
+    from glia_rt.bundle import Bundle
+
+    if target is None and triton is None:
+        raise UsageError(
+            f"give --target {' or '.join(TARGETS)} for an engine, or --triton DIR for Triton's ONNX Runtime"
+        )
+    if triton is not None and target is not None and TARGETS[target].portable:
+        raise UsageError(NO_RTX)
+    batches = parse_batch(graph.batch)
+    if target is None and (graph.size or graph.capability):
+        raise UsageError("--size and --capability are for an engine: give --target too")
+    if triton is not None and batches[0] > 1:
+        raise UsageError(f"--batch {graph.batch}: Triton sends batches from 1 up, so MIN must be 1")
+    if triton is not None:
+        checked_target(triton, Bundle.open(bundle), overwrite=overwrite)
+    engine = None if target is None else _build_engine(bundle, target, graph, batches, overwrite=overwrite)
+    if triton is not None:
+        model = write_repository(
+            triton,
+            Bundle.open(bundle),
+            input=graph.input,
+            precision=graph.precision,
+            engine=engine,
+            max_batch=batches[2],
+            overwrite=overwrite,
+        )
+        click.echo(f"wrote {model}; next:\n  tritonserver --model-repository {shlex.quote(triton)}")
+
+
+def _build_engine(
+    bundle: str, target: str, graph: BuildOptions, batches: tuple[int, int, int], *, overwrite: bool
+) -> Path:
+    with needs(TARGETS[target].extra):
+        from glia_engines import build as building
+    done = building.build(
+        bundle,
+        target,
+        batch=batches,
+        input=graph.input,
+        sizes=parse_sizes(graph.size) if graph.size else None,
+        precision=graph.precision,
+        capabilities=graph.capability.split(",") if graph.capability else (),
+        overwrite=overwrite,
+        report=lambda stage: say(f"{stage} ..."),
+    )
+    print_engine(make_console(), done.record)
+    where = f"--backend {target}" + (f" --precision {graph.precision}" if graph.precision != "fp16" else "")
+    where += " --input image" if graph.input == "image" else ""
+    click.echo(f"wrote {done.path}; next, on the GPU:\n  glia-rt verify {shlex.quote(bundle)} {where}")
+    return done.path

@@ -1,0 +1,110 @@
+"""glia-rt info: what a bundle or a checkpoint is, on a screen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from glia_rt.cli.options import needs
+from glia_rt.contract import Contract
+from glia_rt.errors import BundleError
+
+
+@click.command()
+@click.argument("path", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print all there is, as JSON.")
+def info(path: str, as_json: bool) -> None:
+    """Say what a bundle or a checkpoint is."""
+    import json
+
+    if not Path(path).exists():
+        raise BundleError(f"{path}: no such bundle or checkpoint")
+    if Path(path).is_dir():
+        record, rows = _describe_bundle(path)
+    else:
+        record, rows = _describe_checkpoint(path)
+    if as_json:
+        click.echo(json.dumps(record, indent=2))
+    else:
+        width = max(len(name) for name, _ in rows) + 2
+        for name, text in rows:
+            click.echo(f"{name:<{width}}{text}")
+
+
+def _describe_bundle(path: str) -> tuple[dict[str, Any], list[list[str]]]:
+    from glia_rt.backends.cuda.engine import engines
+    from glia_rt.bundle import GRAPHS, Bundle
+
+    bundle = Bundle.open(path)
+    manifest, built = bundle.manifest, engines(bundle)
+    record = {"bundle": str(path), "identity": bundle.identity, **manifest}
+    record["engines"] = [engine.to_dict() for engine in built]
+    sizes = {name: manifest["files"][name]["size"] for name in GRAPHS.values() if name in manifest["files"]}
+    worst = max(manifest["parity"], key=lambda row: row["worst"] / row["limit"], default=None)
+    rows = [
+        ["bundle", str(path)],
+        *_describe_model(manifest["model"], bundle.contract, manifest["checkpoint"], manifest.get("card", {})),
+        ["files", ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items())],
+    ]
+    if worst is not None:
+        rows.append(["worst parity", f"{worst['worst']:.1e} of {worst['limit']:.0e} allowed: {worst['what']}"])
+    rows += [
+        ["engine" if i == 0 else "", f"{one.target} {one.library_version}, {one.input}, {one.precision}, "
+         f"compute capability {', '.join(one.capabilities) or '8.0 and later'}, {one.engine_size / 1e6:.1f} MB"]
+        for i, one in enumerate(built)
+    ] or [["engine", f"none yet; glia-rt build {path} --target tensorrt-rtx builds one"]]  # fmt: skip
+    return record, [*rows, ["identity", bundle.identity], ["made by", f"glia-rt {manifest['tools']['glia-rt']}"]]
+
+
+def _describe_checkpoint(path: str) -> tuple[dict[str, Any], list[list[str]]]:
+    with needs("train"):
+        from glia_train.checkpoint import Checkpoint
+    checkpoint = Checkpoint.load(path)
+    record = {"checkpoint": str(path), **checkpoint.describe()}
+    rows = [
+        ["checkpoint", str(path)],
+        *_describe_model(record["model"], checkpoint.contract, record, record["card"]),
+        ["weights", f"{record['parameters']:,}" + (", adapters only" if record["adapter_only"] else "")],
+    ]
+    return record, rows
+
+
+def _describe_model(
+    model: Mapping[str, Any], contract: Contract, origin: Mapping[str, Any], card: Mapping[str, Any]
+) -> list[list[str]]:
+    """Return the rows that a bundle and a checkpoint share; `origin` has backbones, trained_on and metrics."""
+    backbone = model["config"].get("backbone")
+    sources = ", ".join(f"started from {facts['source']}" for facts in origin["backbones"].values())
+    about = f"{model['family']}" + (f" on {backbone}" if backbone else "") + (f", {sources}" if sources else "")
+    score = contract.score
+    meaning = (
+        "never calibrated: it has no unit"
+        if score.range is None
+        else f"{score.range[0]:g} to {score.range[1]:g}, higher is better"
+    )
+    rows = [["model", about]]
+    for i, one in enumerate(contract.inputs):
+        shape = " x ".join(map(str, one.shape))
+        rows.append(["inputs" if i == 0 else "", f"{one.name}: {one.rule.rule}, {shape}"])
+    rows.append(["score", f"{score.name}, {meaning}"])
+    rows.append(["trained on", _training(origin["trained_on"], origin["metrics"])])
+    if card.get("text"):
+        rows.append(["card", str(card["text"])])
+    for name, figure in card.get("figures", {}).items():
+        rows.append(["", f"{name}: {figure}"])
+    return rows
+
+
+def _training(trained_on: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
+    if not trained_on:
+        return "nothing"
+    text = str(trained_on.get("labels", "labels of a user's own"))
+    pictures = trained_on.get("pictures", {})
+    if "train" in pictures:
+        text += f", {pictures['train']} pictures"
+    if "srcc" in metrics:
+        text += f"; held-out SRCC {metrics['srcc']:.3f}"
+    return text

@@ -1,0 +1,221 @@
+"""Options that several commands share, each group one frozen dataclass and one decorator.
+
+A decorator adds its options to a command, and hands them over as one argument, named like the group.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import click
+
+from glia_rt.backends.choose import AUTO, BACKENDS
+from glia_rt.cli.console import State
+from glia_rt.contract import GraphKind
+from glia_rt.errors import MissingPackageError, UsageError
+from glia_rt.listing.sources import DEFAULT_COLUMN, Sources
+from glia_rt.pixels.decode import DEFAULT_MAX_PIXELS
+
+if TYPE_CHECKING:
+    from glia_rt.scorer import Scorer
+
+Function: TypeAlias = Callable[..., Any]
+Decorator: TypeAlias = Callable[[Function], Function]
+
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Which engine computes the scores, and how; `Scorer.open` says more."""
+
+    backend: str
+    precision: str | None
+    input: GraphKind
+    device: list[int] | None
+    batch_size: int | None
+
+    def open(self, bundle: str, max_pixels: int = DEFAULT_MAX_PIXELS) -> Scorer:
+        """Open a bundle; raises as `Scorer.open` does."""
+        from glia_rt.scorer import Scorer
+
+        return Scorer.open(
+            bundle,
+            self.backend,
+            self.input,
+            precision=self.precision,
+            batch_size=self.batch_size,
+            device=self.device,
+            max_pixels=max_pixels,
+        )
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What to score, and how it is decoded."""
+
+    paths: tuple[str, ...]
+    list_file: str | None
+    column: str
+    null: bool
+    shard: tuple[int, int]
+    workers: int | None
+    max_pixels: int
+
+    def sources(self) -> Sources:
+        """Return the listing.
+
+        Raises:
+            UsageError: Nothing was named, or it is no listing.
+        """
+        if not self.paths and self.list_file is None:
+            raise UsageError("nothing to score: give PATHs, or --list")
+        return Sources(self.paths, self.list_file, self.column, self.shard, self.null)
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where rows go."""
+
+    output: str | None
+    resume: bool
+    overwrite: bool
+    report: str | None
+    as_json: bool
+
+    def __post_init__(self) -> None:
+        """Refuse what does not go together."""
+        if self.output and self.as_json:
+            raise UsageError("--json is for the terminal; for a file name it .jsonl")
+        if not self.output and (self.resume or self.overwrite or self.report):
+            raise UsageError("--resume, --overwrite and --report are for a file: give -o too")
+
+
+def grouped(name: str, kind: type[Any], *options: Decorator) -> Decorator:
+    """Return a decorator that adds options to a command, which gets them as one argument `name`, a `kind`."""
+
+    def decorate(function: Function) -> Function:
+        def call(*args: Any, **values: Any) -> Any:
+            group = kind(**{field.name: values.pop(field.name) for field in dataclasses.fields(kind)})
+            return function(*args, **{name: group}, **values)
+
+        command: Function = functools.wraps(function)(call)
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def add_global_options(command: click.Command) -> click.Command:
+    """Add --debug and -v, which may stand before the name of a command or after it."""
+
+    def debug(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+        if value:
+            context.find_object(State).debug = True  # type: ignore[union-attr]
+
+    def verbose(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+        if value:
+            context.find_object(State).log()  # type: ignore[union-attr]
+
+    shared: dict[str, Any] = {"is_flag": True, "expose_value": False}
+    command.params += [
+        click.Option(["-v", "--verbose"], callback=verbose, help="Say each step, and how long it took.", **shared),
+        click.Option(["--debug"], callback=debug, help="Show the traceback behind an error.", **shared),
+    ]
+    return command
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Turn a failed import of another package into the command that installs it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(error.name or "a package", extra) from error
+
+
+def parse_batch(text: str) -> tuple[int, int, int]:
+    """MIN:OPT:MAX -> three numbers."""
+    parts = text.split(":")
+    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+        raise UsageError(f"--batch {text} is not MIN:OPT:MAX, as 1:32:64")
+    least, usual, greatest = map(int, parts)
+    return least, usual, greatest
+
+
+def parse_sizes(text: str) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """MINHxMINW:OPTHxOPTW:MAXHxMAXW -> three pairs of height and width."""
+    sides = [part.split("x") for part in text.split(":")]
+    if len(sides) != 3 or not all(len(pair) == 2 and all(side.isdecimal() for side in pair) for pair in sides):
+        raise UsageError(f"--size {text} is not MINHxMINW:OPTHxOPTW:MAXHxMAXW, as 224x224:768x1024:3000x4000")
+    least, usual, greatest = ((int(height), int(width)) for height, width in sides)
+    return least, usual, greatest
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """I/N -> two numbers."""
+    i, _, n = text.partition("/")
+    if not (i.isdecimal() and n.isdecimal()):
+        raise UsageError(f"--shard {text} is not I/N, as 1/4")
+    return int(i), int(n)
+
+
+def parse_devices(text: str | None) -> list[int] | None:
+    """0,1 -> numbers of GPUs; None for none named."""
+    if text is None:
+        return None
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise UsageError(f"--device {text} is not a list of numbers, as 0 or 0,1")
+    return [int(part) for part in text.split(",")]
+
+
+def _parsed(parse: Callable[[Any], Any]) -> Any:
+    """Return a callback that parses an option's text."""
+    return lambda _context, _parameter, text: parse(text)
+
+
+engine_options = grouped(
+    "engine",
+    EngineOptions,
+    click.option("--backend", type=click.Choice([AUTO, *BACKENDS]), default=AUTO, show_default=True,
+                 help="The engine."),
+    click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]),
+                 help="What to compute in; default: the fastest."),
+    click.option("--input", type=click.Choice(["views", "image"]), default="views", show_default=True,
+                 help="Who makes the model's inputs: the host, or the graph, with pictures of one size a batch."),
+    click.option("--device", metavar="LIST", callback=_parsed(parse_devices),
+                 help="Which GPUs, as 0 or 0,1; default: the first."),
+    click.option("--batch-size", type=click.IntRange(min=1),
+                 help="Pictures a run; default: 4 on a CPU, 32 on a GPU."),
+)  # fmt: skip
+
+source_options = grouped(
+    "listing",
+    SourceOptions,
+    click.argument("paths", nargs=-1, type=click.Path(readable=False), metavar="[PATH]..."),
+    click.option("--list", "list_file", type=click.Path(), help="Score what a file names: a path a line, or a .csv."),
+    click.option("--column", default=DEFAULT_COLUMN, show_default=True,
+                 help="Of Parquet, the pictures or their paths; of a .csv, the paths."),
+    click.option("-0", "--null", is_flag=True, help="Names on standard input and in a list end in NUL."),
+    click.option("--shard", metavar="I/N", default="1/1", callback=_parsed(parse_shard),
+                 help="Every N-th piece of the listing, from the I-th."),
+    click.option("--workers", type=click.IntRange(min=1), help="Decoding threads; default: one a core."),
+    click.option("--max-pixels", type=click.IntRange(min=1), default=DEFAULT_MAX_PIXELS, show_default=True,
+                 help="Largest picture that is decoded, width times height."),
+)  # fmt: skip
+
+output_options = grouped(
+    "to",
+    OutputOptions,
+    click.option("-o", "--output", type=click.Path(), help="A .csv, .jsonl or .parquet file; default: the terminal."),
+    click.option("--resume", is_flag=True, help="Go on with a run that broke off, if there is one."),
+    overwrite_option,
+    click.option("--report", type=click.Path(), help="Also write an HTML page about the scores."),
+    click.option("--json", "as_json", is_flag=True, help="Without -o: JSON lines instead of a table."),
+)

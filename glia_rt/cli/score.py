@@ -1,0 +1,104 @@
+"""glia-rt score: pictures -> rows, in a file or on the terminal."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from glia_rt.cli.console import drop, format_row, say, say_backend, show_progress
+from glia_rt.cli.options import (
+    EngineOptions,
+    OutputOptions,
+    SourceOptions,
+    engine_options,
+    output_options,
+    source_options,
+)
+from glia_rt.errors import GliaError
+from glia_rt.pixels.decode import configure_pillow
+
+if TYPE_CHECKING:
+    from glia_rt.listing.sources import Position, Sources
+    from glia_rt.results import Result
+    from glia_rt.runs.run import Outcome, Progress
+    from glia_rt.scorer import Scorer
+
+SOME_BAD = 3
+
+
+@click.command()
+@click.argument("bundle", type=click.Path())
+@source_options
+@output_options
+@engine_options
+def score(bundle: str, listing: SourceOptions, to: OutputOptions, engine: EngineOptions) -> int:
+    """Score pictures: files, folders, tar files, Parquet, patterns in quotes, or - for names on standard input.
+
+    One row a picture, in order: path, score, status, error, width, height. A picture that cannot be read is a row
+    too; the exit status is then 3.
+    """
+    from glia_rt.results import count_rows
+    from glia_rt.runs import run
+
+    sources = listing.sources()
+    if to.output:  # before the engine is opened, which takes seconds
+        run.require_output(sources, to.output, resume=to.resume, overwrite=to.overwrite, report=to.report)
+    configure_pillow(listing.max_pixels)
+    with engine.open(bundle, listing.max_pixels) as scorer:
+        say_backend(scorer)
+        if to.output:
+            with show_progress(hidden=False) as (on_start, on_row):
+                outcome = run.score_to_file(
+                    scorer,
+                    sources,
+                    to.output,
+                    workers=listing.workers,
+                    resume=to.resume,
+                    overwrite=to.overwrite,
+                    report=to.report,
+                    on_start=on_start,
+                    on_row=on_row,
+                )
+            say(f"{count_rows(outcome.rows)} in {to.output}" + (f"; {to.report} shows them" if to.report else ""))
+        else:
+            outcome = _score_to_terminal(scorer, sources, workers=listing.workers, as_json=to.as_json)
+    if outcome.has_changed:
+        say(f"{sources} has changed meanwhile: the rows are of what was found when its turn came")
+    if outcome.bad:
+        say(f"{outcome.bad} of {outcome.rows} pictures could not be read: see the status and error columns")
+        return SOME_BAD
+    return 0
+
+
+def _score_to_terminal(scorer: Scorer, sources: Sources, *, workers: int | None, as_json: bool) -> Outcome:
+    from glia_rt.runs import run
+    from glia_rt.runs.outputs import json_line
+
+    summary = run.summarize(sources)
+    if not as_json:
+        _print(f"{'score':>10}  {'size':>11}  path")
+    rows = bad = 0
+    # Rows on a terminal are progress enough, and a bar would run into them.
+    with show_progress(hidden=sys.stdout.isatty()) as (on_start, show):
+        on_start(summary, run.Progress(0, 0))
+
+        def on_row(_: Position, progress: Progress, result: Result) -> None:
+            nonlocal rows, bad
+            _print(json_line(result) if as_json else format_row(result))
+            rows, bad = progress.rows, bad + (result.status != "ok")
+            show(progress, result)
+
+        walked = run.score_each(scorer, sources, on_row, expected=summary, workers=workers)
+    return run.Outcome(rows, bad, run.has_changed(summary, walked))
+
+
+def _print(line: str) -> None:
+    try:
+        click.echo(line)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        drop(sys.stdout)
+        raise GliaError(f"standard output cannot be written: {error.strerror}") from error

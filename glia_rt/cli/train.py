@@ -1,0 +1,94 @@
+"""glia-rt train: labelled pictures -> checkpoint.pt."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from glia_rt.cli.console import make_console
+from glia_rt.cli.options import grouped, needs, overwrite_option
+from glia_rt.errors import UsageError
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model to train."""
+
+    family: str
+    backbone: str | None
+    tune_backbone: bool
+    settings: tuple[str, ...]
+
+    def config(self) -> Any:
+        """Return the config of the family.
+
+        Raises:
+            UsageError: It has no such option, or not of this value.
+        """
+        with needs("train"):
+            import yaml
+
+            from glia_train.models.table import read_config
+        record: dict[str, Any] = {} if self.backbone is None else {"backbone": self.backbone}
+        if self.tune_backbone:
+            record["tune_backbone"] = True
+        for setting in self.settings:
+            key, equals, value = setting.partition("=")
+            group, _, name = key.partition(".")
+            if group != "model" or not name or not equals:
+                raise UsageError(f"--set {setting} is not model.OPTION=VALUE, as model.mlp=loda")
+            try:
+                record[name] = yaml.safe_load(value)
+            except yaml.YAMLError as error:
+                raise UsageError(f"--set {setting}: {value!r} is no value: {' '.join(str(error).split())}") from error
+        return read_config(self.family, record)
+
+
+model_options = grouped(
+    "model",
+    ModelOptions,
+    click.option("--family", default="glianet", show_default=True, help="The family of the model."),
+    click.option("--backbone", help="A timm ViT; default: ViT-B/16."),
+    click.option("--tune-backbone", is_flag=True, help="Train the backbone too."),
+    click.option("--set", "settings", multiple=True, metavar="model.OPTION=VALUE",
+                 help="An option of the family's config, as model.mlp=loda; may be given several times."),
+)  # fmt: skip
+
+
+@click.command()
+@click.option("--data", required=True, type=click.Path(), help="Labels: a CSV of path,score[,reference].")
+@click.option("--out", required=True, type=click.Path(), help="The run's folder.")
+@click.option("--backbone-weights", required=True, help="hub (downloads), random, or a file of weights.")
+@model_options
+@click.option("--epochs", type=click.IntRange(min=1), default=10, show_default=True, help="Passes over the data.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True, help="Pictures a step.")
+@click.option("--lr", type=float, default=3e-4, show_default=True, help="First learning rate.")
+@click.option("--weight-decay", type=float, default=1e-2, show_default=True, help="Of AdamW.")
+@click.option("--loss", type=click.Choice(["mse-rho", "plcc"]), default="mse-rho", show_default=True,
+              help="LoDa's code, or 1 less the correlation.")  # fmt: skip
+@click.option("--seed", type=int, default=3407, show_default=True, help="Of the split, the weights, the order.")
+@click.option("--workers", type=click.IntRange(min=1), help="Decoding threads; default: one a core.")
+@click.option("--score-range", type=(float, float), help="The labels' scale; default: least and greatest label.")
+@click.option("--adapter-only", is_flag=True, help="Leave the frozen backbone out of the checkpoint.")
+@overwrite_option
+def train(data: str, out: str, backbone_weights: str, model: ModelOptions, overwrite: bool, **options: Any) -> None:
+    """Train a model on pictures with scores, and hold out a fifth to measure it."""
+    with needs("train"):
+        from glia_train.options import TrainOptions
+        from glia_train.train import train as run
+    result = run(
+        data,
+        out,
+        model.config(),
+        TrainOptions(**options),
+        backbone_weights,
+        overwrite=overwrite,
+        console=make_console(stderr=True),
+    )
+    command = ["glia-rt", "export", str(result.checkpoint)]
+    if options["adapter_only"]:
+        command += ["--backbone-weights", backbone_weights]
+    click.echo(f"wrote {result.checkpoint}; next:\n  {shlex.join(command)}")

@@ -1,0 +1,75 @@
+"""The table of families, and how a model is made of a name and a config."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from glia_rt.contract import Contract
+from glia_rt.errors import BundleError, UsageError
+from glia_train.backbones import load_backbone_weights
+from glia_train.models.base import Model
+from glia_train.models.glianet import GLIANet
+
+#: Every family, by the name that checkpoints and bundles give it.
+FAMILIES: Final[dict[str, type[Model]]] = {family.family: family for family in (GLIANet,)}
+
+
+def family_of(config: Any) -> type[Model]:
+    """Return the family that a config belongs to.
+
+    Raises:
+        UsageError: It is no family's config.
+    """
+    for family in FAMILIES.values():
+        if type(config) is family.Config:
+            return family
+    raise UsageError(f"a {type(config).__name__} is the config of no family; there are {', '.join(FAMILIES)}")
+
+
+def read_config(family: str, record: Mapping[str, Any]) -> Any:
+    """Return the config of a family, made of JSON types.
+
+    Raises:
+        BundleError: No such family.
+        UsageError: An unknown field, or a value that a field does not take.
+    """
+    if family not in FAMILIES:
+        raise BundleError(f"this version knows no family {family!r}, only {', '.join(FAMILIES)}: upgrade glia-rt")
+    kind = FAMILIES[family].Config
+    fields = [field.name for field in dataclasses.fields(kind)]
+    if unknown := sorted(set(record) - set(fields)):
+        raise UsageError(f"{family} has no option {', '.join(unknown)}; it has {', '.join(fields)}")
+    try:
+        # As JSON, in which a strict check takes a list for a tuple and an object for a dataclass.
+        return TypeAdapter(kind).validate_json(json.dumps(dict(record)), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"][:1]))
+        reason = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"{family}: {f'{field}: ' if field else ''}{reason}") from error
+
+
+def untrained(config: Any, backbone_weights: str = "random", seed: int = 0) -> tuple[Model, Contract]:
+    """Return a fresh model in eval mode, and its contract: how training starts, and what speed is measured with.
+
+    Args:
+        config: The architecture.
+        backbone_weights: As `load_backbone_weights` takes it, for each backbone of the model.
+        seed: Of every random weight.
+
+    Raises:
+        UsageError: As `load_backbone_weights`, or a config that no model can have.
+        BundleError: The file does not hold the backbone's weights.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = family_of(config)(config)
+    for backbone in model.backbones().values():
+        load_backbone_weights(backbone, backbone_weights)
+    return model.eval(), model.contract()
