@@ -12,33 +12,29 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
 import itertools
 import json
-import platform
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from common import PACKAGES, hardware, random_bundle, random_inputs, throughput
 
-from glia_export.export import export
 from glia_rt import Scorer
 from glia_rt.backends.base import CPU_BATCH_SIZE
-from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW
+from glia_rt.bundle import Bundle
 from glia_rt.cores import cpu_count
 from glia_rt.errors import GliaError
-from glia_train.checkpoint import make_checkpoint
-from glia_train.models.glianet import DEFAULT_BACKBONE, GLIANet, ModelConfig
-from glia_train.models.table import untrained
+from glia_rt.versions import installed_versions
+from glia_train.models.base import Model
+from glia_train.models.glianet import DEFAULT_BACKBONE
 
 BATCHES = (1, CPU_BATCH_SIZE, 8)
-SECONDS = 4.0  # of each timing from views
 
 
 def main() -> None:
@@ -52,7 +48,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model, bundle = random_bundle(options.backbone, folder)
-        result: dict[str, Any] = {"hardware": hardware(), "versions": versions(), "backbone": options.backbone}
+        result: dict[str, Any] = {"hardware": hardware(), "versions": installed_versions(*PACKAGES)}
+        result["backbone"] = options.backbone
         result["command"] = "python " + " ".join(sys.argv)
         result["views"] = from_views(model, bundle, options.rounds)
     options.out.mkdir(exist_ok=True)
@@ -62,20 +59,13 @@ def main() -> None:
     print(f"\nwrote {path}", file=sys.stderr)
 
 
-def random_bundle(backbone: str, folder: Path) -> tuple[GLIANet, Path]:
-    """A model with random weights, and the bundle that is exported of it."""
-    model, contract = untrained(ModelConfig(backbone=backbone))
-    checkpoint = folder / f"{backbone}.pt"
-    make_checkpoint(model, contract, "random").save(checkpoint)
-    return model, export(checkpoint, report=lambda stage: print(f"export: {stage}", file=sys.stderr)).path
-
-
-def from_views(model: GLIANet, bundle: Path, rounds: int) -> dict[str, Any]:
+def from_views(model: Model, bundle: Path, rounds: int) -> dict[str, Any]:
     """Images a second of each engine, and its ratio to PyTorch eager FP32 in the same round."""
     contenders: dict[str, Callable[[dict[str, np.ndarray]], Any]] = {
         "PyTorch eager FP32": lambda inputs: eager(model, inputs, autocast=False),
         "PyTorch eager bf16 autocast": lambda inputs: eager(model, inputs, autocast=True),
     }
+    contract = Bundle.open(bundle).contract
     with contextlib.ExitStack() as stack:
         scorers = {}
         for backend, precision in (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")):
@@ -87,13 +77,13 @@ def from_views(model: GLIANet, bundle: Path, rounds: int) -> dict[str, Any]:
                 scorers[f"{backend} {precision}"] = stack.enter_context(scorer)
         rates: dict[str, list[float]] = {}
         for round_, batch in itertools.product(range(rounds), BATCHES):
-            inputs = random_views(batch)
+            inputs = random_inputs(contract, batch)
             for name, run in contenders.items():
-                rate = throughput(run, inputs, threads=1)
+                rate = throughput(run, inputs)
                 rates.setdefault(f"{name}, batch {batch}", []).append(rate)
             for name, scorer in scorers.items():
                 threads = scorer.backend.parallel if batch > 1 else 1
-                rate = throughput(scorer.backend.run, inputs, threads=threads)
+                rate = throughput(scorer.backend.run, inputs, threads)
                 rates.setdefault(f"{name}, batch {batch}", []).append(rate)
             print(f"views: round {round_ + 1}, batch {batch}", file=sys.stderr)
     result = {}
@@ -112,59 +102,10 @@ def from_views(model: GLIANet, bundle: Path, rounds: int) -> dict[str, Any]:
     return result
 
 
-def eager(model: GLIANet, inputs: dict[str, np.ndarray], *, autocast: bool) -> torch.Tensor:
+def eager(model: Model, inputs: dict[str, np.ndarray], *, autocast: bool) -> torch.Tensor:
     """One pass of the PyTorch model on the CPU."""
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        return model(torch.from_numpy(inputs[GLOBAL_VIEW]), torch.from_numpy(inputs[FRAGMENTS]))
-
-
-def throughput(run: Callable[[dict[str, np.ndarray]], Any], inputs: dict[str, np.ndarray], *, threads: int) -> float:
-    """Images a second of `run` called from `threads` threads for `SECONDS`, after a warm-up."""
-    import threading
-
-    batch = len(inputs[GLOBAL_VIEW])
-    for _ in range(2):
-        run(inputs)
-    done = [0] * threads
-    began = time.perf_counter()
-
-    def work(i: int) -> None:
-        while time.perf_counter() - began < SECONDS:
-            run(inputs)
-            done[i] += batch
-
-    workers = [threading.Thread(target=work, args=(i,)) for i in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return sum(done) / (time.perf_counter() - began)
-
-
-def random_views(batch: int) -> dict[str, np.ndarray]:
-    """Views of noise: the work does not depend on what they show."""
-    rng = np.random.default_rng(batch)
-    shape = (batch, 224, 224, 3)
-    return {name: rng.integers(0, 256, shape, dtype=np.uint8) for name in (GLOBAL_VIEW, FRAGMENTS)}
-
-
-def hardware() -> str:
-    """The processor, its cores and its matrix instructions."""
-    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    lines = dict(line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
-    fields = {key.strip(): value.strip() for key, value in lines.items()}
-    known = ("amx_tile", "amx_bf16", "avx512_bf16", "avx512_vnni", "avx512f")
-    flags = [flag for flag in known if flag in fields.get("flags", "").split()]
-    return f"{fields.get('model name', platform.processor())}, {cpu_count()} cores, {' '.join(flags)}"
-
-
-def versions(*others: str) -> dict[str, str]:
-    """Of everything that is timed; of other packages where they are installed."""
-    result = {"python": platform.python_version()}
-    for name in ("glia-rt", "torch", "timm", "onnxruntime", "openvino", "numpy", "pillow", *others):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            result[name] = importlib.metadata.version(name)
-    return result
+        return model.score(*(torch.from_numpy(array) for array in inputs.values()))
 
 
 def markdown(result: dict[str, Any]) -> str:

@@ -38,7 +38,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from flops import count_flops
-from gpu_report import PERCENTILES, WAYS, machine, versions, write
+from gpu_report import PACKAGES, PERCENTILES, WAYS, machine, write
 from telling import telling_model
 from torch import nn
 
@@ -49,12 +49,13 @@ from glia_rt.backends.choose import open_backend, unavailable
 from glia_rt.backends.cuda.device import Gpu
 from glia_rt.backends.cuda.engine import TARGETS
 from glia_rt.bench import Timings, closed_loop
-from glia_rt.bundle import GRAPHS, Bundle, file_sha256
-from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW
+from glia_rt.bundle import GRAPHS, Bundle, sha256
 from glia_rt.errors import BackendError, BundleError, GliaError, ParityError, UsageError
 from glia_rt.pixels.decode import read_image
 from glia_rt.verify import SCORE_LIMITS, compare_scores
+from glia_rt.versions import installed_versions
 from glia_train.checkpoint import Checkpoint, make_checkpoint
+from glia_train.models.base import Model
 from glia_train.models.glianet import DEFAULT_BACKBONE, GLIANet
 
 BATCHES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -109,6 +110,17 @@ class Task:
     products: Sequence[tuple[int, int, int]]
 
 
+class Scores(nn.Module):
+    """A model whose call gives scores in label units."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self.model.score(*inputs)
+
+
 class TorchBackend:
     """A PyTorch model, called as the runtime's backends are."""
 
@@ -117,12 +129,11 @@ class TorchBackend:
     def __init__(self, name: str, model: nn.Module, precision: str, device: torch.device, batch: int) -> None:
         self.name, self.precision, self.device, self.batch_size = name, precision, device.type, batch
         self._model = model
-        shape, pinned = (batch, 224, 224, 3), device.type == "cuda"
-        self._host = {key: torch.empty(shape, dtype=torch.uint8, pin_memory=pinned) for key in (GLOBAL_VIEW, FRAGMENTS)}
+        self._host: dict[str, torch.Tensor] = {}
 
     def run(self, inputs: Mapping[str, Any]) -> npt.NDArray[np.float32]:
         with torch.inference_mode():
-            views = [self._on_device(key, inputs[key]) for key in (GLOBAL_VIEW, FRAGMENTS)]
+            views = [self._on_device(key, view) for key, view in inputs.items()]
             scores: npt.NDArray[np.float32] = self._model(*views).cpu().numpy()
         return scores
 
@@ -132,6 +143,9 @@ class TorchBackend:
     def _on_device(self, key: str, view: npt.NDArray[np.uint8] | torch.Tensor) -> torch.Tensor:
         if isinstance(view, torch.Tensor):
             return view
+        if key not in self._host:
+            shape, pin = (self.batch_size, *view.shape[1:]), self.device == "cuda"
+            self._host[key] = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
         pinned = self._host[key][: len(view)].copy_(torch.from_numpy(view))
         return pinned.to(self.device, non_blocking=True)
 
@@ -310,7 +324,7 @@ def make_bundle(folder: Path, backbone: str, checkpoint: Path | None, bundle: Pa
     else:
         shutil.copytree(Bundle.open(bundle).path, path, ignore=shutil.ignore_patterns("engines", "reports"))
     opened = Bundle.open(path)
-    if opened.manifest["checkpoint"]["sha256"] != file_sha256(checkpoint):
+    if opened.manifest["checkpoint"]["sha256"] != sha256(checkpoint):
         raise BundleError(f"{bundle} was not exported from {checkpoint}: export it again")
     return opened, Checkpoint.load(checkpoint)
 
@@ -319,16 +333,16 @@ def make_task(
     bundle: Bundle, model: GLIANet, device: torch.device, batches: Sequence[int], *, seconds: float, rounds: int
 ) -> Task:
     """The selftest's photographs, and their scores in FP32."""
-    if (span := bundle.contract.score_span) is None:
+    if (span := bundle.contract.score.span) is None:
         raise UsageError("the checkpoint was never calibrated, so parity has no unit: train it, or leave it out")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
     rows = bundle.selftest()
     views = {
-        key: np.stack([read_image(bundle.checked_file(f"selftest/{row[key]}")) for row in rows])
-        for key in (GLOBAL_VIEW, FRAGMENTS)
+        one.name: np.stack([read_image(bundle.checked_file(f"selftest/{row['inputs'][one.name]}")) for row in rows])
+        for one in bundle.contract.inputs
     }
-    reference = TorchBackend("FP32", copy.deepcopy(model).to(device), "fp32", device, len(rows)).run(views)
+    reference = TorchBackend("FP32", Scores(copy.deepcopy(model)).to(device), "fp32", device, len(rows)).run(views)
     vit = model.backbone
     tokens, width = max(batches) * (vit.patch_embed.num_patches + vit.num_prefix_tokens), vit.embed_dim
     products = [*((n, n, n) for n in SQUARES), (tokens, width, 4 * width), (tokens, 4 * width, width)]
@@ -353,17 +367,17 @@ def benchmark(options: argparse.Namespace) -> None:
         half = half_copy(model, bundle.manifest["fp16"]["kept_in_float32"])
         facts = {
             "machine": machine(device),
-            "versions": versions(),
+            "versions": installed_versions(*PACKAGES),
             "command": "python " + " ".join(sys.argv),
             "backbone": checkpoint.config.backbone,
             "bundle_identity": bundle.identity,
             "flops_per_image": count_flops(bundle.path / GRAPHS["views", "fp16"]),
             "batches": list(batches),
         }
-        contenders = [pytorch("pytorch-eager-fp16", half, "fp16", device)]
+        contenders = [pytorch("pytorch-eager-fp16", Scores(half), "fp16", device)]
         contenders += [runtime(name, bundle, "fp16", batches) for name in ("onnxruntime-cuda", *TARGETS)]
         # Last: a run that is stopped while this one tunes has the others' results already.
-        contenders += [pytorch("pytorch-compile-fp16", half, "fp16", device, compiled=True)]
+        contenders += [pytorch("pytorch-compile-fp16", Scores(half), "fp16", device, compiled=True)]
         for report in compete(contenders, task, facts):
             path = write(options.out, report)
     say(f"wrote {path}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import io
 import json
 import platform
@@ -16,7 +15,6 @@ from typing import Any, Final
 import torch
 from matplotlib.figure import Figure
 
-import glia_rt
 from glia_rt.cores import cpu_count
 
 #: Ways of measuring throughput, by their key in the report.
@@ -45,15 +43,6 @@ def machine(device: torch.device) -> dict[str, str]:
         driver = subprocess.run(ask, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[0]
     size = f"{gpu.total_memory / 2**30:.0f} GiB, capability {gpu.major}.{gpu.minor}"
     return {"GPU": gpu.name, "size": size, "driver": driver, "CUDA": str(torch.version.cuda), **found}
-
-
-def versions() -> dict[str, str]:
-    """Of everything that is timed and is installed."""
-    found = {"python": platform.python_version(), "glia-rt": glia_rt.__version__}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
 
 
 def write(folder: Path, report: Report) -> Path:

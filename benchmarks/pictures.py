@@ -36,20 +36,21 @@ import numpy as np
 import pyarrow as pa
 import simplejpeg
 import torch
-from cpu import hardware, random_bundle, random_views, throughput, versions
+from common import PACKAGES, hardware, random_bundle, random_inputs, throughput
 from PIL import Image
 from pyarrow import parquet
 
-from glia_export.export import SELFTEST
+from glia_export.parity import SELFTEST
 from glia_rt import Scorer
 from glia_rt.backends.base import CPU_BATCH_SIZE
-from glia_rt.contract import Contract
 from glia_rt.cores import cpu_count
 from glia_rt.listing.sources import Sources
 from glia_rt.pipeline import ordered_map
 from glia_rt.pixels.decode import read_image
-from glia_rt.pixels.views import make_views
-from glia_train.models.glianet import DEFAULT_BACKBONE
+from glia_rt.pixels.views import make_inputs
+from glia_rt.versions import installed_versions
+from glia_train.models.glianet import DEFAULT_BACKBONE, ModelConfig
+from glia_train.models.table import untrained
 
 #: Of each set in each form, with both halves alone timed around each of them.
 RUNS = 4
@@ -110,7 +111,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(cpu_count())
     path = options.out / "pictures.json"
-    found = versions("simplejpeg", "numba", "opencv-python-headless", "PyTurboJPEG", "pyiqa")
+    found = installed_versions(*PACKAGES, "simplejpeg", "numba", "opencv-python-headless", "PyTurboJPEG", "pyiqa")
     made = {
         "hardware": hardware(),
         "versions": found,
@@ -192,14 +193,14 @@ def decoders(bench: Bench) -> dict[str, Any]:
 
 def views_of_large(bench: Bench) -> dict[str, Any]:
     """Decoding and both views of 12 MP, beside Pillow's open, convert and resize alone, on one core and on all."""
-    contract = Contract(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    contract = untrained(ModelConfig(backbone="vit_tiny_patch16_224"))[1]
     paths = [str(path) for path in sorted(bench.pictures("4000x3000").iterdir())][:24]
 
     def by_pillow(path: str) -> Any:
         return np.asarray(Image.open(path).convert("RGB").resize((224, 224), Image.Resampling.BICUBIC))
 
     def ours(path: str) -> Any:
-        return make_views(read_image(path), contract).global_view
+        return next(iter(make_inputs(read_image(path), contract).values()))
 
     if not all(np.array_equal(by_pillow(path), ours(path)) for path in paths):
         raise RuntimeError("the pixels are not Pillow's")
@@ -223,7 +224,7 @@ def end_to_end(bench: Bench) -> dict[str, Any]:
     """Pictures a second of `Scorer.score_files` from files, tar and Parquet, beside its two halves alone."""
     result: dict[str, Any] = {}
     with Scorer.open(bench.bundle(), "openvino") as scorer:
-        inputs = random_views(scorer.batch_size)
+        inputs = random_inputs(scorer.contract, scorer.batch_size)
         for size in SETS:
             folder = bench.pictures(size)
             paths = sorted(str(path) for path in folder.iterdir())
@@ -271,7 +272,7 @@ def keep_cached(paths: Iterable[str | os.PathLike[str]]) -> None:
 
 def engine_rate(scorer: Scorer, inputs: dict[str, np.ndarray]) -> float:
     """Pictures a second of the engine alone."""
-    return throughput(scorer.backend.run, inputs, threads=scorer.backend.parallel)
+    return throughput(scorer.backend.run, inputs, scorer.backend.parallel)
 
 
 def decode_rate(scorer: Scorer, paths: list[str]) -> float:
@@ -279,7 +280,7 @@ def decode_rate(scorer: Scorer, paths: list[str]) -> float:
     began = time.perf_counter()
     with ThreadPoolExecutor(cpu_count()) as pool:
         ahead = scorer.batch_size + cpu_count()  # as in `score_stream`
-        work = ordered_map(pool, lambda path: make_views(read_image(path), scorer.contract), paths, ahead=ahead)
+        work = ordered_map(pool, lambda path: make_inputs(read_image(path), scorer.contract), paths, ahead=ahead)
         count = sum(1 for _ in work)
     return count / (time.perf_counter() - began)
 

@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glia_export.export import SELFTEST, export
+from glia_export.export import export
+from glia_export.parity import SELFTEST
 from glia_rt import Scorer
-from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW, Contract
 from glia_rt.pixels.decode import read_image
-from glia_rt.pixels.views import make_fragments, make_global_view
+from glia_rt.pixels.views import fragments, resize
 from glia_train.checkpoint import make_checkpoint
-from glia_train.models.glianet import ModelConfig
+from glia_train.models.glianet import GLIANet, ModelConfig
 from glia_train.models.table import untrained
 
-CONTRACT = Contract(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+RESIZE, FRAGMENTS = (one.rule for one in GLIANet.inputs(ModelConfig()))
 SIZES = {"768x512": (768, 512), "4000x3000": (4000, 3000)}
 
 
@@ -49,16 +49,16 @@ def test_decode_jpeg(benchmark: Any, photograph: Image.Image) -> None:
 
 
 def test_global_view(benchmark: Any, photograph: Image.Image) -> None:
-    assert benchmark(make_global_view, np.asarray(photograph), CONTRACT).shape == (224, 224, 3)
+    assert benchmark(resize, np.asarray(photograph), RESIZE).shape == (224, 224, 3)
 
 
 def test_fragments(benchmark: Any, photograph: Image.Image) -> None:
-    assert benchmark(make_fragments, np.asarray(photograph), CONTRACT).shape == (224, 224, 3)
+    assert benchmark(fragments, np.asarray(photograph), FRAGMENTS).shape == (224, 224, 3)
 
 
 @pytest.mark.parametrize("batch", [1, 8])
 def test_engine(benchmark: Any, scorer: Scorer, batch: int) -> None:
     views = np.random.default_rng(0).integers(0, 256, (batch, 224, 224, 3), dtype=np.uint8)
-    scores = benchmark(scorer.backend.run, {GLOBAL_VIEW: views, FRAGMENTS: views})
+    scores = benchmark(scorer.backend.run, {one.name: views for one in scorer.contract.inputs})
     assert scores.shape == (batch,)
     assert np.isfinite(scores).all()

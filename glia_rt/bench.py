@@ -38,13 +38,21 @@ class Timings:
         return float(np.percentile(self.calls, share))
 
 
-def closed_loop(call: Callable[[], object], *, seconds: float, least: int = 10, callers: int = 1) -> Timings:
+def closed_loop(
+    call: Callable[[], object],
+    *,
+    seconds: float,
+    least: int = 10,
+    warm_up: int = LEAST_WARM_UP_CALLS,
+    callers: int = 1,
+) -> Timings:
     """Call again and again, after a warm-up of a quarter of the time.
 
     Args:
         call: Ends when its work has: on a GPU it must wait for the result.
         seconds: No call begins later than this.
         least: Calls of each caller that are made however long they take.
+        warm_up: Calls of each caller that the warm-up has, however long they take.
         callers: Threads that call at once; one is the thread that called `closed_loop`.
 
     Raises:
@@ -63,7 +71,7 @@ def closed_loop(call: Callable[[], object], *, seconds: float, least: int = 10, 
 
     with ThreadPoolExecutor(callers) as pool, _no_garbage_collection():
         at_once = pool.map if callers > 1 else map  # PyTorch's CUDA graphs belong to the thread that captured them
-        list(at_once(lambda _: repeat(seconds / 4, LEAST_WARM_UP_CALLS), range(callers)))
+        list(at_once(lambda _: repeat(seconds / 4, warm_up), range(callers)))
         calls = [pair for pairs in at_once(lambda _: repeat(seconds, least), range(callers)) for pair in pairs]
     began, ended = (np.asarray(column) for column in zip(*calls, strict=True))
     return Timings(tuple((ended - began).tolist()), float(ended.max() - began.min()))

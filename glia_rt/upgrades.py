@@ -32,7 +32,7 @@ def upgrade(record: Mapping[str, Any], what: str, newest: int, steps: Steps, wri
         BundleError: It is no record, has no schema that this version knows, or comes from a newer version.
     """
     if not isinstance(record, Mapping):
-        raise BundleError(f"{what}: not a JSON object; the file is damaged: export it again")
+        raise BundleError(f"{what}: not a JSON object; the file is damaged: make it again")
     schema = record.get("schema")
     if type(schema) is not int or not (schema == newest or schema in steps or schema > newest):
         raise BundleError(f"{what}: schema {schema!r} is none that there has been; the file is damaged: make it again")

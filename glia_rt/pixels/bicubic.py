@@ -29,21 +29,21 @@ Pixels = npt.NDArray[np.uint8]
 
 
 @functools.lru_cache(maxsize=64)
-def bicubic_table(side: int, view_size: int) -> npt.NDArray[np.int32]:
-    """Pillow's weights for one pass, side -> view_size pixels: Keys' cubic convolution with a = -1/2, antialiased.
+def bicubic_table(side: int, size: int) -> npt.NDArray[np.int32]:
+    """Pillow's weights for one pass, side -> size pixels: Keys' cubic convolution with a = -1/2, antialiased.
 
     Returns:
-        int32 (1 + taps, view_size), read-only: for each pixel of the view the first one it is made of, then the weights
+        int32 (1 + taps, size), read-only: for each pixel of the result the first one it is made of, then the weights
         times 2**22 of that one and those after it. All lie inside the picture; those beyond the filter weigh 0.
     """
     # In the order of Pillow's floating-point operations: another may round a weight the other way.
-    scale = side / view_size
+    scale = side / size
     stretch = max(scale, 1.0)
     reach = 2 * stretch
     taps = min(2 * math.ceil(reach) + 1, side)
-    centre = (np.arange(view_size) + 0.5) * scale
+    centre = (np.arange(size) + 0.5) * scale
     first = np.clip((centre - reach + 0.5).astype(np.int64), 0, side - taps)
-    t = np.abs((first + np.arange(taps)[:, None] - centre + 0.5) * (1 / stretch))  # (taps, view_size)
+    t = np.abs((first + np.arange(taps)[:, None] - centre + 0.5) * (1 / stretch))  # (taps, size)
     near = (1.5 * t - 2.5) * t * t + 1
     far = (((t - 5) * t + 8) * t - 4) * -0.5
     kernel = np.where(t < 1, near, np.where(t < 2, far, 0))
@@ -85,7 +85,7 @@ def resize_across(image: Pixels, width: int) -> Pixels:
 
 @functools.lru_cache(maxsize=8)  # few: for pictures 4,000 pixels wide one has 0.6 MB, for 65,535 it has 9
 def _samples(side: int, width: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-    """The pass over samples instead of pixels, R, G, B, R, G, B...: where each pixel of the view starts, its weights.
+    """The pass over samples instead of pixels, R, G, B, R, G, B...: where each pixel of the result starts, its weights.
 
     Weights are (width, 3, N): for each channel N samples in a row, those of other channels weighing 0. So three times
     the products are made, but of samples that lie side by side, which vector instructions do many times as fast.

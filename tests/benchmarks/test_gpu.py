@@ -20,7 +20,7 @@ from PIL import Image
 from telling import telling_model
 from torch import Tensor, nn
 
-from glia_export.export import read_pictures, run_model
+from glia_export.parity import read_pictures, run_model
 from glia_rt.bench import Timings
 from glia_rt.bundle import Bundle
 from glia_rt.errors import BundleError, ParityError, UsageError
@@ -232,7 +232,7 @@ def test_a_bundle_of_another_checkpoint_is_refused(gpu: Any, tiny_bundle: Path, 
 def test_a_telling_model_spans_its_range() -> None:
     model, contract = telling_model("vit_tiny_patch16_224")
     scores = run_model(model, read_pictures([], contract)).scores
-    assert (scores.min(), scores.max()) == pytest.approx(contract.score_range) == (1, 5)
+    assert (scores.min(), scores.max()) == pytest.approx(contract.score.range) == (1, 5)
 
 
 @pytest.mark.parametrize(

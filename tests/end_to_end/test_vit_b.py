@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pytest
 
 from glia_engines.build import build
-from glia_export.export import Exported, export, read_pictures, run_model
+from glia_export.export import Exported, export
+from glia_export.parity import read_pictures, run_model
 from glia_rt import Scorer
 from glia_rt.backends.choose import CPU_BACKENDS
 from glia_rt.contract import Contract

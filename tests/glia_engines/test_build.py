@@ -17,6 +17,7 @@ from typing import Any
 import onnx
 import pytest
 import tensorrt_rtx
+from helpers.contracts import CONTRACT
 
 from glia_engines import build as building
 from glia_engines.build import build, capability_names, make_profile
@@ -25,14 +26,12 @@ from glia_rt.backends.cuda.device import why_no_gpu
 from glia_rt.backends.cuda.engine import EngineRecord, engine_path, record_path, system
 from glia_rt.bundle import Bundle, Input
 from glia_rt.cli.main import main
-from glia_rt.contract import Contract
 from glia_rt.errors import BackendError, BundleError, OutputExistsError, UsageError
 
 GliaRt = Callable[..., "subprocess.CompletedProcess[str]"]
 EditedBundle = Callable[[Callable[[Path, "dict[str, Any]"], None]], Path]
 Capture = pytest.CaptureFixture[str]
 
-CONTRACT = Contract(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 #: Fused attentions: 12 blocks of either stream, a fusion in every GLIA block and a refinement in all but the last.
 ATTENTIONS = 12 + 12 + 12 + 11
 #: Kernels besides the matrix products that the export was tuned to; docs/tensorrt.md has what else was tried.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import json
 import os
@@ -23,14 +22,15 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from glia_export.export import BATCHES, SELFTEST, export, read_pictures, run_model
-from glia_rt.bundle import GRAPHS, MANIFEST, Bundle, file_sha256
+from glia_export.export import export
+from glia_export.parity import BATCHES, SELFTEST, read_pictures, run_model
+from glia_rt.bundle import GRAPHS, MANIFEST, Bundle, sha256
 from glia_rt.cli.main import main
 from glia_rt.contract import Contract
 from glia_rt.errors import BundleError, ParityError
 from glia_rt.listing.folders import find_images
 from glia_rt.pixels.decode import read_image
-from glia_rt.pixels.views import make_views
+from glia_rt.pixels.views import make_inputs
 from glia_train.checkpoint import Checkpoint, make_checkpoint
 from glia_train.models.glianet import GLIANet, ModelConfig
 from glia_train.models.table import untrained
@@ -66,7 +66,7 @@ def calibrated(change: Callable[[Any], None] = lambda _: None) -> tuple[GLIANet,
         change(model)
     scores = run_model(model, read_pictures([], contract)).scores
     low, span = float(scores.min()), float(np.ptp(scores))
-    return model, dataclasses.replace(contract, score_range=(low - span / 2, low + 3 * span / 2))
+    return model, contract.with_range(low - span / 2, low + 3 * span / 2)
 
 
 def enlarge_values(model: Any) -> None:
@@ -178,7 +178,7 @@ def test_the_manifest_is_complete(tiny_bundle: Path, tiny_checkpoint: Path) -> N
     there = {p.relative_to(tiny_bundle).as_posix() for p in tiny_bundle.rglob("*") if p.is_file()}
     assert set(manifest["files"]) == there - {MANIFEST}
     for name, entry in manifest["files"].items():
-        assert entry["sha256"] == file_sha256(tiny_bundle / name)
+        assert entry["sha256"] == sha256(tiny_bundle / name)
         assert entry["size"] == (tiny_bundle / name).stat().st_size
     for (kind, precision), name in GRAPHS.items():
         about = {key: manifest["files"][name][key] for key in ("input", "precision", "opset")}
@@ -187,7 +187,7 @@ def test_the_manifest_is_complete(tiny_bundle: Path, tiny_checkpoint: Path) -> N
     assert manifest["model"] == {"family": "glianet", "config": checkpoint.config.to_dict()}
     assert Contract.from_dict(manifest["contract"]) == checkpoint.contract
     assert manifest["checkpoint"] == {
-        "sha256": file_sha256(tiny_checkpoint),
+        "sha256": sha256(tiny_checkpoint),
         "backbone_source": "random",
         "backbone_sha256": checkpoint.backbone_sha256,
         "trained_on": {},
@@ -211,7 +211,7 @@ def test_the_selftest_holds_pictures_views_and_scores(tiny_bundle: Path, tiny_mo
     for row in rows:
         pixels = read_image(tiny_bundle / "selftest" / row["picture"])
         stored = [read_image(tiny_bundle / "selftest" / row[key]) for key in ("global_view", "fragments")]
-        for view, expected in zip(stored, make_views(pixels, bundle.contract), strict=True):
+        for view, expected in zip(stored, make_inputs(pixels, bundle.contract).values(), strict=True):
             np.testing.assert_array_equal(view, expected)
         with torch.inference_mode():
             score = tiny_model(*(torch.from_numpy(view.copy())[None] for view in stored))
@@ -321,7 +321,7 @@ def test_graphs_over_the_limit_are_refused(tmp_path: Path) -> None:
     """Scores that hardly differ: against their range the rounding of any runtime is too much."""
     model, contract = untrained(SMALL)
     middle = float(run_model(model, read_pictures([], contract)).scores.mean())
-    narrow = dataclasses.replace(contract, score_range=(middle, middle + 1e-6))
+    narrow = contract.with_range(middle, middle + 1e-6)
     make_checkpoint(model, narrow, "random").save(tmp_path / "narrow.pt")
     ran = glia_rt("export", tmp_path / "narrow.pt")
     assert ran.status == 4

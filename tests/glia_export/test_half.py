@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from glia_export import half
-from glia_export.export import Picture, _compare, read_pictures, run_model, view_batches
+from glia_export.parity import Picture, compare, input_batches, read_pictures, run_model
 from glia_rt.contract import Contract
 from glia_rt.errors import ParityError
 from glia_rt.verify import Parity, require
@@ -41,7 +40,7 @@ def contract(pictures: list[Picture]) -> Contract:
     model, contract = untrained(SMALL)
     scores = run_model(model, pictures).scores
     low, high = float(scores.min()), float(scores.max())
-    return dataclasses.replace(contract, score_range=(low - (high - low) / 2, high + (high - low) / 2))
+    return contract.with_range(low - (high - low) / 2, high + (high - low) / 2)
 
 
 @torch.no_grad()
@@ -81,11 +80,11 @@ def parity(model: GLIANet, keep: list[str], pictures: list[Picture], contract: C
     reference = run_model(model, pictures)
     assert np.isfinite(reference.scores).all()
     found = run_model(half.half_copy(model, keep), pictures)
-    return _compare("FP16", found, reference, pictures, contract, "fp16")
+    return compare("FP16", found, reference, pictures, contract, "fp16")
 
 
 def kept(model: GLIANet, pictures: list[Picture]) -> list[str]:
-    return half.float32_blocks(half.largest_activations(model, view_batches(pictures)))
+    return half.float32_stages(half.largest_activations(model, input_batches(pictures)))
 
 
 def test_largest_activation_is_the_largest_over_streams_and_batches(model: GLIANet, pictures: list[Picture]) -> None:
@@ -94,7 +93,7 @@ def test_largest_activation_is_the_largest_over_streams_and_batches(model: GLIAN
     with torch.no_grad():
         layer.weight *= 1000  # so that nothing else in the block is as large
     handle = layer.register_forward_hook(lambda _module, _inputs, output: seen.append(float(output.abs().max())))
-    batches = list(view_batches(pictures, batch=1))
+    batches = list(input_batches(pictures, batch=1))
     assert len(batches) == 3
     found = half.largest_activations(model, batches)
     handle.remove()
@@ -104,8 +103,8 @@ def test_largest_activation_is_the_largest_over_streams_and_batches(model: GLIAN
 
 
 def test_every_part_of_the_model_is_recorded(model: GLIANet, pictures: list[Picture]) -> None:
-    parts = [half.EMBEDDING, half.PROJECTION, *(f"block {i}" for i in range(DEPTH))]
-    found = half.largest_activations(model, view_batches(pictures))
+    parts = ["embedding", "projection", *(f"block {i}" for i in range(DEPTH))]
+    found = half.largest_activations(model, input_batches(pictures))
     assert sorted(found) == sorted(parts)
     assert all(0 < peak < 100 for peak in found.values())
 
@@ -121,7 +120,7 @@ def test_no_hook_is_left_behind(model: GLIANet) -> None:
 
 @pytest.mark.parametrize("where", ["first", "last"])
 def test_nan_is_recorded_wherever_it_comes(model: GLIANet, pictures: list[Picture], where: str) -> None:
-    batches = list(view_batches(pictures, batch=2))
+    batches = list(input_batches(pictures, batch=2))
     calls = 0
 
     def spoil(_module: nn.Module, _inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
@@ -133,10 +132,10 @@ def test_nan_is_recorded_wherever_it_comes(model: GLIANet, pictures: list[Pictur
     found = half.largest_activations(model, batches)
     assert calls == 2 * len(batches)
     assert np.isnan(found["block 2"])
-    assert "block 2" in half.float32_blocks(found)
+    assert "block 2" in half.float32_stages(found)
 
 
-def test_float32_blocks_are_those_over_the_limit() -> None:
+def test_float32_stages_are_those_over_the_limit() -> None:
     activations = {
         "small": 3.0,
         "at the limit": half.LARGEST_HALF_ACTIVATION,
@@ -145,12 +144,12 @@ def test_float32_blocks_are_those_over_the_limit() -> None:
         "not a number": float("nan"),
     }
     assert half.LARGEST_HALF_ACTIVATION == 16_000
-    assert half.float32_blocks(activations) == ["over", "infinite", "not a number"]
+    assert half.float32_stages(activations) == ["over", "infinite", "not a number"]
 
 
 # With a norm before the blocks; with a stem of convolutions and GroupNorm.
 @pytest.mark.parametrize("backbone", ["vit_xsmall_patch16_clip_224", "vit_tiny_r_s16_p8_224"])
-@pytest.mark.parametrize("keep", [[], [half.EMBEDDING], ["block 0"]])
+@pytest.mark.parametrize("keep", [[], ["embedding"], ["block 0"]])
 def test_only_what_must_is_float32(backbone: str, keep: list[str]) -> None:
     model, _ = untrained(ModelConfig(backbone=backbone, latent=32, heads=2))
     copied = half.half_copy(model, keep)
@@ -161,7 +160,7 @@ def test_only_what_must_is_float32(backbone: str, keep: list[str]) -> None:
         stays = name.startswith(always)
         for part in keep:
             stays |= name.startswith(prefixes.get(part, embedding))
-            stays |= part == half.EMBEDDING and name.startswith("backbone.") and name.count(".") == 1
+            stays |= part == "embedding" and name.startswith("backbone.") and name.count(".") == 1
         assert parameter.dtype == (torch.float32 if stays else torch.float16), name
     assert {buffer.dtype for buffer in copied.buffers()} == {torch.float32}
     views = torch.randint(0, 256, (2, 1, 224, 224, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -202,7 +201,7 @@ def test_a_projection_beyond_half_is_kept_and_passes(
 ) -> None:
     enlarge_projection(model)
     keep = kept(model, pictures)
-    assert keep == [half.PROJECTION]
+    assert keep == ["projection"]
     require([parity(model, keep, pictures, contract)])
     assert not parity(model, [], pictures, contract).passed
 
@@ -210,9 +209,9 @@ def test_a_projection_beyond_half_is_kept_and_passes(
 def test_an_embedding_beyond_half_is_kept(model: GLIANet, pictures: list[Picture], contract: Contract) -> None:
     enlarge_positions(model)
     keep = kept(model, pictures)
-    assert half.EMBEDDING in keep  # and, their inputs being as large, the blocks
+    assert "embedding" in keep  # and, their inputs being as large, the blocks
     require([parity(model, keep, pictures, contract)])
-    without = [part for part in keep if part != half.EMBEDDING]
+    without = [part for part in keep if part != "embedding"]
     assert not parity(model, without, pictures, contract).passed
 
 

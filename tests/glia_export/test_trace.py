@@ -19,12 +19,12 @@ from onnx import ModelProto, TensorProto, shape_inference
 from onnxscript.rewriter.rules.common import slice_split_rule
 from timm.layers.std_conv import StdConv2d, StdConv2dSame
 
-from glia_export import half
-from glia_export import trace as graphs
+from glia_export import half, trace
+from glia_export.forms.table import export_form
 from glia_rt.bundle import GRAPHS
-from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW, IMAGE, SCORE, Contract
-from glia_rt.pixels.views import make_views
-from glia_train.models.glianet import GLIANet, ModelConfig
+from glia_rt.contract import IMAGE, SCORE, Contract
+from glia_rt.pixels.views import make_inputs
+from glia_train.models.glianet import FRAGMENTS, GLOBAL_VIEW, GLIANet, ModelConfig
 from glia_train.models.table import untrained
 
 #: timm's smallest ViT, for graphs that this file traces itself.
@@ -47,7 +47,7 @@ def small() -> tuple[GLIANet, Contract]:
 
 @pytest.fixture(scope="module")
 def traced(small: tuple[GLIANet, Contract]) -> ModelProto:
-    return graphs.trace_views(*small)
+    return trace.trace_views(*small)
 
 
 def random_views(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,7 +75,7 @@ def dimensions(value: onnx.ValueInfoProto) -> list[str | int]:
 def test_the_hybrids_stem_is_rewritten_and_scores_the_same() -> None:
     model, _ = untrained(HYBRID)
     assert any(isinstance(module, StdConv2d | StdConv2dSame) for module in model.modules())
-    rewritten = graphs.export_form(model)
+    rewritten = export_form(model)
     assert not any(isinstance(module, StdConv2d | StdConv2dSame) for module in rewritten.modules())
     views = random_views(2)
     with torch.inference_mode():
@@ -86,7 +86,7 @@ def test_the_hybrids_stem_is_rewritten_and_scores_the_same() -> None:
 def test_the_model_itself_is_not_rewritten() -> None:
     model, _ = untrained(HYBRID)
     before = copy.deepcopy(model.state_dict())
-    graphs.export_form(model)
+    export_form(model)
     assert any(isinstance(module, StdConv2d | StdConv2dSame) for module in model.modules())
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
@@ -98,7 +98,7 @@ def test_the_trace_scores_as_the_model_does(small: tuple[GLIANet, Contract], tra
         feature = model.features(*views)
         score = model.score(feature)
     found = run(traced, {GLOBAL_VIEW: views[0].numpy(), FRAGMENTS: views[1].numpy()})
-    np.testing.assert_allclose(found[graphs.FEATURE], feature, atol=1e-5)
+    np.testing.assert_allclose(found[trace.FEATURES], feature, atol=1e-5)
     np.testing.assert_allclose(found[SCORE], score, atol=1e-5)
 
 
@@ -112,13 +112,13 @@ def test_either_input_alone_changes_the_score(traced: ModelProto) -> None:
 
 def test_a_joined_graph_samples_and_scores(small: tuple[GLIANet, Contract], traced: ModelProto) -> None:
     _, contract = small
-    joined = graphs.join(graphs.trace_sampler(contract), traced)
+    joined = trace.join(trace.trace_rules(contract), traced)
     image = np.random.default_rng(0).integers(0, 256, (250, 333, 3), dtype=np.uint8)
-    views = make_views(image, contract)
+    views = make_inputs(image, contract)
     found = run(joined, {IMAGE: image[None]})
     score, _, global_view, fragments = found.values()  # as _session in export.py reads them
-    np.testing.assert_array_equal(fragments[0], views.fragments)
-    assert np.abs(global_view[0] - views.global_view).max() <= 1
+    np.testing.assert_array_equal(fragments[0], views["fragments"])
+    assert np.abs(global_view[0] - views["global_view"]).max() <= 1
     seen = {GLOBAL_VIEW: global_view.astype(np.uint8), FRAGMENTS: fragments.astype(np.uint8)}
     np.testing.assert_allclose(score, run(traced, seen)[SCORE], atol=1e-6)
 
@@ -154,7 +154,7 @@ def test_the_contract_travels_inside(
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     assert set(metadata) == {"glia.contract"}
     contract = Contract.from_json(metadata["glia.contract"])
-    assert contract.score_range == (1.0, 5.0)
+    assert contract.score.range == (1.0, 5.0)
     assert contract.mean == pytest.approx(tiny_model.mean.tolist())
     assert model.producer_name == "glia-rt"
 
@@ -277,21 +277,21 @@ def test_nothing_is_computed_that_no_score_needs(precision: str, bundled: dict[s
 
 def test_one_block_in_float32_asks_for_the_opset_without_attention(small: tuple[GLIANet, Contract]) -> None:
     model, _ = small
-    assert graphs.opset_for(model) == 20
-    assert graphs.opset_for(half.half_copy(model)) == 23
-    assert graphs.opset_for(half.half_copy(model, [half.EMBEDDING, half.PROJECTION])) == 23
-    assert graphs.opset_for(half.half_copy(model, ["block 2"])) == 20
+    assert trace.opset_for(model) == 20
+    assert trace.opset_for(half.half_copy(model)) == 23
+    assert trace.opset_for(half.half_copy(model, ["embedding", "projection"])) == 23
+    assert trace.opset_for(half.half_copy(model, ["block 2"])) == 20
 
 
 def test_the_rule_that_is_left_out_changes_nothing(
     traced: ModelProto, small: tuple[GLIANet, Contract], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with graphs._no_rule_for_pairs():
+    with trace._no_rule_for_pairs():
         assert slice_split_rule.try_rewrite(None, None, None) is None  # type: ignore[arg-type]
     with pytest.raises(AttributeError):
         slice_split_rule.try_rewrite(None, None, None)  # type: ignore[arg-type]
-    monkeypatch.setattr(graphs, "_no_rule_for_pairs", contextlib.nullcontext)
-    whole = graphs.trace_views(*small)
+    monkeypatch.setattr(trace, "_no_rule_for_pairs", contextlib.nullcontext)
+    whole = trace.trace_views(*small)
     for graph in (whole.graph, mine := copy.deepcopy(traced).graph):
         del graph.value_info[:], graph.metadata_props[:]
         for node in graph.node:
@@ -307,6 +307,6 @@ def test_tracing_leaves_warnings_and_logs_as_they_were(
 
     logger, filters = logging.getLogger("torch.onnx"), list(warnings.filters)
     level = logger.level
-    graphs.trace_sampler(small[1])
+    trace.trace_rules(small[1])
     assert (logger.level, list(warnings.filters)) == (level, filters)
     assert capfd.readouterr() == ("", "")

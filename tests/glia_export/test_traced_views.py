@@ -10,20 +10,21 @@ import onnxruntime as ort
 import pytest
 import skimage.data
 import torch
+from helpers.contracts import CONTRACT
 from onnx import version_converter
 from PIL import Image
 
-from glia_export import trace as graphs
-from glia_export.export import SAMPLER_LIMITS
-from glia_export.views import Sampler, bicubic_weights
+from glia_export import trace
+from glia_export.parity import RULE_LIMITS
+from glia_export.views import Views, bicubic_weights
 from glia_rt.contract import IMAGE, Contract
-from glia_rt.pixels.views import Pixels, make_views
+from glia_rt.pixels.bicubic import Pixels
+from glia_rt.pixels.views import make_inputs
 
 #: Whole grey levels of both views, float32 (N, 224, 224, 3) each.
 Sampled = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 Run = Callable[[Pixels], Sampled]
 
-CONTRACT = Contract(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 #: Height and width: one pixel, square, portrait, landscape, panorama, odd.
 SIZES = [
     (1, 1),
@@ -44,14 +45,14 @@ LARGE = [(640, 4801), (1, 65535), (65535, 1), (3000, 4000), (4000, 3000)]
 @pytest.fixture(scope="module")
 def samplers() -> dict[str, Run]:
     """The module itself, and its trace in ONNX Runtime, of the opsets that it is joined to."""
-    module = Sampler(CONTRACT).eval()
+    module = Views(CONTRACT).eval()
 
     def eager(images: Pixels) -> Sampled:
         with torch.inference_mode():
             global_view, fragments = module(torch.from_numpy(images))
         return global_view.numpy(), fragments.numpy()
 
-    traced = graphs.trace_sampler(CONTRACT)
+    traced = trace.trace_rules(CONTRACT)
 
     def onnxruntime(opset: int) -> Run:
         graph = version_converter.convert_version(traced, opset).SerializeToString()
@@ -76,16 +77,16 @@ def photograph(height: int, width: int) -> Pixels:
 
 
 def test_the_limits_are_one_grey_level_on_a_thousandth_of_the_values() -> None:
-    assert SAMPLER_LIMITS == (1, 1e-3)
+    assert RULE_LIMITS == (1, 1e-3)
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_views_are_the_runtimes(height: int, width: int, samplers: dict[str, Run]) -> None:
     # Two pictures in one batch: each must get its own views.
     images = np.stack([noise(height, width), photograph(height, width)])
-    expected = [make_views(image, CONTRACT) for image in images]
+    expected = [make_inputs(image, CONTRACT) for image in images]
     for name, sampler in samplers.items():
-        for found, pair in zip(sampler(images), zip(*expected, strict=True), strict=True):
+        for found, pair in zip(sampler(images), zip(*(views.values() for views in expected), strict=True), strict=True):
             np.testing.assert_array_equal(found, np.stack(pair), err_msg=name)
 
 
@@ -95,13 +96,13 @@ def test_views_of_large_pictures_are_the_runtimes_within_a_grey_level(
 ) -> None:
     # A side over 3,584 has more weights than float32 sums exactly.
     image = noise(height, width)
-    views = make_views(image, CONTRACT)
-    levels, share = SAMPLER_LIMITS
+    views = make_inputs(image, CONTRACT)
+    levels, share = RULE_LIMITS
     global_view, fragments = samplers["opset 20"](image[None])
-    off = np.abs(global_view[0] - views.global_view)
+    off = np.abs(global_view[0] - views["global_view"])
     assert off.max() <= levels
     assert (off > 0).mean() <= share
-    np.testing.assert_array_equal(fragments[0], views.fragments)
+    np.testing.assert_array_equal(fragments[0], views["fragments"])
 
 
 def test_views_of_small_pictures_are_the_runtimes(samplers: dict[str, Run]) -> None:
@@ -111,17 +112,18 @@ def test_views_of_small_pictures_are_the_runtimes(samplers: dict[str, Run]) -> N
         height, width = (int(side) for side in rng.integers(1, 64, 2))
         image = noise(height, width)
         for name, sampler in samplers.items():
-            for found, expected in zip(sampler(image[None]), make_views(image, CONTRACT), strict=True):
+            for found, expected in zip(sampler(image[None]), make_inputs(image, CONTRACT).values(), strict=True):
                 np.testing.assert_array_equal(found[0], expected, err_msg=f"{name}, {height} x {width}")
 
 
 def test_sampler_follows_the_contract() -> None:
-    contract = Contract(CONTRACT.mean, CONTRACT.std, view_size=96, grid=3, fragment=32)
+    inputs = (ModelInput("global_view", Resize(96)), ModelInput("fragments", Fragments(96, 3, 32)))
+    contract = make_contract(inputs=inputs)
     image = photograph(150, 90)
-    expected = make_views(image, contract)
-    global_view, fragments = Sampler(contract)(torch.from_numpy(image.copy())[None])
-    np.testing.assert_array_equal(global_view[0].numpy(), expected.global_view)
-    np.testing.assert_array_equal(fragments[0].numpy(), expected.fragments)
+    expected = make_inputs(image, contract)
+    global_view, fragments = Views(contract)(torch.from_numpy(image.copy())[None])
+    np.testing.assert_array_equal(global_view[0].numpy(), expected["global_view"])
+    np.testing.assert_array_equal(fragments[0].numpy(), expected["fragments"])
 
 
 @pytest.mark.parametrize("side", [1, 2, 100, 223, 224, 225, 336, 3000, 65535])

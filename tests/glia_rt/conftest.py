@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
+from helpers.runs import BAD, FORMATS, ROWS
 from pyarrow import parquet
-from runs import BAD, FORMATS, ROWS
 
 from glia_rt import Scorer
 from glia_rt.listing.sources import Sources

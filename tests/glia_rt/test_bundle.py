@@ -45,7 +45,7 @@ def test_open(tiny_bundle: Path) -> None:
     bundle = Bundle.open(str(tiny_bundle))
     assert bundle.path == tiny_bundle
     assert bundle.identity == hashlib.sha256((tiny_bundle / MANIFEST).read_bytes()).hexdigest()
-    assert bundle.contract.score_range == (1.0, 5.0)
+    assert bundle.contract.score.range == (1.0, 5.0)
     assert bundle.manifest["model"]["family"] == "glianet"
     files = {p.relative_to(tiny_bundle).as_posix() for p in tiny_bundle.rglob("*") if p.is_file()} - {MANIFEST}
     assert set(bundle.manifest["files"]) == files

@@ -55,7 +55,7 @@ def as_array(results: Iterable[Result]) -> npt.NDArray[np.float32]:
 
 def test_it_says_what_it_is(tiny_bundle: Path) -> None:
     with glia_rt.Scorer.open(str(tiny_bundle)) as scorer:
-        assert scorer.contract.score_range == (1.0, 5.0)
+        assert scorer.contract.score.range == (1.0, 5.0)
         assert scorer.backend.name == "openvino"
         assert [reason.partition(":")[0] for reason in scorer.passed_over] == list(GPU_BACKENDS)
         assert scorer.resolved == {

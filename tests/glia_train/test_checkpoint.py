@@ -39,7 +39,7 @@ def model() -> GLIANet:
 
 @pytest.fixture(scope="module")
 def contract() -> Contract:
-    return dataclasses.replace(untrained(CONFIG)[1], score_range=(1.0, 5.0))
+    return untrained(CONFIG)[1].with_range(1.0, 5.0)
 
 
 @pytest.fixture(scope="module")

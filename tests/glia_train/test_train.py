@@ -21,15 +21,17 @@ from rich.progress import Progress
 from scipy.stats import spearmanr
 
 from glia_rt.errors import BadImageError, GliaError, OutputExistsError, UsageError
+from glia_rt.pipeline import stack
 from glia_rt.pixels.decode import read_image
-from glia_rt.pixels.views import make_views
+from glia_rt.pixels.views import make_inputs
 from glia_train import train as training
 from glia_train.checkpoint import Checkpoint
 from glia_train.datasets.csv import read_labels
 from glia_train.datasets.splits import split_pictures
 from glia_train.models.glianet import ModelConfig
 from glia_train.models.table import untrained
-from glia_train.train import Machine, TrainOptions, TrainResult, train
+from glia_train.options import TrainOptions
+from glia_train.train import Machine, TrainResult, train
 
 CONFIG = ModelConfig(backbone="vit_tiny_r_s16_p8_224")
 OPTIONS = TrainOptions(epochs=2, batch_size=8, lr=3e-3)
@@ -97,8 +99,8 @@ def test_a_run_leaves_four_files(run: TrainResult, labels: Path) -> None:
 
 def test_the_checkpoint_says_what_it_is(run: TrainResult) -> None:
     checkpoint = Checkpoint.load(run.checkpoint)
-    assert checkpoint.contract.score_range == (1.0, 5.0)
-    assert checkpoint.backbone_source == "random"
+    assert checkpoint.contract.score.range == (1.0, 5.0)
+    assert checkpoint.backbones["backbone"]["source"] == "random"
     assert checkpoint.metrics == run.metrics.to_dict()
     assert (checkpoint.trained_on["epoch"], checkpoint.trained_on["calibrated_on"]) == (2, 20)
 
@@ -108,10 +110,10 @@ def test_scores_are_calibrated_on_the_training_part(run: TrainResult) -> None:
     model = checkpoint.build_model()
 
     def score(pictures: Any) -> tuple[np.ndarray, np.ndarray]:
-        views = [make_views(read_image(picture.path), checkpoint.contract) for picture in pictures]
+        inputs = [make_inputs(read_image(picture.path), checkpoint.contract) for picture in pictures]
         with torch.no_grad():
-            stacked = (torch.from_numpy(np.stack(view)) for view in zip(*views, strict=True))
-            return model(*stacked).numpy(), np.array([picture.score for picture in pictures])
+            stacked = (torch.from_numpy(array) for array in stack(inputs).values())
+            return model.score(*stacked).numpy(), np.array([picture.score for picture in pictures])
 
     scores, labels = score(run.split.train)
     # What marks least squares: the error has no mean and does not go with the score. Training is in bf16 where the
@@ -314,7 +316,7 @@ def test_what_cannot_be_trained_is_refused_first(
 def test_a_declared_range_is_the_contracts(labels: Path, tmp_path: Path) -> None:
     options = TrainOptions(epochs=1, batch_size=20, score_range=(0.0, 10.0))
     result = train(labels, tmp_path, CONFIG, options, "random")
-    assert Checkpoint.load(result.checkpoint).contract.score_range == (0.0, 10.0)
+    assert Checkpoint.load(result.checkpoint).contract.score.range == (0.0, 10.0)
 
 
 def test_a_diverging_loss_is_an_error_with_advice(labels: Path, tmp_path: Path) -> None:

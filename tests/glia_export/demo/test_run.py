@@ -39,7 +39,7 @@ def test_the_folder_holds_every_piece_of_the_chain(output: Path) -> None:
     assert {path.name for path in output.iterdir()} == FILES
     assert Checkpoint.load(output / "checkpoint.pt").backbone_source == "random"
     bundle = Bundle.open(output / "demo.glia")
-    assert bundle.contract.score_range == (0, 1)
+    assert bundle.contract.score.range == (0, 1)
     rows = table(output / "scores.csv")
     assert tuple(rows[0]) == COLUMNS
     assert {row["status"] for row in rows} == {"ok"}

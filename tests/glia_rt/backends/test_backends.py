@@ -19,12 +19,12 @@ import torch
 from glia_rt.backends.base import Backend, BackendOptions
 from glia_rt.backends.choose import AUTO, CPU_BACKENDS, GPU_BACKENDS, default_precision, open_backend
 from glia_rt.bundle import Bundle
-from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW, IMAGE
+from glia_rt.contract import IMAGE
 from glia_rt.errors import BackendError, UsageError
 from glia_rt.pixels.decode import read_image
-from glia_rt.pixels.views import make_views
+from glia_rt.pixels.views import make_inputs
 from glia_rt.verify import SCORE_LIMITS
-from glia_train.models.glianet import GLIANet
+from glia_train.models.glianet import FRAGMENTS, GLOBAL_VIEW, GLIANet
 
 Scores = npt.NDArray[np.float32]
 Inputs = Mapping[str, npt.NDArray[np.uint8]]
@@ -55,17 +55,14 @@ def views(bundle: Bundle, selftest_pictures: list[Path]) -> Inputs:
     """Views of the six photographs, and of two that are all one colour."""
     pictures = [read_image(path) for path in selftest_pictures]
     pictures += [np.full((300, 400, 3), level, np.uint8) for level in (0, 255)]
-    sampled = [make_views(picture, bundle.contract) for picture in pictures]
-    return {
-        GLOBAL_VIEW: np.stack([v.global_view for v in sampled]),
-        FRAGMENTS: np.stack([v.fragments for v in sampled]),
-    }
+    sampled = [make_inputs(picture, bundle.contract) for picture in pictures]
+    return {name: np.stack([inputs[name] for inputs in sampled]) for name in (GLOBAL_VIEW, FRAGMENTS)}
 
 
 @pytest.fixture(scope="module")
 def reference(tiny_model: GLIANet, views: Inputs) -> Scores:
     with torch.inference_mode():
-        scores: torch.Tensor = tiny_model(*(torch.from_numpy(views[name]) for name in (GLOBAL_VIEW, FRAGMENTS)))
+        scores: torch.Tensor = tiny_model.score(*(torch.from_numpy(views[name]) for name in (GLOBAL_VIEW, FRAGMENTS)))
     return scores.numpy()
 
 

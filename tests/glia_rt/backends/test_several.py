@@ -154,6 +154,6 @@ def test_engines_that_were_opened_are_closed_if_another_cannot_be(opened: list[W
 def test_arrays_on_a_gpu_are_for_one_gpu(two: tuple[Watched, Watched], tiny_bundle: Path) -> None:
     scorer = scorer_of(SeveralBackend(two), tiny_bundle)
     tensor = torch.zeros((1, 224, 224, 3), dtype=torch.uint8)
-    for call in (lambda: scorer.score_views(tensor, tensor), lambda: scorer.score(tensor[0])):
+    for call in (lambda: scorer.score_views(global_view=tensor, fragments=tensor), lambda: scorer.score(tensor[0])):
         with pytest.raises(UsageError, match="several devices take arrays on the host"):
             call()

@@ -11,15 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.contracts import RESIZE
 from PIL import Image
 
-from glia_rt.contract import Contract
 from glia_rt.pixels import bicubic
 from glia_rt.pixels.bicubic import LARGE, has_compiler, resize_across
-from glia_rt.pixels.views import make_global_view
+from glia_rt.pixels.views import resize
 
 Pixels = bicubic.Pixels
-CONTRACT = Contract(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 def noise(height: int, width: int) -> Pixels:
@@ -47,13 +46,13 @@ def test_it_is_pillow_s_where_weights_overshoot() -> None:
 def test_large_pictures_take_it_and_views_stay_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     large, small = noise(1500, 1400), noise(1000, 2000)
     assert large.shape[0] * large.shape[1] >= LARGE > small.shape[0] * small.shape[1]
-    compiled = [make_global_view(large, CONTRACT), make_global_view(small, CONTRACT)]
+    compiled = [resize(large, RESIZE), resize(small, RESIZE)]
     monkeypatch.setattr(bicubic, "has_compiler", lambda: False)
     monkeypatch.setattr(bicubic, "resize_across", None)
-    np.testing.assert_array_equal(compiled, [make_global_view(large, CONTRACT), make_global_view(small, CONTRACT)])
+    np.testing.assert_array_equal(compiled, [resize(large, RESIZE), resize(small, RESIZE)])
     monkeypatch.setattr(bicubic, "has_compiler", lambda: True)
     with pytest.raises(TypeError):
-        make_global_view(large, CONTRACT)
+        resize(large, RESIZE)
 
 
 def test_threads_compile_and_run_it_at_once() -> None:
@@ -75,7 +74,7 @@ def test_without_numba_there_is_no_compiler(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_it_compiles_where_the_caches_disk_is_full(tmp_path: Path) -> None:
     program = (
-        "import numpy, resource; from glia_rt import bicubic; resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000));"
+        "import numpy, resource; from glia_rt.pixels import bicubic; resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000));"
         "print(bicubic.resize_across(numpy.full((2, 900, 3), 7, numpy.uint8), 4).tolist())"
     )
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}

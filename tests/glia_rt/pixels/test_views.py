@@ -6,14 +6,13 @@ import tracemalloc
 import numpy as np
 import numpy.typing as npt
 import pytest
+from helpers.contracts import CONTRACT, FRAGMENTS, RESIZE
 from PIL import Image
 
-from glia_rt.contract import Contract
-from glia_rt.pixels.views import enlarged_side, make_fragments, make_global_view, make_views
+from glia_rt.pixels.views import enlarged_side, fragments, make_inputs, resize
 
 Pixels = npt.NDArray[np.uint8]
 
-CONTRACT = Contract(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 SIZE, GRID, FRAGMENT = 224, 7, 32
 
 # Height, width: smallest, a side of 1, around the view's size, portrait, landscape, panorama, uneven ratios.
@@ -66,7 +65,7 @@ def antialiased_bicubic(image: Pixels, axis: int, size: int = SIZE) -> Pixels:
 
 
 def test_shapes() -> None:
-    for view in make_views(noise(300, 400), CONTRACT):
+    for view in make_inputs(noise(300, 400), CONTRACT).values():
         assert view.shape == (SIZE, SIZE, 3)
         assert view.dtype == np.uint8
 
@@ -76,13 +75,13 @@ def test_the_global_view_is_two_passes_of_pillow_horizontal_first(height: int, w
     image = noise(height, width)
     across = Image.fromarray(image).resize((SIZE, height), Image.Resampling.BICUBIC)
     twice = across.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(make_global_view(image, CONTRACT), twice)
+    np.testing.assert_array_equal(resize(image, RESIZE), twice)
 
 
 @pytest.mark.parametrize(("height", "width"), [(97, 301), (640, 360), (1021, 509), (7, 1)])
 def test_the_global_view_by_the_filters_formula(height: int, width: int) -> None:
     image = noise(height, width)
-    view = make_global_view(image, CONTRACT).astype(np.int16)
+    view = resize(image, RESIZE).astype(np.int16)
     off = np.abs(antialiased_bicubic(antialiased_bicubic(image, axis=1), axis=0) - view)
     # Pillow rounds the weights to 22 bits: now and then a sum close to a half falls on its other side.
     assert off.max() <= 1
@@ -103,12 +102,12 @@ def test_fragments_by_the_papers_equations(height: int, width: int) -> None:
             for y in range(FRAGMENT):
                 for x in range(FRAGMENT):
                     mosaic[i * FRAGMENT + y, j * FRAGMENT + x] = image[top + y, left + x]
-    np.testing.assert_array_equal(make_fragments(image, CONTRACT), mosaic)
+    np.testing.assert_array_equal(fragments(image, FRAGMENTS), mosaic)
 
 
 def test_fragments_of_a_picture_of_the_views_size_are_the_picture() -> None:
     image = noise(SIZE, SIZE)
-    np.testing.assert_array_equal(make_fragments(image, CONTRACT), image)
+    np.testing.assert_array_equal(fragments(image, FRAGMENTS), image)
 
 
 def enlarge(image: Pixels) -> Pixels:
@@ -125,18 +124,18 @@ def test_fragments_of_a_small_picture_are_those_of_the_enlarged_one(height: int,
     image = noise(height, width)
     large = enlarge(image)
     assert min(large.shape[:2]) == SIZE
-    np.testing.assert_array_equal(make_fragments(image, CONTRACT), make_fragments(large, CONTRACT))
+    np.testing.assert_array_equal(fragments(image, FRAGMENTS), fragments(large, FRAGMENTS))
 
 
 def test_every_shorter_side() -> None:
     for shorter in range(1, SIZE):
         image = noise(shorter, shorter + 5)
-        np.testing.assert_array_equal(make_fragments(image, CONTRACT), make_fragments(enlarge(image), CONTRACT))
+        np.testing.assert_array_equal(fragments(image, FRAGMENTS), fragments(enlarge(image), FRAGMENTS))
 
 
 def test_the_global_view_of_a_small_picture_is_made_from_the_picture_as_it_is() -> None:
     image = noise(50, 80)
-    assert (make_global_view(image, CONTRACT) != make_global_view(enlarge(image), CONTRACT)).any()
+    assert (resize(image, RESIZE) != resize(enlarge(image), RESIZE)).any()
 
 
 def test_enlarged_sides_are_rounded_up() -> None:
@@ -149,10 +148,10 @@ def test_enlarged_sides_are_rounded_up() -> None:
 @pytest.mark.parametrize(("height", "width"), [(1, 65535), (65535, 1)])
 def test_a_long_thin_picture_is_never_enlarged(height: int, width: int) -> None:
     image = noise(height, width)
-    make_views(image, CONTRACT)  # once before the clock starts
+    make_inputs(image, CONTRACT)  # once before the clock starts
     tracemalloc.start()
     began = time.perf_counter()
-    views = make_views(image, CONTRACT)
+    mosaic = make_inputs(image, CONTRACT)["fragments"]
     seconds = time.perf_counter() - began
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -163,7 +162,7 @@ def test_a_long_thin_picture_is_never_enlarged(height: int, width: int) -> None:
     starts = np.arange(GRID) * (SIZE * len(line) // GRID)
     shown = (starts[:, None] + np.arange(FRAGMENT)).ravel()  # pixels of the enlarged side that the mosaic shows
     expected = [np.interp((shown + 0.5) / SIZE - 0.5, np.arange(len(line)), line[:, c]) for c in range(3)]
-    along = views.fragments if width > height else views.fragments.transpose(1, 0, 2)
+    along = mosaic if width > height else mosaic.transpose(1, 0, 2)
     for row in along:
         np.testing.assert_allclose(row, np.stack(expected, axis=1), rtol=0, atol=0.5 + 1e-4)
 
@@ -173,7 +172,7 @@ def test_random_fragments_are_whole_and_lie_inside_their_cells(height: int, widt
     image, rng = numbered(height, width), np.random.default_rng(0)
     cell_height, cell_width = height // GRID, width // GRID
     for _ in range(20):
-        rows, columns = positions(make_fragments(image, CONTRACT, rng), width)
+        rows, columns = positions(fragments(image, FRAGMENTS, rng), width)
         for i in range(GRID):
             for j in range(GRID):
                 there = np.s_[i * FRAGMENT : (i + 1) * FRAGMENT, j * FRAGMENT : (j + 1) * FRAGMENT]
@@ -190,7 +189,7 @@ def test_random_offsets_take_every_value_each_fragment_its_own() -> None:
     height = width = 37 * GRID  # offsets 0 to 5
     rng, seen = np.random.default_rng(1), set()
     for _ in range(10):
-        rows, columns = positions(make_fragments(numbered(height, width), CONTRACT, rng), width)
+        rows, columns = positions(fragments(numbered(height, width), FRAGMENTS, rng), width)
         down, right = rows[::FRAGMENT, ::FRAGMENT] % 37, columns[::FRAGMENT, ::FRAGMENT] % 37
         assert len(np.unique(down)) > 1
         assert len(np.unique(right)) > 1
@@ -200,15 +199,15 @@ def test_random_offsets_take_every_value_each_fragment_its_own() -> None:
 
 def test_random_offsets_are_reproducible() -> None:
     image = noise(400, 500)
-    first, again, other = (make_fragments(image, CONTRACT, np.random.default_rng(seed)) for seed in (3, 3, 4))
+    first, again, other = (fragments(image, FRAGMENTS, np.random.default_rng(seed)) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
-    assert (first != make_fragments(image, CONTRACT)).any()
+    assert (first != fragments(image, FRAGMENTS)).any()
 
 
 def test_random_fragments_of_a_small_picture_are_those_of_the_enlarged_one() -> None:
     image = noise(90, 500)
-    small, large = (make_fragments(picture, CONTRACT, np.random.default_rng(5)) for picture in (image, enlarge(image)))
+    small, large = (fragments(picture, FRAGMENTS, np.random.default_rng(5)) for picture in (image, enlarge(image)))
     np.testing.assert_array_equal(small, large)
 
 
@@ -216,4 +215,4 @@ def test_the_picture_is_left_as_it_was() -> None:
     for size in [(50, 80), (300, 400)]:
         image = noise(*size)
         image.flags.writeable = False
-        make_views(image, CONTRACT, np.random.default_rng(0))
+        make_inputs(image, CONTRACT, np.random.default_rng(0))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import BAD, ROWS, Stop, after, names
+from helpers.runs import BAD, ROWS, Stop, after, names
 
 from glia_rt import Result, Scorer
 from glia_rt.runs import journal as parts

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
 from pyarrow import dataset, parquet
-from runs import BAD, FORMATS, ROWS, Stop, after, names
+from helpers.runs import BAD, FORMATS, ROWS, Stop, after, names
 
 from glia_rt import Scorer
 from glia_rt.errors import GliaError, MissingPackageError, OutputExistsError, SourceError, UsageError

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
 from pyarrow import parquet
-from runs import Stop, after
+from helpers.runs import Stop, after
 
 from glia_rt import Result, Scorer
 from glia_rt.errors import ListingChangedError, SourceError, UsageError

@@ -11,17 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.contracts import CONTRACT
 from PIL import Image
 
-from glia_rt.contract import Contract
 from glia_rt.errors import BadImageError, UsageError
-from glia_rt.pixels.views import make_views
+from glia_rt.pixels.views import make_inputs
 from glia_train.datasets.base import LabelledPicture
 from glia_train.datasets.csv import read_labels
 from glia_train.datasets.splits import Split, split_pictures
-from glia_train.loader import ViewLoader
-
-CONTRACT = Contract(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+from glia_train.loader import InputLoader
 
 
 def make_pictures(folder: Path, count: int, size: tuple[int, int] = (300, 260)) -> list[str]:
@@ -161,8 +159,8 @@ def pictures(tmp_path: Path) -> list[LabelledPicture]:
     return [LabelledPicture(name, tmp_path / name, float(i)) for i, name in enumerate(names)]
 
 
-def loader(pictures: list[LabelledPicture], seed: int = 0, workers: int = 2) -> ViewLoader:
-    return ViewLoader(pictures, CONTRACT, seed, workers)
+def loader(pictures: list[LabelledPicture], seed: int = 0, workers: int = 2) -> InputLoader:
+    return InputLoader(pictures, CONTRACT, seed, workers)
 
 
 def read(picture: LabelledPicture) -> np.ndarray:
@@ -176,9 +174,9 @@ def test_evaluation_sees_the_views_of_scoring(pictures: list[LabelledPicture]) -
     assert (global_views.dtype, fragments.dtype, labels.dtype) == (torch.uint8, torch.uint8, torch.float32)
     assert labels.tolist() == [3, 0, 5]
     for place, index in enumerate([3, 0, 5]):
-        expected = make_views(read(pictures[index]), CONTRACT)
-        np.testing.assert_array_equal(global_views[place], expected.global_view)
-        np.testing.assert_array_equal(fragments[place], expected.fragments)
+        expected = make_inputs(read(pictures[index]), CONTRACT)
+        np.testing.assert_array_equal(global_views[place], expected["global_view"])
+        np.testing.assert_array_equal(fragments[place], expected["fragments"])
 
 
 def find_flip(picture: LabelledPicture, global_view: np.ndarray) -> tuple[int, int]:
@@ -188,7 +186,7 @@ def find_flip(picture: LabelledPicture, global_view: np.ndarray) -> tuple[int, i
         (down, across)
         for down in (1, -1)
         for across in (1, -1)
-        if np.array_equal(make_views(image[::down, ::across], CONTRACT).global_view, global_view)
+        if np.array_equal(make_inputs(image[::down, ::across], CONTRACT)["global_view"], global_view)
     ]
     assert len(found) == 1
     return found[0]
@@ -198,7 +196,7 @@ def test_training_flips_the_picture_and_moves_the_fragments(pictures: list[Label
     seen = set()
     for epoch in range(4):
         for i, picture in enumerate(pictures):
-            global_view, fragments = loader(pictures, seed=7).views(i, epoch)
+            global_view, fragments = loader(pictures, seed=7).inputs(i, epoch).values()
             down, across = find_flip(picture, global_view)
             seen.add((down, across))
             flipped = read(picture)[::down, ::across]
@@ -222,7 +220,7 @@ def test_flips_are_even(tmp_path: Path) -> None:
     picture = LabelledPicture("x.png", tmp_path / "x.png", 0.0)
     draws = []
     for epoch in range(400):
-        view = loader([picture]).views(0, epoch).global_view
+        view = loader([picture]).inputs(0, epoch)["global_view"]
         draws.append((view[0, 0, 0] > view[-1, 0, 0], view[0, 0, 0] > view[0, -1, 0]))
     down, across = np.mean(draws, axis=0)
     both = np.mean([a and b for a, b in draws])
@@ -242,7 +240,7 @@ def test_draws_depend_on_seed_epoch_and_index_and_not_on_workers(pictures: list[
     assert not torch.equal(load(1, 2), first)
     assert not torch.equal(load(2, 1), first)
     twice = loader([pictures[0]] * 2)
-    assert not np.array_equal(twice.views(0, 1).fragments, twice.views(1, 1).fragments)
+    assert not np.array_equal(twice.inputs(0, 1)["fragments"], twice.inputs(1, 1)["fragments"])
 
 
 def test_a_bad_picture_is_named(tmp_path: Path) -> None:

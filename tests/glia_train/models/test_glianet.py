@@ -99,7 +99,7 @@ def test_scores_are_those_of_the_equations(config: dict[str, Any]) -> None:
     model.calibration.copy_(torch.tensor([20.0, 50.0]))
     with torch.no_grad():
         expected = reference_score(model, *views)
-        torch.testing.assert_close(model(*views), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(model.score(*views), expected, atol=1e-4, rtol=1e-4)
     assert expected[0] - expected[1] != pytest.approx(0, abs=1e-2)  # else a score that ignores its input would pass
 
 
@@ -133,7 +133,7 @@ def test_token_shapes(backbone: str, tokens: int, width: int) -> None:
     with torch.no_grad():
         assert model.global_tokens(views[0]).shape == (1, tokens, width)
         assert model.features(*views).shape == (1, width)
-        score = model(*views)
+        score = model.score(*views)
     assert (score.shape, score.dtype) == ((1,), torch.float32)
 
 
@@ -141,7 +141,7 @@ def test_small_vit_scores() -> None:
     model = make_model(backbone="vit_small_patch16_224")
     assert (model.projection[2].out_features, model.glia[0].fusion.heads) == (96, 3)
     with torch.no_grad():
-        assert model(*make_views(1)).isfinite().all()
+        assert model.score(*make_views(1)).isfinite().all()
 
 
 @pytest.mark.parametrize(("backbone", "mean"), [(HYBRID, 0.5), ("deit_tiny_patch16_224", (0.485, 0.456, 0.406))])

@@ -2,6 +2,6 @@
 
 In: a frozen config. Out: a module that scores the inputs of a contract. `base` says what a family must provide.
 
-Other folders use: Model of base; FAMILIES, family_of, read_config, untrained of table; GLIANet, ModelConfig, GliaBlock,
+Other folders use: Model of base; family_of, read_config, untrained of table; GLIANet, ModelConfig, GliaBlock,
 CrossAttention, DEFAULT_BACKBONE of glianet.
 """

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from helpers.contracts import CONTRACT
 
 from glia_rt.backends.cuda.views import CudaSampler, compile_kernels, plan
-from glia_rt.contract import Contract
 from glia_rt.errors import BackendError, UsageError
 from glia_rt.pixels.bicubic import WEIGHT_BITS, bicubic_table
 from glia_rt.pixels.decode import read_image
@@ -21,7 +21,6 @@ from glia_rt.pixels.views import Views, make_views
 
 Pixels = npt.NDArray[np.uint8]
 
-CONTRACT = Contract(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 SIZE = CONTRACT.view_size
 
 # Height, width: smallest, a side of 1, around the view's size, landscape, tall; sides whose weights are many.

@@ -19,12 +19,11 @@ from glia_rt.backends.cuda.device import Gpu, why_no_gpu
 from glia_rt.backends.cuda.engine import EngineRecord, engine_path, record_path
 from glia_rt.backends.cuda.lanes import GpuBackend
 from glia_rt.bundle import Bundle
-from glia_rt.contract import FRAGMENTS, GLOBAL_VIEW
 from glia_rt.errors import BackendError, UsageError
 from glia_rt.pixels.decode import read_image
-from glia_rt.pixels.views import make_views
+from glia_rt.pixels.views import make_inputs
 from glia_rt.verify import SCORE_LIMITS, require, selftest
-from glia_train.models.glianet import GLIANet
+from glia_train.models.glianet import FRAGMENTS, GLOBAL_VIEW, GLIANet
 
 pytestmark = pytest.mark.gpu
 
@@ -60,12 +59,9 @@ def backend(scorer: Scorer) -> GpuBackend:
 @pytest.fixture(scope="module")
 def views(tiny_bundle: Path, selftest_pictures: list[Path]) -> Views:
     contract = Bundle.open(tiny_bundle).contract
-    sampled = [make_views(read_image(path), contract) for path in selftest_pictures]
-    sampled += [make_views(np.full((300, 400, 3), level, np.uint8), contract) for level in (0, 255)]
-    return {
-        GLOBAL_VIEW: np.stack([v.global_view for v in sampled]),
-        FRAGMENTS: np.stack([v.fragments for v in sampled]),
-    }
+    sampled = [make_inputs(read_image(path), contract) for path in selftest_pictures]
+    sampled += [make_inputs(np.full((300, 400, 3), level, np.uint8), contract) for level in (0, 255)]
+    return {name: np.stack([inputs[name] for inputs in sampled]) for name in (GLOBAL_VIEW, FRAGMENTS)}
 
 
 def taken(views: Views, which: Any) -> Views:
@@ -83,7 +79,7 @@ def test_some_backend_is_installed() -> None:
 @pytest.mark.parametrize("batch", [1, 3, 8])
 def test_scores_are_those_of_pytorch(backend: GpuBackend, views: Views, tiny_model: GLIANet, batch: int) -> None:
     with torch.inference_mode():
-        reference = tiny_model(*(torch.from_numpy(views[name]) for name in (GLOBAL_VIEW, FRAGMENTS))).numpy()
+        reference = tiny_model.score(*(torch.from_numpy(views[name]) for name in (GLOBAL_VIEW, FRAGMENTS))).numpy()
     scores = np.concatenate([backend.run(taken(views, np.s_[i : i + batch])) for i in range(0, 8, batch)])
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, reference, rtol=0, atol=SCORE_LIMITS[backend.precision] * SPAN)
@@ -126,10 +122,10 @@ def test_the_pipeline_gives_the_same_scores(scorer: Scorer, pictures: Path) -> N
 
 
 def test_arrays_on_the_gpu_are_read_where_they_lie(scorer: Scorer, views: Views) -> None:
-    expected = scorer.score_views(views[GLOBAL_VIEW], views[FRAGMENTS])
+    expected = scorer.score_views(**views)
     there = on_gpu(views)
     for _ in range(3):
-        np.testing.assert_array_equal(scorer.score_views(there[GLOBAL_VIEW], there[FRAGMENTS]), expected)
+        np.testing.assert_array_equal(scorer.score_views(**there), expected)
 
 
 class Interface:
@@ -141,14 +137,14 @@ class Interface:
 
 
 def test_the_older_interface_does_as_well(scorer: Scorer, views: Views) -> None:
-    expected = scorer.score_views(views[GLOBAL_VIEW], views[FRAGMENTS])
+    expected = scorer.score_views(**views)
     there = {name: Interface(tensor) for name, tensor in on_gpu(views).items()}
-    np.testing.assert_array_equal(scorer.score_views(there[GLOBAL_VIEW], there[FRAGMENTS]), expected)
+    np.testing.assert_array_equal(scorer.score_views(**there), expected)
 
 
 def test_work_queued_before_is_waited_for(scorer: Scorer, views: Views) -> None:
     """The arrays are filled on torch's own stream, behind much work, just before they are scored."""
-    expected = scorer.score_views(views[GLOBAL_VIEW], views[FRAGMENTS])
+    expected = scorer.score_views(**views)
     there, work = on_gpu(views), torch.randn(4096, 4096, device="cuda")
     filled = {name: torch.zeros_like(tensor) for name, tensor in there.items()}
     torch.cuda.synchronize()
@@ -156,7 +152,7 @@ def test_work_queued_before_is_waited_for(scorer: Scorer, views: Views) -> None:
         work = work @ work
     for name, tensor in there.items():
         filled[name].copy_(tensor)
-    np.testing.assert_array_equal(scorer.score_views(filled[GLOBAL_VIEW], filled[FRAGMENTS]), expected)
+    np.testing.assert_array_equal(scorer.score_views(**filled), expected)
 
 
 def test_pictures_on_the_gpu_are_sampled_there(scorer: Scorer, selftest_pictures: list[Path]) -> None:
@@ -180,8 +176,8 @@ def test_other_arrays_are_refused(
 ) -> None:
     there = on_gpu(views)
     with pytest.raises(UsageError, match=reason):
-        scorer.score_views(spoil(there[GLOBAL_VIEW]), there[FRAGMENTS])
-    assert len(scorer.score_views(there[GLOBAL_VIEW], there[FRAGMENTS])) == 8
+        scorer.score_views(**there | {GLOBAL_VIEW: spoil(there[GLOBAL_VIEW])})
+    assert len(scorer.score_views(**there)) == 8
 
 
 # Errors and ends

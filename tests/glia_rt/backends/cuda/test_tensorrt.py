@@ -159,6 +159,6 @@ class OnAGpu:
 def test_a_backend_on_the_cpu_refuses_arrays_on_a_gpu(tiny_bundle: Path) -> None:
     with Scorer.open(tiny_bundle, "onnxruntime") as scorer:
         with pytest.raises(UsageError, match="backend onnxruntime does not run on a GPU and takes numpy arrays"):
-            scorer.score_views(OnAGpu(), OnAGpu())
+            scorer.score_views(global_view=OnAGpu(), fragments=OnAGpu())
         with pytest.raises(UsageError, match="does not run on a GPU"):
             scorer.score_batch([OnAGpu()])  # type: ignore[list-item]

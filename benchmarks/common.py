@@ -1,0 +1,56 @@
+"""What several benchmarks need: a machine's name, a model with random weights, its inputs, and a closed loop."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glia_export.export import export
+from glia_rt.bench import closed_loop
+from glia_rt.contract import Contract
+from glia_rt.cores import cpu_count
+from glia_train.checkpoint import make_checkpoint
+from glia_train.models.base import Model
+from glia_train.models.glianet import ModelConfig
+from glia_train.models.table import untrained
+
+#: Length of each timing in a closed loop.
+SECONDS = 4.0
+#: Whose versions are written beside figures.
+PACKAGES = ("torch", "timm", "onnxruntime", "openvino", "numpy", "pillow")
+
+
+def hardware() -> str:
+    """The processor, its cores and its matrix instructions."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    lines = dict(line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
+    fields = {key.strip(): value.strip() for key, value in lines.items()}
+    known = ("amx_tile", "amx_bf16", "avx512_bf16", "avx512_vnni", "avx512f", "avx2")
+    flags = [flag for flag in known if flag in fields.get("flags", "").split()]
+    return f"{fields.get('model name', platform.processor())}, {cpu_count()} cores, {' '.join(flags)}"
+
+
+def random_bundle(backbone: str, folder: Path) -> tuple[Model, Path]:
+    """A GLIANet with random weights, and the bundle that is exported of it."""
+    model, contract = untrained(ModelConfig(backbone=backbone))
+    checkpoint = folder / f"{backbone}.pt"
+    make_checkpoint(model, contract, "random").save(checkpoint)
+    return model, export(checkpoint, report=lambda stage: print(f"export: {stage}", file=sys.stderr)).path
+
+
+def random_inputs(contract: Contract, batch: int) -> dict[str, np.ndarray]:
+    """Inputs of noise: the work does not depend on what they show."""
+    rng = np.random.default_rng(batch)
+    return {one.name: rng.integers(0, 256, (batch, *one.shape), dtype=np.uint8) for one in contract.inputs}
+
+
+def throughput(run: Callable[[Any], object], inputs: Mapping[str, np.ndarray], threads: int = 1) -> float:
+    """Images a second of `run` called from so many threads."""
+    batch = len(next(iter(inputs.values())))
+    # Few calls at the least: on a CPU one of ViT-B takes seconds.
+    return batch * closed_loop(lambda: run(inputs), seconds=SECONDS, least=1, warm_up=2, callers=threads).rate
