@@ -66,9 +66,9 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def selftest_pictures() -> list[Path]:
-    from glia_export.export import SELFTEST
+    from glia_export.parity import selftest_pictures
 
-    return sorted(SELFTEST.glob("*.png"))
+    return selftest_pictures()
 
 
 @pytest.fixture(scope="session")

@@ -122,7 +122,9 @@ def test_rooms_form_no_circle() -> None:
 
 
 def test_rooms_of_the_runtime_stand_on_those_before_them() -> None:
-    rooms = {path.stem for path in FOLDERS["glia_rt"].iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    rooms = {
+        path.stem for path in FOLDERS["glia_rt"].iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
     assert rooms - {"__init__", "__pycache__"} == set(RUNTIME)
     for name, path in MODULES.items():
         if not name.startswith("glia_rt."):
@@ -200,7 +202,9 @@ def test_no_module_names_a_view(package: str, path: Path) -> None:
 
 
 def test_modules_that_may_name_a_view_are_there() -> None:
-    assert all(VIEWS.search((ROOT / path).read_text()) or "glianet" in path or "views" in path for path in MAY_NAME_VIEWS)
+    assert all(
+        VIEWS.search((ROOT / path).read_text()) or "glianet" in path or "views" in path for path in MAY_NAME_VIEWS
+    )
 
 
 def test_folders_are_no_packages() -> None:

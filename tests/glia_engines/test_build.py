@@ -23,10 +23,12 @@ from glia_engines import build as building
 from glia_engines.build import build, capability_names, make_profile
 from glia_engines.kernels import Kernel, read_kernels, summary
 from glia_rt.backends.cuda.device import why_no_gpu
-from glia_rt.backends.cuda.engine import EngineRecord, engine_path, record_path, system
-from glia_rt.bundle import Bundle, Input
+from glia_rt.backends.cuda.engine import EngineRecord, find_engines, record_path, system
+from glia_rt.bundle import Bundle
 from glia_rt.cli.main import main
+from glia_rt.contract import GraphKind
 from glia_rt.errors import BackendError, BundleError, OutputExistsError, UsageError
+from glia_rt.versions import __version__
 
 GliaRt = Callable[..., "subprocess.CompletedProcess[str]"]
 EditedBundle = Callable[[Callable[[Path, "dict[str, Any]"], None]], Path]
@@ -40,7 +42,8 @@ OTHER_KERNELS = 150
 
 @pytest.fixture(scope="module")
 def engine(tiny_engine: Path) -> Path:
-    return engine_path(Bundle.open(tiny_engine), "tensorrt-rtx", "views", "fp16")
+    [(path, _)] = find_engines(Bundle.open(tiny_engine), "tensorrt-rtx", "views", "fp16")
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +123,8 @@ def test_the_record_says_what_was_built(tiny_engine: Path, engine: Path, kernels
     content = engine.read_bytes()
     assert record.target == "tensorrt-rtx"
     assert record.library_version == tensorrt_rtx.__version__
-    assert (record.capabilities, record.system) == ((), system())
+    assert (record.capabilities, record.system) == (("8.0", "8.6", "8.9", "12.0", "12.1"), system())
+    assert record.glia_rt == __version__
     assert (record.input, record.precision, record.onnx) == ("views", "fp16", "scorer.fp16.onnx")
     view = (224, 224, 3)
     shapes = ((1, *view), (32, *view), (64, *view))
@@ -130,10 +134,8 @@ def test_the_record_says_what_was_built(tiny_engine: Path, engine: Path, kernels
     assert (record.engine_size, record.engine_sha256) == (len(content), hashlib.sha256(content).hexdigest())
     assert record.layers == summary(kernels)
     assert record.build_seconds > 0
-    assert sorted(path.name for path in engine.parent.iterdir()) == [
-        "tensorrt-rtx.views.fp16.engine",
-        "tensorrt-rtx.views.fp16.json",
-    ]
+    name = f"tensorrt-rtx.views.fp16.sm80-sm86-sm89-sm120-sm121.{tensorrt_rtx.__version__}"
+    assert sorted(path.name for path in engine.parent.iterdir()) == [f"{name}.engine", f"{name}.json"]
 
 
 def test_an_engine_does_not_change_the_bundles_identity(tiny_engine: Path, tiny_bundle: Path) -> None:
@@ -141,7 +143,7 @@ def test_an_engine_does_not_change_the_bundles_identity(tiny_engine: Path, tiny_
 
 
 def test_info_lists_engines(tiny_engine: Path, capsys: Capture) -> None:
-    assert main(["info", str(tiny_engine)]) == 0
+    assert main(["info", str(tiny_engine), "--json"]) == 0
     [record] = json.loads(capsys.readouterr().out)["engines"]
     assert record["layers"]["attention_kernels"] == ATTENTIONS
 
@@ -154,14 +156,14 @@ def test_the_image_graph_builds_with_its_sampler(bundle: Path, glia_rt_command: 
     done = glia_rt_command("build", bundle, "--target", "tensorrt-rtx", *args)
     assert done.returncode == 0, done.stderr
     assert "image    1x224x224x3 to 4x1500x2000x3" in done.stdout
-    record = EngineRecord.read(bundle / "engines" / "tensorrt-rtx.image.fp16.json")
+    [(_, record)] = find_engines(Bundle.open(bundle), "tensorrt-rtx", "image", "fp16")
     assert record.profile == {"image": ((1, 224, 224, 3), (2, 768, 1024, 3), (4, 1500, 2000, 3))}
     assert record.layers["attention_kernels"] == ATTENTIONS
 
 
 def test_fp32_builds_from_the_other_file(bundle: Path) -> None:
     done = build(bundle, "tensorrt-rtx", precision="fp32", batch=(1, 4, 8))
-    assert done.path.name == "tensorrt-rtx.views.fp32.engine"
+    assert done.path.name.startswith("tensorrt-rtx.views.fp32.sm80-sm86-")
     assert done.record.onnx == "scorer.onnx"
     types = {kind for kernel in read_kernels(done.path.read_bytes()) for kind in kernel.types.values()}
     assert "half" not in types
@@ -172,7 +174,8 @@ def test_a_capability_that_has_to_be_asked_for(bundle: Path, glia_rt_command: Gl
     done = glia_rt_command("build", bundle, "--target", "tensorrt-rtx", "--capability", "7.5,8.9")
     assert done.returncode == 0, done.stderr
     assert re.search(r"GPUs +7\.5, 8\.9", done.stdout)
-    record = EngineRecord.read(bundle / "engines" / "tensorrt-rtx.views.fp16.json")
+    [(path, record)] = find_engines(Bundle.open(bundle), "tensorrt-rtx", "views", "fp16")
+    assert ".sm75-sm89." in path.name
     assert record.capabilities == ("7.5", "8.9")
     assert record.layers["attention_kernels"] == ATTENTIONS
 
@@ -224,7 +227,7 @@ def test_unknown_targets_and_graphs(tiny_bundle: Path) -> None:
 
 def test_an_engine_is_not_replaced_unasked(tiny_engine: Path, engine: Path) -> None:
     before = engine.stat().st_mtime_ns
-    with pytest.raises(OutputExistsError, match=r"tensorrt-rtx\.views.fp16\.engine exists; give --overwrite"):
+    with pytest.raises(OutputExistsError, match=r"tensorrt-rtx\.views.fp16\..*\.engine exists; give --overwrite"):
         build(tiny_engine, "tensorrt-rtx")
     assert engine.stat().st_mtime_ns == before
 
@@ -298,7 +301,7 @@ def test_a_bundle_that_cannot_be_written(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("input", ["views", "image"])
-def test_profiles(input: Input) -> None:
+def test_profiles(input: GraphKind) -> None:
     sizes = ((32, 32), (64, 96), (128, 256)) if input == "image" else None
     profile = make_profile(CONTRACT, (1, 2, 3), input, sizes)
     if input == "views":

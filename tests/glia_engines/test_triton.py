@@ -13,7 +13,8 @@ import pytest
 from google.protobuf import text_format
 
 from glia_engines.triton import CONFIG, write_repository
-from glia_rt.bundle import GRAPHS, Bundle, Input
+from glia_rt.bundle import GRAPHS, Bundle
+from glia_rt.contract import GraphKind
 from glia_rt.errors import BundleError, OutputExistsError, UsageError
 
 PLAN = b"not a plan, but Triton's files around it are the same"
@@ -60,7 +61,7 @@ def shape_of(value: onnx.ValueInfoProto) -> list[int]:
 @pytest.mark.parametrize("with_engine", [False, True])
 @pytest.mark.parametrize("input", ["views", "image"])
 def test_configuration_agrees_with_the_graph(
-    bundle: Bundle, engine: Path, folder: Path, input: Input, with_engine: bool
+    bundle: Bundle, engine: Path, folder: Path, input: GraphKind, with_engine: bool
 ) -> None:
     model = write_repository(folder, bundle, input=input, engine=engine if with_engine else None, max_batch=48)
     graph = onnx.load(bundle.path / GRAPHS[input, "fp16"]).graph
@@ -78,7 +79,7 @@ def test_configuration_agrees_with_the_graph(
 
 
 @pytest.mark.parametrize("input", ["views", "image"])
-def test_onnx_for_triton_s_onnx_runtime(bundle: Bundle, folder: Path, input: Input) -> None:
+def test_onnx_for_triton_s_onnx_runtime(bundle: Bundle, folder: Path, input: GraphKind) -> None:
     model = write_repository(folder, bundle, input=input)
     assert contents(folder) == {"tiny/config.pbtxt", "tiny/1/model.onnx"}
     assert (model / "1/model.onnx").read_bytes() == (bundle.path / GRAPHS[input, "fp16"]).read_bytes()
@@ -94,7 +95,7 @@ def test_precision_chooses_the_onnx_file(bundle: Bundle, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("input", ["views", "image"])
-def test_plan_for_triton_s_tensorrt(bundle: Bundle, engine: Path, folder: Path, input: Input) -> None:
+def test_plan_for_triton_s_tensorrt(bundle: Bundle, engine: Path, folder: Path, input: GraphKind) -> None:
     model = write_repository(folder, bundle, input=input, engine=engine)
     assert contents(folder) == {"tiny/config.pbtxt", "tiny/1/model.plan"}
     assert (model / "1/model.plan").read_bytes() == PLAN

@@ -24,10 +24,11 @@ from onnx import TensorProto
 
 from glia_export.export import export
 from glia_export.parity import BATCHES, SELFTEST, read_pictures, run_model
-from glia_rt.bundle import GRAPHS, MANIFEST, Bundle, sha256
+from glia_rt.bundle import GRAPHS, MANIFEST, Bundle
 from glia_rt.cli.main import main
 from glia_rt.contract import Contract
 from glia_rt.errors import BundleError, ParityError
+from glia_rt.files import sha256
 from glia_rt.listing.folders import find_images
 from glia_rt.pixels.decode import read_image
 from glia_rt.pixels.views import make_inputs

@@ -10,14 +10,14 @@ import onnxruntime as ort
 import pytest
 import skimage.data
 import torch
-from helpers.contracts import CONTRACT
+from helpers.contracts import CONTRACT, make_contract
 from onnx import version_converter
 from PIL import Image
 
 from glia_export import trace
 from glia_export.parity import RULE_LIMITS
 from glia_export.views import Views, bicubic_weights
-from glia_rt.contract import IMAGE, Contract
+from glia_rt.contract import IMAGE, Fragments, ModelInput, Resize
 from glia_rt.pixels.bicubic import Pixels
 from glia_rt.pixels.views import make_inputs
 

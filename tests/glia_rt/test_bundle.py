@@ -86,14 +86,28 @@ def test_a_manifest_that_is_not_json(bundle: Path, content: bytes) -> None:
 @pytest.mark.parametrize("content", ["[]", "null", '{"schema": 2, "files": 5}', "{}"])
 def test_another_schema(bundle: Path, content: str) -> None:
     (bundle / MANIFEST).write_text(content)
-    with pytest.raises(BundleError, match=rf"manifest schema (2|None) is not {SCHEMA}; upgrade glia-rt"):
+    with pytest.raises(
+        BundleError, match=r"the manifest: (not a JSON object|schema None is none|missing field contract)"
+    ):
+        Bundle.open(bundle)
+
+
+def test_a_newer_schema_names_the_version_that_made_it(bundle: Path) -> None:
+    change_manifest(bundle, lambda record: record.update(schema=SCHEMA + 1, tools={"glia-rt": "9.1"}))
+    with pytest.raises(BundleError, match=rf"the manifest: schema {SCHEMA + 1} is newer than {SCHEMA}.*glia-rt 9\.1"):
+        Bundle.open(bundle)
+
+
+def test_an_unknown_field_names_the_version_that_made_it(bundle: Path) -> None:
+    change_manifest(bundle, lambda record: record.update(colour="blue", tools={"glia-rt": "9.1"}))
+    with pytest.raises(BundleError, match=r"the manifest: unknown field colour; glia-rt 9\.1 wrote it"):
         Bundle.open(bundle)
 
 
 @pytest.mark.parametrize("key", ["model", "contract", "checkpoint", "files", "parity", "tools"])
 def test_a_manifest_that_lacks_something(bundle: Path, key: str) -> None:
     change_manifest(bundle, lambda record: record.pop(key))
-    with pytest.raises(BundleError, match=f"the manifest lacks {key}; export it again"):
+    with pytest.raises(BundleError, match=f"the manifest: missing field {key}; the file is damaged: make it again"):
         Bundle.open(bundle)
 
 
@@ -105,8 +119,8 @@ def test_a_manifest_whose_files_are_of_the_wrong_kind(bundle: Path, files: Any) 
 
 
 def test_a_newer_contract_in_the_manifest(bundle: Path) -> None:
-    change_manifest(bundle, lambda record: record["contract"].update(schema=2))
-    with pytest.raises(BundleError, match="contract: schema 2 is not 1"):
+    change_manifest(bundle, lambda record: record["contract"].update(schema=3))
+    with pytest.raises(BundleError, match="contract: schema 3 is newer than 2"):
         Bundle.open(bundle)
 
 
@@ -238,7 +252,7 @@ def test_only_a_bundle_is_ever_replaced(tmp_path: Path) -> None:
 def test_what_a_killed_export_left_is_no_hindrance(tmp_path: Path) -> None:
     with new_bundle(tmp_path / "a.glia") as folder:
         fill(folder, "old")
-    folder.mkdir()  # as a process of the same number would have left it
+    folder.mkdir(parents=True)  # as a process of the same number would have left it
     (folder / "half").touch()
     with new_bundle(tmp_path / "a.glia", overwrite=True) as folder:
         fill(folder, "new")

@@ -168,7 +168,7 @@ def test_scores_are_made_from_the_views_of_the_export(edited_bundle: EditedBundl
 
 def test_a_model_without_a_score_range_is_held_by_its_views_alone(edited_bundle: EditedBundle) -> None:
     def edit(_folder: Path, manifest: dict[str, Any]) -> None:
-        manifest["contract"]["score_range"] = None
+        manifest["contract"]["score"]["range"] = None
 
     with Scorer.open(edited_bundle(edit)) as scorer:
         [row] = selftest(scorer)

@@ -74,7 +74,8 @@ def test_without_numba_there_is_no_compiler(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_it_compiles_where_the_caches_disk_is_full(tmp_path: Path) -> None:
     program = (
-        "import numpy, resource; from glia_rt.pixels import bicubic; resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000));"
+        "import numpy, resource; from glia_rt.pixels import bicubic;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000));"
         "print(bicubic.resize_across(numpy.full((2, 900, 3), 7, numpy.uint8), 4).tolist())"
     )
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}

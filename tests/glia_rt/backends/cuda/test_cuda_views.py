@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import shutil
 import subprocess
 from importlib import resources
@@ -11,17 +12,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from helpers.contracts import CONTRACT
+from helpers.contracts import CONTRACT, VIEW_SIZE
 
-from glia_rt.backends.cuda.views import CudaSampler, compile_kernels, plan
+from glia_rt.backends.cuda.views import TWINS, CudaViews, compile_kernels, plan, require_twins
 from glia_rt.errors import BackendError, UsageError
 from glia_rt.pixels.bicubic import WEIGHT_BITS, bicubic_table
 from glia_rt.pixels.decode import read_image
-from glia_rt.pixels.views import Views, make_views
+from glia_rt.pixels.views import RULES, make_inputs
 
 Pixels = npt.NDArray[np.uint8]
 
-SIZE = CONTRACT.view_size
+SIZE = VIEW_SIZE
 
 # Height, width: smallest, a side of 1, around the view's size, landscape, tall; sides whose weights are many.
 SIZES = [
@@ -65,29 +66,32 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     assert compiler, "g++ is not installed; these tests compile the CUDA kernels with it: apt-get install g++"
     folder = tmp_path_factory.mktemp("kernels")
     (folder / "kernels.cpp").write_text(ON_THE_CPU)
-    with resources.as_file(resources.files("glia_rt") / "cuda_sampler.cu") as source:
+    with resources.as_file(resources.files("glia_rt.backends.cuda") / "views.cu") as source:
         defines = [f"-DVIEW_SIZE={SIZE}", f"-DWEIGHT_BITS={WEIGHT_BITS}", f'-DSOURCE="{source}"']
         flags = ["-std=c++17", "-O2", "-Wall", "-Werror", "-shared", "-fPIC"]
         subprocess.run([compiler, *flags, *defines, "kernels.cpp", "-o", "kernels.so"], cwd=folder, check=True)
     return ctypes.CDLL(str(folder / "kernels.so"))
 
 
-def views_on_the_cpu(kernels: ctypes.CDLL, image: Pixels) -> Views:
-    """What `CudaSampler.sample` does, with the CPU as its GPU."""
+def views_on_the_cpu(kernels: ctypes.CDLL, image: Pixels) -> dict[str, Pixels]:
+    """What `CudaViews.make` does, with the CPU as its GPU."""
     height, width, _ = image.shape
-    work = plan(height, width, CONTRACT)
-    tables = work.tables
-    rows = np.empty((height, SIZE, 3), np.uint8)
-    views = Views(np.empty((SIZE, SIZE, 3), np.uint8), np.empty((SIZE, SIZE, 3), np.uint8))
-    addresses = [array.ctypes.data for array in (image, tables, rows, *views)]
-    for kernel, count, arguments in work.launches(*addresses):
-        kernels[f"run_{kernel}"](ctypes.c_longlong(count), *map(ctypes.c_longlong, arguments))
-    return views
+    made = {}
+    for one in CONTRACT.inputs:
+        work = plan(height, width, one)
+        table, scratch = work.table, np.empty(max(1, work.scratch), np.uint8)
+        made[one.name] = np.empty(one.shape, np.uint8)
+        addresses = [array.ctypes.data for array in (image, table, scratch, made[one.name])]
+        for kernel, count, arguments in work.launches(*addresses):
+            kernels[f"run_{kernel}"](ctypes.c_longlong(count), *map(ctypes.c_longlong, arguments))
+    return made
 
 
-def assert_same(made: Views, image: Pixels) -> None:
-    for view, expected in zip(made, make_views(image, CONTRACT), strict=True):
-        np.testing.assert_array_equal(view, expected)
+def assert_same(made: dict[str, Pixels], image: Pixels) -> None:
+    expected = make_inputs(image, CONTRACT)
+    assert list(made) == list(expected)
+    for name, view in made.items():
+        np.testing.assert_array_equal(view, expected[name])
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
@@ -115,20 +119,28 @@ def test_no_weight_reads_outside_the_picture_and_no_sum_overflows(side: int) -> 
 @pytest.mark.parametrize(("height", "width"), [(0, 5), (5, 0), (65536, 5), (5, 65536)])
 def test_sides_out_of_range_are_refused(height: int, width: int) -> None:
     with pytest.raises(UsageError, match=f"{height} x {width}: sides of 1 to 65535 pixels are taken"):
-        plan(height, width, CONTRACT)
+        plan(height, width, CONTRACT.inputs[0])
 
 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"])
 def test_nvrtc_compiles_the_kernels(arch: str) -> None:
-    code = compile_kernels(arch, CONTRACT).code
+    code = compile_kernels(arch, SIZE).code
     assert code.startswith(b"\x7fELF")
     for kernel in (b"resize_across", b"resize_down", b"read_fragments"):
         assert b".text." + kernel in code
 
 
 def test_a_gpu_that_nvrtc_does_not_know_is_refused() -> None:
-    with pytest.raises(BackendError, match=r"compiled for sm_70: .*needs compute capability 7\.5 or later"):
-        compile_kernels("sm_70", CONTRACT)
+    with pytest.raises(BackendError, match=r"compiled for sm_70: .*need compute capability 7\.5 or later"):
+        compile_kernels("sm_70", SIZE)
+
+
+def test_every_rule_has_a_twin_or_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(TWINS) <= set(RULES)
+    require_twins(CONTRACT)
+    monkeypatch.setattr("glia_rt.backends.cuda.views.TWINS", {"resize": TWINS["resize"]})
+    with pytest.raises(UsageError, match="input fragments is made by the rule fragments, which has no CUDA kernel"):
+        require_twins(CONTRACT)
 
 
 @pytest.mark.gpu
@@ -140,7 +152,7 @@ def test_on_a_gpu() -> None:
 
     device = Device()
     device.set_current()
-    sampler = CudaSampler(CONTRACT, device)
+    views = CudaViews(CONTRACT, device)
     streams = [device.create_stream(), device.create_stream()]
     images = [noise(height, width) for height, width in SIZES]
     made = []
@@ -148,15 +160,15 @@ def test_on_a_gpu() -> None:
         stream = streams[i % 2]
         picture = device.allocate(image.nbytes, stream=stream)
         picture.copy_from(on_the_host(image), stream=stream)
-        global_view, fragments = (device.allocate(SIZE * SIZE * 3, stream=stream) for _ in range(2))
-        height, width = SIZES[i]
-        sampler.sample(int(picture.handle), height, width, int(global_view.handle), int(fragments.handle), stream)
+        buffers = {one.name: device.allocate(math.prod(one.shape), stream=stream) for one in CONTRACT.inputs}
+        outputs = {name: int(buffer.handle) for name, buffer in buffers.items()}
+        views.make(int(picture.handle), *SIZES[i], outputs, stream)
         picture.close(stream)
-        made.append((global_view, fragments))
+        made.append(buffers)
     device.sync()
     for image, buffers in zip(images, made, strict=True):
-        views = Views(np.empty((SIZE, SIZE, 3), np.uint8), np.empty((SIZE, SIZE, 3), np.uint8))
-        for buffer, view in zip(buffers, views, strict=True):
-            buffer.copy_to(on_the_host(view), stream=streams[0])
+        found = {one.name: np.empty(one.shape, np.uint8) for one in CONTRACT.inputs}
+        for name, buffer in buffers.items():
+            buffer.copy_to(on_the_host(found[name]), stream=streams[0])
         streams[0].sync()
-        assert_same(views, image)
+        assert_same(found, image)

@@ -21,6 +21,7 @@ from glia_rt.backends.cuda.engine import (
     checked_engine,
     engine_path,
     engines,
+    find_engines,
     record_path,
     require_in_profile,
     system,
@@ -39,7 +40,8 @@ def bundle(tiny_engine: Path, tmp_path: Path) -> Bundle:
 
 @pytest.fixture
 def engine(bundle: Bundle) -> Path:
-    return engine_path(bundle, "tensorrt-rtx", "views", "fp16")
+    [(path, _)] = find_engines(bundle, "tensorrt-rtx", "views", "fp16")
+    return path
 
 
 @pytest.fixture
@@ -91,24 +93,32 @@ def test_a_damaged_engine(
 def test_no_engine(bundle: Bundle, engine: Path, version: str) -> None:
     engine.unlink()
     command = f"glia-rt build {bundle.path} --target tensorrt-rtx"
-    with pytest.raises(EngineError, match=f"{re.escape(str(engine))} is not there: {re.escape(command)}$"):
+    with pytest.raises(
+        EngineError, match=rf"engines holds no engine of tensorrt-rtx for views in fp16: {re.escape(command)}$"
+    ):
         check(bundle, version)
     assert "--input image --batch 1:4:8 --size" in build_command(bundle, "tensorrt-rtx", "image", "fp16")
     assert build_command(bundle, "tensorrt", "views", "fp32").endswith("--target tensorrt --precision fp32")
 
 
-@pytest.mark.parametrize("record", [None, "", "[]", "{}", '{"schema": 2}'])
+@pytest.mark.parametrize("record", [None, "", "[]", "{}", '{"schema": 1}', '{"schema": 2}'])
 def test_an_engine_without_its_record(bundle: Bundle, engine: Path, version: str, record: str | None) -> None:
     record_path(engine).unlink()
     if record is not None:
         record_path(engine).write_text(record)
-    with pytest.raises(EngineError, match=r"tensorrt-rtx\.views\.fp16\.json.*with glia-rt build and --overwrite"):
+    with pytest.raises(EngineError, match=r"tensorrt-rtx\.views\.fp16\..*\.json.*with glia-rt build and --overwrite"):
         check(bundle, version)
 
 
 def test_a_record_with_a_field_from_the_future(bundle: Bundle, engine: Path, version: str) -> None:
     edit_record(engine, colour="blue")
-    with pytest.raises(EngineError, match="is not an engine's record of schema 1"):
+    with pytest.raises(EngineError, match=r"unknown field colour; .* upgrade to read it; or build the engine again"):
+        check(bundle, version)
+
+
+def test_a_record_of_a_newer_schema(bundle: Bundle, engine: Path, version: str) -> None:
+    edit_record(engine, schema=3, glia_rt="9.1")
+    with pytest.raises(EngineError, match=r"schema 3 is newer than 2.*upgrade to glia-rt 9\.1.*or build"):
         check(bundle, version)
 
 
@@ -126,7 +136,7 @@ def test_the_record_of_another_engine(bundle: Bundle, engine: Path, version: str
 
 def test_a_bundle_that_was_exported_again(bundle: Bundle, engine: Path, version: str) -> None:
     manifest = json.loads((bundle.path / MANIFEST).read_text())
-    (bundle.path / MANIFEST).write_text(json.dumps(manifest | {"tools": {}}))
+    (bundle.path / MANIFEST).write_text(json.dumps(manifest | {"parity": []}))
     with pytest.raises(EngineError, match=r"was built from another export of tiny\.glia; build the engine again"):
         check(Bundle.open(bundle.path), version)
 
@@ -145,11 +155,66 @@ def test_another_version_of_the_library(bundle: Bundle) -> None:
 @pytest.fixture
 def plan(bundle: Bundle, engine: Path) -> Path:
     """The engine as one of `tensorrt`, as far as its record goes."""
-    path = engine_path(bundle, "tensorrt", "views", "fp16")
-    engine.rename(path)
-    record_path(engine).rename(record_path(path))
-    edit_record(path, target="tensorrt", library_version="11.4", capabilities=["9.0"])
+    record = dataclasses.replace(
+        EngineRecord.read(record_path(engine)), target="tensorrt", library_version="11.4", capabilities=("9.0",)
+    )
+    record_path(engine).unlink()
+    return place(bundle, record, engine.rename(engine.with_suffix(".moved")).read_bytes())
+
+
+def place(bundle: Bundle, record: EngineRecord, content: bytes) -> Path:
+    """Lay an engine and its record where they belong."""
+    path = engine_path(record, bundle)
+    path.write_bytes(content)
+    record_path(path).write_text(record.to_json())
     return path
+
+
+# One bundle for several machines
+
+
+def test_names_say_what_an_engine_is_for(bundle: Bundle, engine: Path, version: str, plan: Path) -> None:
+    assert engine.name == f"tensorrt-rtx.views.fp16.sm80-sm86-sm89-sm120-sm121.{version}.engine"
+    assert plan.name == "tensorrt.views.fp16.sm90.11.4.engine"
+
+
+def test_every_machine_takes_its_own_engine(bundle: Bundle, plan: Path) -> None:
+    content, record = plan.read_bytes(), EngineRecord.read(record_path(plan))
+    place(bundle, dataclasses.replace(record, capabilities=("8.0",)), content)
+    place(bundle, dataclasses.replace(record, library_version="11.5"), content)
+    for version, capability in (("11.4", "9.0"), ("11.4", "8.0"), ("11.5", "9.0")):
+        _, found = checked_engine(bundle, "tensorrt", "views", "fp16", library_version=version, capability=capability)
+        assert (found.library_version, found.capabilities) == (version, (capability,))
+    with pytest.raises(EngineError, match=r"built on a GPU of compute capability 9\.0, this one has 8\.0"):
+        check(bundle, "11.5", "tensorrt", "8.0")
+    with pytest.raises(EngineError, match=r"was built by tensorrt 11\.\d, here is 12\.0"):
+        check(bundle, "12.0", "tensorrt", "9.0")
+
+
+def test_a_portable_engine_that_names_the_gpu_comes_first(bundle: Bundle, engine: Path, version: str) -> None:
+    record = dataclasses.replace(EngineRecord.read(record_path(engine)), capabilities=("7.5",))
+    place(bundle, record, engine.read_bytes())
+
+    def taken(capability: str) -> tuple[str, ...]:
+        found = checked_engine(bundle, "tensorrt-rtx", "views", "fp16", library_version=version, capability=capability)[
+            1
+        ]
+        return found.capabilities
+
+    assert taken("7.5") == ("7.5",)
+    assert "8.9" in taken("8.9")
+    assert "8.0" in taken("13.0")  # the library says whether it runs
+
+
+def test_an_engine_of_the_older_name_is_found(bundle: Bundle, engine: Path, version: str) -> None:
+    old = engine.with_name("tensorrt-rtx.views.fp16.engine")
+    engine.rename(old)
+    found = json.loads(record_path(engine).read_text()) | {"schema": 1, "capabilities": []}
+    del found["glia_rt"]
+    record_path(engine).unlink()
+    record_path(old).write_text(json.dumps(found))
+    check(bundle, version)
+    assert [record.capabilities for record in engines(bundle)] == [()]
 
 
 def test_a_plan_for_another_gpu(bundle: Bundle, plan: Path) -> None:

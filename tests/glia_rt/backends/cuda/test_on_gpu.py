@@ -16,7 +16,7 @@ from glia_engines.build import build
 from glia_rt import Scorer
 from glia_rt.backends.choose import GPU_BACKENDS, unavailable
 from glia_rt.backends.cuda.device import Gpu, why_no_gpu
-from glia_rt.backends.cuda.engine import EngineRecord, engine_path, record_path
+from glia_rt.backends.cuda.engine import find_engines
 from glia_rt.backends.cuda.lanes import GpuBackend
 from glia_rt.bundle import Bundle
 from glia_rt.errors import BackendError, UsageError
@@ -218,7 +218,7 @@ def test_what_rtx_compiled_is_found_again(bundle: Path) -> None:
         return
     from glia_rt.backends.cuda.tensorrt import driver_version, runtime_cache_file
 
-    record = EngineRecord.read(record_path(engine_path(Bundle.open(bundle), "tensorrt-rtx", "views", "fp16")))
+    [(_, record)] = find_engines(Bundle.open(bundle), "tensorrt-rtx", "views", "fp16")
     gpu = Gpu.open(0)
     cache = runtime_cache_file(record, gpu.name, driver_version(gpu))
     assert cache is not None

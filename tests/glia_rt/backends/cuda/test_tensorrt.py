@@ -14,7 +14,7 @@ from glia_rt import Scorer
 from glia_rt.backends.base import BackendOptions
 from glia_rt.backends.cuda import tensorrt_api
 from glia_rt.backends.cuda.device import Gpu, why_no_gpu
-from glia_rt.backends.cuda.engine import EngineRecord, engine_path, record_path
+from glia_rt.backends.cuda.engine import find_engines
 from glia_rt.backends.cuda.lanes import padded_sizes
 from glia_rt.backends.cuda.tensorrt import INVALIDITY, RTX, driver_version, require_valid, runtime_cache_file
 from glia_rt.backends.cuda.tensorrt_api import RuntimeRtx, TensorRTRtx
@@ -89,7 +89,8 @@ def test_what_is_no_engine_is_refused_by_the_library_itself(content: bytes) -> N
 @pytest.mark.skipif(why_no_gpu() is None, reason="there is a GPU")
 def test_without_a_driver_the_library_blames_the_driver(tiny_engine: Path) -> None:
     """Which is why driver and GPU are looked for first."""
-    content = engine_path(Bundle.open(tiny_engine), "tensorrt-rtx", "views", "fp16").read_bytes()
+    [(path, _)] = find_engines(Bundle.open(tiny_engine), "tensorrt-rtx", "views", "fp16")
+    content = path.read_bytes()
     with pytest.raises(BackendError, match="the driver or the CUDA runtime does not work: see nvidia-smi"):
         refuse(content)
 
@@ -104,7 +105,7 @@ def test_it_cannot_be_opened_without_a_gpu(tiny_engine: Path) -> None:
 
 
 def test_compiled_kernels_are_kept_by_engine_gpu_and_driver(tiny_engine: Path, cache_home: Path) -> None:
-    record = EngineRecord.read(record_path(engine_path(Bundle.open(tiny_engine), "tensorrt-rtx", "views", "fp16")))
+    [(_, record)] = find_engines(Bundle.open(tiny_engine), "tensorrt-rtx", "views", "fp16")
     gpu = "NVIDIA GeForce RTX 4090"
     path = runtime_cache_file(record, gpu, "580.65.6")
     assert path is not None
@@ -122,7 +123,7 @@ def test_without_nvml_the_version_of_cuda_stands_for_the_driver() -> None:
 def test_no_cache_where_the_user_has_none(tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    record = EngineRecord.read(record_path(engine_path(Bundle.open(tiny_engine), "tensorrt-rtx", "views", "fp16")))
+    [(_, record)] = find_engines(Bundle.open(tiny_engine), "tensorrt-rtx", "views", "fp16")
     assert runtime_cache_file(record, "NVIDIA L4", "580.65.6") is None
 
 
