@@ -19,6 +19,7 @@ from typing import Any, Final
 from glia_rt import files, upgrades
 from glia_rt.contract import Contract, GraphKind
 from glia_rt.errors import BundleError, OutputExistsError, UsageError
+from glia_rt.steps import step
 
 SCHEMA: Final = 2
 MANIFEST: Final = "manifest.json"
@@ -94,7 +95,8 @@ class Bundle:
         """
         path = self.path / name
         try:
-            found = files.sha256(path)
+            with step(f"hash {path}"):
+                found = files.sha256(path)
         except OSError as error:
             raise BundleError(f"{path} cannot be read ({error.strerror}); copy the bundle again") from error
         if found != self.sha256(name):

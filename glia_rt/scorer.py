@@ -32,6 +32,7 @@ from glia_rt.pixels.decode import DEFAULT_MAX_PIXELS, decoder, read_image
 from glia_rt.pixels.names import ImageSource
 from glia_rt.pixels.views import make_inputs
 from glia_rt.results import Result
+from glia_rt.steps import step
 from glia_rt.versions import __version__
 
 if TYPE_CHECKING:
@@ -112,7 +113,8 @@ class Scorer:
             raise UsageError(f'input must be "views" or "image", not {input!r}')
         if batch_size is not None and batch_size < 1:
             raise UsageError(f"batch size must be at least 1, not {batch_size}")
-        bundle = Bundle.open(path)
+        with step(f"open {os.fspath(path)}"):
+            bundle = Bundle.open(path)
         opened, passed_over = _open_backends(backend, bundle, BackendOptions(input, precision, batch_size), device)
         return cls(
             bundle, opened, input=input, batch_size=opened.batch_size, max_pixels=max_pixels, passed_over=passed_over

@@ -8,6 +8,7 @@ from typing import Any, Final
 from glia_rt.backends.base import Backend, BackendOptions
 from glia_rt.bundle import Bundle
 from glia_rt.errors import BackendError, EngineError, UsageError
+from glia_rt.steps import step
 
 # Fastest first. Each is a module, or an object in one, with open(bundle, options), unavailable() and
 # default_precision().
@@ -46,14 +47,16 @@ def open_backend(name: str, bundle: Bundle, options: BackendOptions) -> tuple[Ba
             raise UsageError(f"no backend {name!r}; there are {AUTO}, {', '.join(BACKENDS)}")
         if reason := unavailable(name):
             raise BackendError(f"backend {name}: {reason}")
-        backend: Backend = _module(name).open(bundle, options)
+        with step(f"load {bundle.path.name} into {name}"):
+            backend: Backend = _module(name).open(bundle, options)
         return backend, []
     passed_over: list[str] = []
     for candidate in BACKENDS if options.device is None else GPU_BACKENDS:
         reason = unavailable(candidate)
         if reason is None:
             try:
-                return _module(candidate).open(bundle, options), passed_over
+                with step(f"load {bundle.path.name} into {candidate}"):
+                    return _module(candidate).open(bundle, options), passed_over
             except (BackendError, EngineError) as error:
                 reason = str(error)
         passed_over.append(f"{candidate}: {reason}")

@@ -18,6 +18,7 @@ from glia_rt.cli.options import (
 )
 from glia_rt.errors import GliaError
 from glia_rt.pixels.decode import configure_pillow
+from glia_rt.steps import step
 
 if TYPE_CHECKING:
     from glia_rt.listing.sources import Position, Sources
@@ -76,7 +77,8 @@ def _score_to_terminal(scorer: Scorer, sources: Sources, *, workers: int | None,
     from glia_rt.runs import run
     from glia_rt.runs.outputs import json_line
 
-    summary = run.summarize(sources)
+    with step("walk the listing"):
+        summary = run.summarize(sources)
     if not as_json:
         _print(f"{'score':>10}  {'size':>11}  path")
     rows = bad = 0
@@ -90,7 +92,8 @@ def _score_to_terminal(scorer: Scorer, sources: Sources, *, workers: int | None,
             rows, bad = progress.rows, bad + (result.status != "ok")
             show(progress, result)
 
-        walked = run.score_each(scorer, sources, on_row, expected=summary, workers=workers)
+        with step("score"):
+            walked = run.score_each(scorer, sources, on_row, expected=summary, workers=workers)
     return run.Outcome(rows, bad, run.has_changed(summary, walked))
 
 

@@ -20,6 +20,7 @@ from glia_rt.listing.pieces import Picture
 from glia_rt.results import Result
 from glia_rt.runs.outputs import metadata_path, sink_format
 from glia_rt.listing.sources import START, Position, Sources, Summary, Tally
+from glia_rt.steps import step
 
 if TYPE_CHECKING:
     from glia_rt.scorer import Scorer
@@ -86,7 +87,8 @@ def score_to_file(
     """
     output = Path(output)
     require_output(sources, output, resume=resume, overwrite=overwrite, report=report)
-    summary = summarize(sources)
+    with step("walk the listing"):
+        summary = summarize(sources)
     run = describe(scorer, sources, summary)
     with Parts(output, run, resume=resume, overwrite=overwrite, repeatable=sources.is_repeatable) as parts:
         # Only now, since another run may have made it meanwhile. Of a run that may replace it there are rows to go on
@@ -105,23 +107,25 @@ def score_to_file(
             parts.write(position, result)
             on_row(progress, result)
 
-        walked = score_each(
-            scorer,
-            sources,
-            keep,
-            expected=summary,
-            start=parts.start,
-            rows=parts.rows,
-            workers=workers,
-            read_from=parts.folders(),
-        )
+        with step("score"):
+            walked = score_each(
+                scorer,
+                sources,
+                keep,
+                expected=summary,
+                start=parts.start,
+                rows=parts.rows,
+                workers=workers,
+                read_from=parts.folders(),
+            )
         parts.commit()
         run = describe(scorer, sources, walked)
         if report is not None:
             from glia_rt.runs.page import write_report
 
             write_report(report, parts.read(), sources, scorer, run)
-        rows, bad = _merge(parts, output, run)
+        with step(f"write {output}"):
+            rows, bad = _merge(parts, output, run)
         parts.remove()
     return Outcome(rows, bad, has_changed(summary, walked))
 

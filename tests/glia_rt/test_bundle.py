@@ -86,9 +86,7 @@ def test_a_manifest_that_is_not_json(bundle: Path, content: bytes) -> None:
 @pytest.mark.parametrize("content", ["[]", "null", '{"schema": 2, "files": 5}', "{}"])
 def test_another_schema(bundle: Path, content: str) -> None:
     (bundle / MANIFEST).write_text(content)
-    with pytest.raises(
-        BundleError, match=r"the manifest: (not a JSON object|schema None is none|missing field contract)"
-    ):
+    with pytest.raises(BundleError, match=r"the manifest: (not a JSON object|schema None is none|missing field)"):
         Bundle.open(bundle)
 
 
@@ -203,7 +201,7 @@ def test_a_new_bundle_appears_when_it_is_whole(tmp_path: Path) -> None:
     with new_bundle(path) as folder:
         fill(folder, "new")
         assert not path.exists()
-        assert folder.parent == tmp_path, "a rename must not cross file systems"
+        assert folder.is_relative_to(tmp_path), "a rename must not cross file systems"
     assert (path / "file").read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
 

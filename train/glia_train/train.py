@@ -23,6 +23,7 @@ from torch import Tensor
 from glia_rt import files
 from glia_rt.cores import cpu_count
 from glia_rt.errors import GliaError, OutputExistsError, UsageError
+from glia_rt.steps import step
 from glia_rt.versions import installed_versions
 from glia_train.checkpoint import check_adapter_only, make_checkpoint
 from glia_train.datasets.csv import read_labels
@@ -133,7 +134,8 @@ def train(
     out = Path(out)
     if not overwrite and (out / CHECKPOINT).exists():
         raise OutputExistsError(f"{out} holds a run: name another folder, or give --overwrite to replace it")
-    split = split_pictures(read_labels(labels), options.seed)
+    with step(f"read {labels}"):
+        split = split_pictures(read_labels(labels), options.seed)
     if len(split.train) < options.batch_size:
         fitting = 2 ** int(math.log2(len(split.train)))
         raise UsageError(
@@ -142,10 +144,12 @@ def train(
         )
     score_range = _score_range(split, options.score_range)
     machine, workers = Machine.here(), options.workers or cpu_count()
-    model, contract = untrained(config, backbone_weights, options.seed)
+    with step(f"make the model, its backbone from {backbone_weights}"):
+        model, contract = untrained(config, backbone_weights, options.seed)
     if options.adapter_only:
         check_adapter_only(model, backbone_weights)
-    check_pictures(split.train + split.test, workers)
+    with step(f"decode {len(split.train + split.test)} pictures once"):
+        check_pictures(split.train + split.test, workers)
     contract = contract.with_range(*score_range)
     model.to(machine.device)
 
