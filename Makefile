@@ -4,7 +4,7 @@ BIN := .venv/bin
 LOCK := uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-annotate \
 	--custom-compile-command "make lock"
 
-.PHONY: demo test quick lint lock test-newest test-oldest clean
+.PHONY: demo test quick lint docs lock test-newest test-oldest clean
 
 demo: .venv/demo.stamp
 	$(BIN)/glia-rt demo --out demo-output --overwrite
@@ -24,6 +24,9 @@ lint: .venv/dev.stamp
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[$*]"
 	touch $@
+
+docs: .venv/dev.stamp
+	$(BIN)/python docs/make_cli.py
 
 # Renews constraints.txt with the newest versions that fit together.
 lock: .venv/uv

@@ -1,0 +1,80 @@
+"""Write docs/cli.md, of the commands' own help: `make docs`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from glia_rt.cli.main import cli
+
+HEAD = """\
+# Commands
+
+`make docs` writes this page, of what each command says of itself under `--help`.
+
+| exit status | means |
+|---|---|
+| 0 | done |
+| 1 | what is to be scored has gone, the disk is full, or the error is an unexpected one |
+| 2 | usage, or the output exists |
+| 3 | done, but some pictures could not be scored |
+| 4 | parity |
+| 5 | a checkpoint, a bundle or an engine is missing, damaged, or of another version |
+| 6 | a backend cannot be used here, or a package is not installed |
+| 130 | interrupted |
+
+Every command, and `glia-rt` itself, also takes:
+
+"""
+SHARED = ("verbose", "debug")
+
+
+def make_page() -> str:
+    """Return the page."""
+    lines = [
+        HEAD + "\n".join(_table([one for one in cli.params if isinstance(one, click.Option) and one.name in SHARED]))
+    ]
+    for name in sorted(cli.commands):
+        command = cli.commands[name]
+        arguments = " ".join(_name(one) for one in command.params if isinstance(one, click.Argument))
+        lines += ["", f"## {name}", "", f"    glia-rt {name} [OPTIONS] {arguments}".rstrip(), ""]
+        lines.append(inspect.cleandoc(command.help or ""))
+        own = [one for one in command.params if isinstance(one, click.Option) and one.name not in SHARED]
+        lines += ["", *_table(own)] if own else []
+    return "\n".join(lines) + "\n"
+
+
+def _table(options: list[click.Option]) -> Iterator[str]:
+    yield "| option | what it does |"
+    yield "|---|---|"
+    for one in options:
+        default = f" Default: {one.default}." if one.show_default else ""
+        required = " Required." if one.required else ""
+        text = (one.help or "").replace("|", "\\|")
+        yield f"| `{', '.join(one.opts)}{_value(one)}` | {text}{default}{required} |"
+
+
+def _value(option: click.Option) -> str:
+    """Return what an option takes, as a user would type it."""
+    if option.is_flag:
+        return ""
+    if option.metavar:
+        return f" {option.metavar}"
+    if isinstance(option.type, click.Choice):
+        return " " + r"\|".join(map(str, option.type.choices))
+    if isinstance(option.type, click.Tuple):
+        return " " + " ".join("NUMBER" for _ in option.type.types)
+    if isinstance(option.type, click.Path):
+        return " PATH"
+    return " NUMBER" if isinstance(option.type, click.types.IntParamType | click.types.FloatParamType) else " TEXT"
+
+
+def _name(argument: click.Parameter) -> str:
+    return argument.metavar or str(argument.name).upper()
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("cli.md").write_text(make_page(), encoding="utf-8")
