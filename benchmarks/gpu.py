@@ -49,8 +49,9 @@ from glia_rt.backends.choose import open_backend, unavailable
 from glia_rt.backends.cuda.device import Gpu
 from glia_rt.backends.cuda.engine import TARGETS
 from glia_rt.bench import Timings, closed_loop
-from glia_rt.bundle import GRAPHS, Bundle, sha256
+from glia_rt.bundle import GRAPHS, Bundle
 from glia_rt.errors import BackendError, BundleError, GliaError, ParityError, UsageError
+from glia_rt.files import sha256
 from glia_rt.pixels.decode import read_image
 from glia_rt.verify import SCORE_LIMITS, compare_scores
 from glia_rt.versions import installed_versions

@@ -1,4 +1,4 @@
-"""The closed loop: how long calls take, and how many there are in a second, when each waits for the one before it."""
+"""The closed loop: the time of each call, and the calls a second, when each call waits for the one before it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Final
 
 import numpy as np
 
-#: Enough for compilations, for the capture of a CUDA graph, and for clocks to rise.
+#: Warm-up calls that are enough for compilations, for the capture of a CUDA graph, and for clocks to rise.
 LEAST_WARM_UP_CALLS: Final = 5
 
 
 @dataclass(frozen=True)
 class Timings:
-    """What a closed loop took.
+    """The timings of a closed loop.
 
     Attributes:
-        calls: Seconds of each call, as the caller waited for them.
-        elapsed: Seconds from the first call's beginning to the last one's end.
+        calls: Seconds that the caller waited for each call.
+        elapsed: Seconds from the beginning of the first call to the end of the last.
     """
 
     calls: tuple[float, ...]
@@ -34,7 +34,7 @@ class Timings:
         return len(self.calls) / self.elapsed
 
     def percentile(self, share: float) -> float:
-        """Seconds within which `share` percent of the calls were done."""
+        """Return the seconds within which `share` percent of the calls were done."""
         return float(np.percentile(self.calls, share))
 
 
@@ -46,21 +46,21 @@ def closed_loop(
     warm_up: int = LEAST_WARM_UP_CALLS,
     callers: int = 1,
 ) -> Timings:
-    """Call again and again, after a warm-up of a quarter of the time.
+    """Return the timings of a call that is repeated, after a warm-up of a quarter of `seconds`.
 
     Args:
-        call: Ends when its work has: on a GPU it must wait for the result.
+        call: Must end only when its work has ended. On a GPU it must wait for the result.
         seconds: No call begins later than this.
-        least: Calls of each caller that are made however long they take.
-        warm_up: Calls of each caller that the warm-up has, however long they take.
-        callers: Threads that call at once; one is the thread that called `closed_loop`.
+        least: Fewest calls of each caller, however long they take.
+        warm_up: Fewest calls of each caller in the warm-up, however long they take.
+        callers: Number of threads that call at once. A single caller is the thread that called `closed_loop`.
 
     Raises:
         Exception: Whatever `call` raises.
     """
 
     def repeat(seconds: float, least: int) -> list[tuple[float, float]]:
-        """When each call began and ended."""
+        """Return when each call began and ended, in seconds of `time.perf_counter`."""
         calls: list[tuple[float, float]] = []
         began = now = time.perf_counter()
         while len(calls) < least or now - began < seconds:

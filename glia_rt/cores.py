@@ -1,4 +1,4 @@
-"""How many cores there are to compute on."""
+"""The number of cores that there are to compute on."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 
 
 def cpu_count(system: Path = Path("/")) -> int:
-    """Cores this process may use: those it is bound to, and no more than its container's CPU quota, rounded up.
+    """Return the number of cores this process may use.
 
-    Engines and thread pools by themselves count the cores of the whole machine; in a container with a quota their
+    These are the cores that the process is bound to, but no more than the CPU quota of its container, rounded up.
+    Engines and thread pools by themselves count the cores of the whole machine. In a container with a quota, that many
     threads would stop one another, and each would hold a picture.
 
     Args:
@@ -22,7 +23,7 @@ def cpu_count(system: Path = Path("/")) -> int:
 
 
 def _quotas(system: Path) -> Iterator[float]:
-    """Cores' worth of time that the process's control group, and each above it, may take; of versions 2 and 1."""
+    """Yield the quotas, in cores, of the process's control group and of each group above it, of versions 2 and 1."""
     try:
         groups = (system / "proc/self/cgroup").read_text().splitlines()
     except OSError:  # not Linux
@@ -32,7 +33,7 @@ def _quotas(system: Path) -> Iterator[float]:
         if controllers and "cpu" not in controllers.split(","):
             continue
         top = system / "sys/fs/cgroup" / ("cpu" if controllers else "")
-        # In a container its own group may stand at the top, whatever it is called outside.
+        # In a container, the process's own group may stand at the top, whatever it is called outside.
         group = top / name.lstrip("/")
         for folder in (group, *group.parents):
             yield from _quota(folder)
@@ -41,7 +42,10 @@ def _quotas(system: Path) -> Iterator[float]:
 
 
 def _quota(group: Path) -> Iterator[float]:
-    """Microseconds of processor time a period, over the period; nothing where there is no limit ("max", or -1)."""
+    """Yield the quota of a group in cores; nothing if it has no limit ("max", or -1).
+
+    The quota is the processor time a period, over the period, both in microseconds.
+    """
     try:
         if (group / "cpu.max").exists():
             quota, period = (group / "cpu.max").read_text().split()

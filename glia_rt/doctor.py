@@ -1,4 +1,4 @@
-"""What works on this machine, and what the rest needs."""
+"""The examination of this machine: what works on it, and what the rest needs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Findings:
-    """What `examine` found.
+    """The findings of `examine`.
 
     Attributes:
-        gpus: Rows of index, name, compute capability and the driver's CUDA; or why there are none.
-        backends: Rows of name, "yes" or "no", default precision, remark.
-        packages: Rows of name and version, of those that are installed.
+        gpus: Rows of index, name, compute capability and the driver's CUDA version; or why there are none.
+        backends: Rows of name, "yes" or "no", default precision, and remark.
+        packages: Rows of name and version, for each installed package.
         warnings: What is wrong with the installation.
     """
 
@@ -34,7 +34,7 @@ class Findings:
 
 
 def examine() -> Findings:
-    """Look at every GPU, backend and package."""
+    """Examine every GPU, backend and package."""
     gpus: list[list[str]] | str
     try:
         gpus = [[str(gpu.index), gpu.name, gpu.capability, gpu.cuda] for gpu in list_gpus()]

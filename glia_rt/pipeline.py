@@ -1,7 +1,7 @@
-"""Many pictures through an engine: decode in threads, run batches, give results in the order they came.
+"""The pipeline of many pictures through an engine: decode in threads, run batches, give results in order.
 
-Both stages are the same `ordered_map` over a thread pool with a bounded number of calls ahead, so memory does not grow
-with the number of pictures, and closing the iterator early ends both pools.
+Both stages are `ordered_map` over a thread pool, with a bounded number of calls ahead. Memory therefore does not grow
+with the number of pictures. Closing the iterator early ends both pools.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Out = TypeVar("Out")
 Inputs: TypeAlias = Mapping[str, npt.NDArray[np.uint8]]
 
 
-#: Over so many bytes of encoded pictures no more are pulled ahead.
+#: While encoded pictures of more than this many bytes are held, no more are pulled ahead.
 MAX_BYTES_AHEAD: Final = 1 << 28
 
 
@@ -34,10 +34,10 @@ class Sample:
     """A decoded picture on its way to the engine.
 
     Attributes:
-        path: Its name in the results.
-        width: Pixels.
-        height: Pixels.
-        inputs: By input name, uint8 (S, S, 3) views, or the picture itself, uint8 (H, W, 3).
+        path: The picture's name in the results.
+        width: In pixels.
+        height: In pixels.
+        inputs: By input name: views, uint8 (S, S, 3), or the picture itself, uint8 (H, W, 3).
     """
 
     path: str
@@ -59,13 +59,14 @@ def score_stream(
     """Score pictures lazily, in order. Closing the generator early ends its threads.
 
     Args:
-        sources: What to read; pulled only as far ahead as the engine needs.
+        sources: What to read. Sources are pulled only as far ahead as the engine needs.
         read: Source -> sample, or the result of a picture that cannot be read. Called in `workers` threads.
-        run: Inputs (N, ...) -> float32 (N,). Called in threads, `parallel` at once and one more waiting.
-        batch_size: N of every call of `run`: a shorter batch is padded, so that no score depends on its company.
-        parallel: Calls of `run` that are of use at once.
-        workers: Threads that read.
-        size: Bytes that a source holds until it is read.
+        run: Inputs (N, ...) -> scores, float32 (N,). Called in threads: `parallel` calls at once, and one more waits.
+        batch_size: N of every call of `run`. A shorter batch is padded, so that no score depends on the other pictures
+            of its batch.
+        parallel: Number of calls of `run` that are of use at once.
+        workers: Number of threads that read.
+        size: Source -> bytes that it holds until it is read.
 
     Yields:
         A result for each source.
@@ -77,7 +78,7 @@ def score_stream(
     with (
         ThreadPoolExecutor(workers, "glia-read") as readers,
         ThreadPoolExecutor(parallel + 1, "glia-run") as runners,
-        # Enough ahead to fill a batch while the engine works on others.
+        # Samples are read far enough ahead to fill a batch while the engine works on others.
         closing(ordered_map(readers, read, sources, ahead=batch_size + workers, size=size)) as samples,
         closing(ordered_map(runners, score, _batches(samples, batch_size), ahead=parallel + 1)) as scored,
     ):
@@ -93,11 +94,11 @@ def ordered_map(
     ahead: int,
     size: Callable[[Source], int] = lambda _: 0,
 ) -> Generator[Out]:
-    """`map(call, items)` in a pool, lazy and in order, with at most `ahead` calls begun beyond the one yielded.
+    """Yield the results of `map(call, items)`, computed in a pool, lazily and in order.
 
-    Fewer where the items whose calls are not done have more than `MAX_BYTES_AHEAD` by `size`.
-    An error of `items` itself is raised after the results of all items before it. Closing the iterator, or an error,
-    drops the calls that have not begun.
+    At most `ahead` calls are begun beyond the one yielded. Fewer are begun while the items whose calls are not done
+    hold more than `MAX_BYTES_AHEAD` by `size`. An error of `items` itself is raised after the results of all items
+    before it. Closing the iterator, or an error, drops the calls that have not begun.
     """
     pending: deque[tuple[Future[Out], int]] = deque()
     iterator = iter(items)
@@ -109,7 +110,7 @@ def ordered_map(
                     item = next(iterator)
                     pending.append((pool.submit(call, item), size(item)))
                     del item
-                except Exception as error:  # noqa: BLE001 - StopIteration, or the source's failure: raised in its turn
+                except Exception as error:  # noqa: BLE001 - StopIteration, or an error of `items`, raised in its turn
                     ended = error
             if not pending:
                 break
@@ -126,7 +127,10 @@ def _held(pending: Iterable[tuple[Future[Out], int]]) -> int:
 
 
 def _batches(samples: Iterable[Sample | Result], batch_size: int) -> Iterator[list[Sample | Result]]:
-    """Cut into batches of at most `batch_size` samples of one shape; unreadable pictures ride along in their places."""
+    """Yield batches of at most `batch_size` samples of one shape.
+
+    The results of pictures that cannot be read stay in their places between the samples.
+    """
     batch: list[Sample | Result] = []
     shape: list[tuple[int, ...]] | None = None
     held = 0
@@ -139,7 +143,7 @@ def _batches(samples: Iterable[Sample | Result], batch_size: int) -> Iterator[li
                     batch, held = [], 0
                 shape, held = new_shape, held + 1
             batch.append(sample)
-            # Full, or so many unreadable ones that the results of the others would wait long for company.
+            # The batch is full. Or it has so many unreadable pictures that the other results would wait too long.
             if held == batch_size or len(batch) == 4 * batch_size:
                 yield batch
                 batch, held = [], 0
@@ -163,7 +167,7 @@ def _score_batch(
 
 
 def stack(samples: Sequence[Inputs], batch_size: int | None = None) -> dict[str, npt.NDArray[np.uint8]]:
-    """Inputs of single pictures -> inputs of a batch, filled up to `batch_size` with black pictures if it is given."""
+    """Return the inputs of a batch from those of single pictures, padded to `batch_size`, if given, with black ones."""
     batch = {}
     for name, first in samples[0].items():
         batch[name] = np.zeros((batch_size or len(samples), *first.shape), np.uint8)
@@ -173,10 +177,10 @@ def stack(samples: Sequence[Inputs], batch_size: int | None = None) -> dict[str,
 
 
 def check_finite(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """The scores, if all are finite.
+    """Return the scores if all are finite.
 
     Raises:
-        BackendError: One is not: the arithmetic overflowed.
+        BackendError: A score is not finite, because the arithmetic overflowed.
     """
     if not np.isfinite(scores).all():
         raise BackendError("the engine gave a score that is not finite; take --precision fp32, and export again")

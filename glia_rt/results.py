@@ -1,4 +1,4 @@
-"""What scoring one picture yields: the row that the API returns and every output file holds."""
+"""The result of scoring one picture: the row that the API returns and that every output file holds."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any, Final, Literal
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One scored picture, or one that could not be.
+    """The result of one picture: its score, or why it has none.
 
     Attributes:
-        path: The picture's name as it is shown; bytes that are not UTF-8 stand as backslash escapes.
-        score: Finite, in label units; float32 in precision. None for a bad image.
+        path: The picture's name as it is shown. Bytes that are not UTF-8 stand as backslash escapes.
+        score: Finite, in label units, of float32 precision. None if `status` is "bad_image".
         status: "ok", or "bad_image" for a picture that could not be turned into pixels.
-        error: Why it could not be; None when ok.
-        width: Pixels, upright (EXIF rotation applied); None when the picture could not be read.
-        height: Pixels, likewise.
+        error: Why the picture could not be turned into pixels. None if `status` is "ok".
+        width: In pixels, of the upright picture (EXIF rotation applied). None if the picture could not be read.
+        height: In pixels, likewise.
     """
 
     path: str
@@ -28,12 +28,12 @@ class Result:
     height: int | None
 
     def to_row(self) -> dict[str, Any]:
-        """Values by column; ten times as fast as dataclasses.asdict, which copies each deeply."""
+        """Return the values by column. Ten times as fast as dataclasses.asdict, which copies each value deeply."""
         return {column: getattr(self, column) for column in COLUMNS}
 
 
 def count_rows(rows: int) -> str:
-    """For messages: 1 row, 2 rows."""
+    """Return a number of rows as messages write it: 1 row, 2 rows."""
     return "1 row" if rows == 1 else f"{rows} rows"
 
 

@@ -1,4 +1,7 @@
-"""NAME.glia -> NAME.glia/engines/: one builder for both TensorRTs, which comes in as a module."""
+"""NAME.glia -> NAME.glia/engines/: builds the TensorRT engines of a bundle.
+
+One builder serves both TensorRT libraries. It takes the library as a module.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +27,10 @@ from glia_rt.contract import Contract, GraphKind
 from glia_rt.errors import BackendError, BundleError, MissingPackageError, OutputExistsError, UsageError
 from glia_rt.versions import __version__
 
-#: Least, most usual and greatest batch.
+#: Smallest, usual and largest batch.
 DEFAULT_BATCH: Final = (1, 32, 64)
 
-#: The least compute capability that tensorrt-rtx builds for unless others are named.
+#: The lowest compute capability that tensorrt-rtx builds for by default.
 LEAST_PORTABLE: Final = 8.0
 
 Size = tuple[int, int]  # height, width
@@ -35,7 +38,12 @@ Size = tuple[int, int]  # height, width
 
 @dataclass(frozen=True)
 class Built:
-    """What a build made: the engine, and its record, which lies beside it."""
+    """The result of a build.
+
+    Attributes:
+        path: Path of the engine.
+        record: Record of the engine. It is stored beside the engine.
+    """
 
     path: Path
     record: EngineRecord
@@ -56,22 +64,25 @@ def build(
     """Build one engine of a bundle.
 
     Args:
-        bundle_path: The bundle; its folder must be writable.
-        target: "tensorrt-rtx", which needs no GPU here, or "tensorrt", which builds for the GPU it finds.
-        batch: Least, most usual and greatest batch; the engine is fastest at the second.
-        input: Which graph: both views, or a picture with the sampler inside.
-        sizes: For input "image": least, most usual and greatest (height, width).
-        precision: "fp16" or "fp32": which of the bundle's files, since the graph decides the types.
-        capabilities: For "tensorrt-rtx": compute capabilities, "8.9" say; by default those it takes to be portable,
-            8.0 to 12.
+        bundle_path: The bundle. Its folder must be writable.
+        target: "tensorrt-rtx", which needs no GPU on this machine, or "tensorrt", which builds for the GPU it finds.
+        batch: Smallest, usual and largest batch. The engine is fastest at the usual one.
+        input: Which graph: "views" takes the model's inputs, "image" takes decoded pictures and makes the inputs.
+        sizes: Smallest, usual and largest (height, width) of a picture, for input "image".
+        precision: Which of the bundle's files: "fp16" or "fp32". The graph decides the types.
+        capabilities: Compute capabilities, for example "8.9", for "tensorrt-rtx". The default is the set that the
+            library considers portable, 8.0 to 12.
         overwrite: Replace the engine if it exists.
-        report: Told of each stage as it begins.
+        report: Called with each stage as it begins.
+
+    Returns:
+        The path of the engine, and its record.
 
     Raises:
-        UsageError: An option that this target or graph cannot have.
+        UsageError: An option does not fit this target or graph.
         OutputExistsError: The engine exists and overwrite is False.
         BundleError: The bundle is damaged, or TensorRT cannot read its graph.
-        BackendError: The library or, for "tensorrt", the GPU is missing, or the build failed.
+        BackendError: The library is missing, the GPU for "tensorrt" is missing, or the build failed.
     """
     if target not in TARGETS:
         raise UsageError(f"no target {target!r}; there are {', '.join(TARGETS)}")
@@ -103,7 +114,7 @@ def build(
     path = engine_path(record, bundle)
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path} exists; give --overwrite to replace it")
-    _require_writable(path.parent)  # before the work, not after it
+    _require_writable(path.parent)  # refused before the long build, not after it
     graph = bundle.checked_file(record.onnx)
     report(f"build {path.name} with {library.package} {trt.__version__}")
     began = time.monotonic()
@@ -122,10 +133,10 @@ def build(
 def make_profile(
     contract: Contract, batch: tuple[int, int, int], input: GraphKind, sizes: tuple[Size, Size, Size] | None
 ) -> Profile:
-    """Least, most usual and greatest shape of each of a graph's inputs.
+    """Return the smallest, usual and largest shape of each input of a graph.
 
     Raises:
-        UsageError: Numbers that do not rise, or sizes missing or out of place.
+        UsageError: The numbers do not rise, or sizes are missing, or are given for a graph that takes none.
     """
     if not 1 <= batch[0] <= batch[1] <= batch[2]:
         raise UsageError(f"--batch {':'.join(map(str, batch))}: give MIN:OPT:MAX, rising from 1 or more, as 1:32:64")
@@ -148,7 +159,7 @@ def make_profile(
 
 
 def _capabilities(trt: TensorRTBuilder, library: Target, named: Sequence[str]) -> tuple[str, ...]:
-    """Return what an engine will be built for: what was named, or what the target takes by itself."""
+    """Return the compute capabilities that an engine will be built for: those named, or the target's default."""
     if not library.portable:
         return (device.Gpu.open(0).capability,)
     by_itself = [name for name in capability_names(cast(TensorRTBuilderRtx, trt)) if float(name) >= LEAST_PORTABLE]
@@ -169,14 +180,15 @@ def _load(library: Target) -> TensorRTBuilder:
 def _engine(trt: TensorRTBuilder, library: Target, graph: Path, profile: Profile, capabilities: Sequence[str]) -> bytes:
     logger, errors = tensorrt_api.collecting_logger(trt)
     builder: tensorrt_api.Builder = trt.Builder(logger)
-    # By name: the bit differs between versions, and where all networks are strongly typed it does nothing.
+    # The flag is looked up by name, because its bit differs between versions. In versions where all networks are
+    # strongly typed it does nothing.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser: tensorrt_api.OnnxParser = trt.OnnxParser(network, logger)
     if not parser.parse(write_out_attention(onnx.load(graph)).SerializeToString()):
         reasons = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
         raise BundleError(f"{library.package} {trt.__version__} cannot read {graph}: {' '.join(reasons.split())}")
     config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)  # on by default, and FP32 is to mean FP32
+    config.clear_flag(trt.BuilderFlag.TF32)  # TF32 is on by default, and FP32 must mean FP32
     if capabilities:
         _set_capabilities(cast(TensorRTBuilderRtx, trt), cast(IBuilderConfigRtx, config), capabilities)
     config.add_optimization_profile(_optimization_profile(builder, profile))
@@ -206,13 +218,16 @@ def _set_capabilities(trt: TensorRTBuilderRtx, config: IBuilderConfigRtx, capabi
 
 
 def capability_names(trt: TensorRTBuilderRtx) -> Mapping[str, object]:
-    """The library's own list of compute capabilities, by name: SM89 is "8.9", SM120 is "12.0"."""
+    """Return the library's own list of compute capabilities, by name: SM89 is "8.9", SM120 is "12.0"."""
     members = trt.ComputeCapability.__members__
     return {f"{name[2:-1]}.{name[-1]}": value for name, value in members.items() if name.startswith("SM")}
 
 
 def _write(path: Path, engine: bytes, record: EngineRecord) -> None:
-    """Both files by rename, the record last: an engine without its record is refused, a record is never wrong."""
+    """Write both files by rename, the record last.
+
+    An engine without its record is refused, so a write that breaks off never leaves a wrong record.
+    """
     try:
         path.parent.mkdir(exist_ok=True)
         record_path(path).unlink(missing_ok=True)

@@ -1,14 +1,17 @@
 """The kernels of an engine, read from its file.
 
-An engine can be loaded, and so inspected, only on a GPU. But its file carries the compiled program as text, one
-instruction a kernel with the ONNX layers it stands for:
+TensorRT can load and inspect an engine only on a GPU. The file of an engine, however, holds the compiled program as
+text. Each kernel is one instruction with the ONNX layers that it computes:
 
     runtime_fusion={ name=__myl_FcAdd input_args={ "a" "b" } ... layers="[ONNX Layer: node_linear_8]" backbone=gemm }
     function={ name=_gemm_mha_v2 ... args={ "a" "b" } ... layers="[ONNX Layer: node_attention]" ... }
 
-and one line a tensor with its type. `runtime_fusion` are matrix products with what follows them, `fully_connected` and
-`corrltn` products and convolutions on their own; `function` is all else: fused attention, normalisation, and the moves
-and casts that a good export has few of.
+Each tensor is one line with its type. The kinds of instruction are:
+
+- `runtime_fusion`: a matrix product together with what follows it.
+- `fully_connected`, `corrltn`: a product or a convolution by itself.
+- `function`: everything else, which is fused attention, normalisation, moves and casts. A good export has few moves and
+  casts.
 """
 
 from __future__ import annotations
@@ -18,13 +21,13 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Final
 
-# A product on its own has memory to work in; one without is the inside of a fusion, listed apart.
+# A product by itself has scratch space. A product without scratch space is the inside of a fusion, listed separately.
 _KERNEL: Final = re.compile(
     rb"(?P<kind>function|runtime_fusion|(?:fully_connected|corrltn)(?=[^\n]* scratchspace=))"
     rb'=\{ name=(?P<name>\S+) (?P<body>[^\n]*?)layers="(?P<layers>[^"]*)"',
     re.DOTALL,
 )
-# Regions that hold nothing but literals have names of their own.
+# Only regions with these names are taken. Regions that hold nothing but literals have other names.
 _TENSOR: Final = re.compile(
     rb'tensor=\{ [^\n]*?name="(?P<name>[^"]+)" [^\n]*?region="(?:devmem\w*)?" [^\n]*type=(?P<type>\w+)'
 )
@@ -37,10 +40,11 @@ class Kernel:
     """One kernel.
 
     Attributes:
-        name: As TensorRT has it, made of what it does: "__myl_MoveReshTran" moves, reshapes and transposes.
+        name: TensorRT's name, made of what the kernel does: "__myl_MoveReshTran" moves, reshapes and transposes.
         product: Whether it is a matrix product.
-        layers: Names of the ONNX nodes it computes.
-        types: Type of each tensor it reads or writes, literals left out, "half" or "float" say, by name.
+        layers: Names of the ONNX nodes that it computes.
+        types: Type of each tensor that it reads or writes, by the tensor's name, for example "half" or "float".
+            Literals are left out.
     """
 
     name: str
@@ -55,7 +59,7 @@ class Kernel:
 
 
 def read_kernels(engine: bytes) -> list[Kernel]:
-    """The kernels of an engine in the order they run; empty where the file holds no text."""
+    """Return the kernels of an engine in the order they run; empty if the file holds no text."""
     types = {found["name"]: found["type"].decode() for found in _TENSOR.finditer(engine)}
     return [
         Kernel(
@@ -74,9 +78,11 @@ def read_kernels(engine: bytes) -> list[Kernel]:
 
 
 def summary(kernels: list[Kernel]) -> dict[str, Any]:
-    """Counts for an engine's record: matrix products, attentions, and the others by name, most frequent first.
+    """Return the counts of kernels for an engine's record.
 
-    Nothing for an engine whose file holds no text.
+    Returns:
+        The number of matrix products, of other kernels and of fused attentions, and the other kernels by name, most
+        frequent first. Empty for an engine whose file holds no text.
     """
     if not kernels:
         return {}

@@ -1,10 +1,11 @@
-"""Attention written out for TensorRT, which fuses it again, and then needs no kernels to turn heads around.
+"""Writes out the attention of a graph for TensorRT, which fuses it again and needs no kernels that transpose heads.
 
-Read off engines of tensorrt_rtx 1.7 (docs/tensorrt.md): each Attention operator costs a kernel that transposes the
-heads of its output. The same attention as matrix products and a softmax becomes the same fused kernel, and the
-transposes disappear into its neighbours; but only if queries and keys share the scale, each times its square root, as
-ONNX defines Attention, and keys are transposed by one node. The bundle's files keep the operator, since ONNX Runtime
-has a kernel for it.
+The engines of tensorrt_rtx 1.7 show why (docs/tensorrt.md). Each Attention operator costs a kernel that transposes the
+heads of its output. The same attention written as matrix products and a softmax becomes the same fused kernel, and the
+transposes disappear into its neighbours. This needs two things. Queries and keys share the scale, each multiplied by
+its square root, as ONNX defines Attention. One node transposes the keys.
+
+The bundle's files keep the operator, because ONNX Runtime has a kernel for it.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from glia_rt.errors import BundleError
 
 
 def write_out_attention(model: ModelProto) -> ModelProto:
-    """A copy of a graph with each Attention operator in its parts.
+    """Return a copy of a graph with each Attention operator written out in its parts.
 
     Args:
-        model: A bundle's graph. Its attentions take q (N, heads, Tq, d), k and v (N, heads, Tk, d), and no mask.
+        model: A bundle's graph. Its Attention operators take q (N, heads, Tq, d), k and v (N, heads, Tk, d), and no
+            mask.
 
     Raises:
-        BundleError: An attention of another kind, which no bundle of this version holds.
+        BundleError: The graph has an attention of another kind. No bundle of this version holds one.
     """
     if not any(node.op_type == "Attention" for node in model.graph.node):
         return model
@@ -39,7 +41,7 @@ def write_out_attention(model: ModelProto) -> ModelProto:
         query = shapes.get(node.input[0])
         attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         scale = attributes.pop("scale", None)
-        # All others are 0 where nothing is asked for: no mask, no cap, no second output.
+        # Every other attribute is 0, unless it asks for a mask, a cap or a second output.
         if query is None or len(query.shape.dim) != 4 or len(node.input) != 3 or any(attributes.values()):
             raise BundleError(f"{node.name}: an attention of a kind that this version does not know; export again")
         root = math.sqrt(scale or 1 / math.sqrt(query.shape.dim[3].dim_value))

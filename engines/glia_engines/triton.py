@@ -1,7 +1,8 @@
-"""A bundle as a model of NVIDIA Triton Inference Server: its `tensorrt` plan, or its ONNX file for ONNX Runtime.
+"""Bundle -> a model of NVIDIA Triton Inference Server: a `tensorrt` plan, or the ONNX file for ONNX Runtime.
 
-Triton forms the batches, and does not pad them: a score may differ in its last digits with the batch it travelled in.
-Layout and fields are those of `model_repository.md` and `model_configuration.md` in triton-inference-server/server.
+Triton forms the batches and does not pad them. A picture's score may therefore differ in its last digits with the batch
+that it was in. The layout of the folder and the fields of the configuration follow `model_repository.md` and
+`model_configuration.md` in triton-inference-server/server.
 """
 
 from __future__ import annotations
@@ -19,19 +20,20 @@ from glia_rt.contract import SCORE, GraphKind
 from glia_rt.errors import BundleError, OutputExistsError, UsageError
 
 CONFIG: Final = "config.pbtxt"
-#: For whoever has a TensorRT for RTX engine and asks for a Triton model.
+#: The message for a user who has a TensorRT for RTX engine and asks for a Triton model.
 NO_RTX: Final = (
     "Triton cannot serve TensorRT for RTX engines: its tensorrt backend loads those of `tensorrt`; "
     "build with --target tensorrt, or without an engine, for Triton's ONNX Runtime backend"
 )
 
-# How long a request waits for company: long enough for a burst to share a batch, and under half of what one picture
-# takes (AITemplate publishes 1.02 ms for a ViT-B/16 pass in FP16 on an A100; a score is 2.1 of them). No preferred
-# batch sizes: Triton advises against them where there is one optimization profile.
+# How long a request waits for others to share its batch. The time is long enough for a burst to share a batch. It is
+# under half of the time that one picture takes: AITemplate publishes 1.02 ms for a ViT-B/16 pass in FP16 on an A100,
+# and a score takes 2.1 such passes. No batch sizes are preferred, because Triton advises against them if there is one
+# optimization profile.
 _MAX_QUEUE_DELAY_US: Final = 1000
 
 _PLAN: Final = 'platform: "tensorrt_plan"'
-# FP32 is promised where the graph says it, and ONNX Runtime's CUDA provider computes it in TF32 unless told not to.
+# A graph in FP32 must be computed in FP32. ONNX Runtime's CUDA provider computes it in TF32 unless told not to.
 _ONNX: Final = """\
 backend: "onnxruntime"
 optimization { execution_accelerators { gpu_execution_accelerator [
@@ -51,27 +53,27 @@ def write_repository(
 ) -> Path:
     """Write a bundle into a Triton model repository, as `folder/NAME/config.pbtxt` and `folder/NAME/1/model.*`.
 
-    NAME is the bundle's, with `_` for all but ASCII letters, digits, `_` and `-`. Clients of the model send uint8
-    (N, H, W, 3), as the graph takes them, and get `score` as float32 (N, 1).
+    NAME is the name of the bundle. Every character except ASCII letters, digits, `_` and `-` is replaced by `_`.
+    Clients of the model send uint8 (N, H, W, 3), as the graph takes them, and get `score` as float32 (N, 1).
 
     Args:
-        folder: The model repository; made if only its last part is missing.
-        bundle: What to serve.
-        input: "views" (the inputs of the contract) or "image"; an engine's own, where one is given.
-        precision: "fp16" or "fp32": which ONNX file, where there is no engine. "fp16" wants a Triton with ONNX Runtime
-            1.27 or later: 1.24 has no CUDA kernel for its Attention nodes and leaves them to the CPU.
-        engine: A `tensorrt` plan of this bundle, checked by the caller; None takes the bundle's ONNX file.
-        max_batch: Largest batch, pictures; no more than the engine's profile has.
-        overwrite: Replace the model if it is there.
+        folder: The model repository. It is made if only its last part is missing.
+        bundle: The bundle to serve.
+        input: "views" (the inputs of the contract) or "image". With an engine, it must be the engine's own input.
+        precision: Which ONNX file to serve without an engine: "fp16" or "fp32". "fp16" needs a Triton with ONNX Runtime
+            1.27 or later. 1.24 has no CUDA kernel for the Attention nodes of the file and leaves them to the CPU.
+        engine: A `tensorrt` plan of this bundle, checked by the caller. None for the bundle's ONNX file.
+        max_batch: Largest batch, pictures. It must not exceed the largest batch of the engine's profile.
+        overwrite: Replace the model if it exists.
 
     Returns:
         The model's folder, `folder/NAME`.
 
     Raises:
-        UsageError: No such precision, a batch under 1, a folder that cannot be made, or one that is no Triton model
-            in the model's place.
+        UsageError: The precision does not exist, the largest batch is under 1, the folder cannot be made, or something
+            that is no Triton model is in the model's place.
         OutputExistsError: The model exists and overwrite is False.
-        BundleError: The ONNX file is not the one that was exported, or there is no engine file.
+        BundleError: The ONNX file is not the one that was exported, or the engine does not exist.
     """
     if (input, precision) not in GRAPHS:
         raise UsageError(f"a bundle has no {input} graph in {precision}: take fp16 or fp32")
@@ -98,14 +100,17 @@ def write_repository(
 
 
 def checked_target(folder: str | os.PathLike[str], bundle: Bundle, *, overwrite: bool) -> Path:
-    """The folder that a model would be written into; for a caller with long work before it.
+    """Return the folder that a model would be written to, after checking that it can be written.
+
+    A caller that has long work to do before the write calls this first.
 
     Raises:
         UsageError: The repository cannot be made, or something that is no Triton model is in the model's place.
         OutputExistsError: The model exists and overwrite is False.
     """
     folder = Path(folder)
-    # Not resolved: a link to a bundle has a name of its own. A dot would be read as NAME.BACKEND.
+    # The path is not resolved, because a link to a bundle has a name of its own. Dots are replaced, because Triton
+    # would read the name as NAME.BACKEND.
     target = folder / re.sub(r"[^A-Za-z0-9_-]", "_", bundle.path.absolute().stem)
     if not folder.parent.is_dir():
         raise UsageError(f"{folder.parent} is not a folder: make it first")
@@ -117,7 +122,7 @@ def checked_target(folder: str | os.PathLike[str], bundle: Bundle, *, overwrite:
 
 
 def _config(name: str, runtime: str, bundle: Bundle, input: GraphKind, max_batch: int) -> str:
-    """The model's configuration, in protobuf's text format."""
+    """Return the model's configuration in protobuf's text format."""
     shapes = {
         key: [-1 if side is None else side for side in shape] for key, shape in bundle.contract.shapes(input).items()
     }

@@ -1,1 +1,1 @@
-"""Checkpoint -> ONNX bundle, and the demo of the whole chain."""
+"""Export of a checkpoint to an ONNX bundle, and the demo of the whole chain."""

@@ -1,4 +1,7 @@
-"""checkpoint.pt -> NAME.glia/: trace, check every graph by running it, and only then let the bundle appear."""
+"""Export of checkpoint.pt to the bundle NAME.glia/.
+
+The export traces the model and checks every graph by running it. The bundle appears only after all checks have passed.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,14 @@ from glia_train.checkpoint import Checkpoint
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export did: the bundle, its parity table, and seconds by stage."""
+    """The result of an export.
+
+    Attributes:
+        path: The bundle.
+        parity: The bundle's parity table.
+        seconds: Time by stage.
+        sizes: Bytes of each graph's file, by its name.
+    """
 
     path: Path
     parity: Sequence[Parity]
@@ -56,22 +66,23 @@ def export(
     overwrite: bool = False,
     report: Callable[[str], None] = lambda _: None,
 ) -> Exported:
-    """Write a bundle.
+    """Write the bundle of a checkpoint.
 
     Args:
-        checkpoint_path: What `glia-rt train` wrote.
-        output: The bundle, NAME.glia; by default the checkpoint's name with that ending, beside it.
-        images: Photographs to measure parity on besides the selftest's.
-        backbone_weights: For an adapter-only checkpoint, "hub" or a file.
+        checkpoint_path: A checkpoint that `glia-rt train` wrote.
+        output: The path of the bundle, NAME.glia. By default the bundle has the checkpoint's name with that ending, and
+            lies beside it.
+        images: Photographs to measure parity on, besides the selftest's.
+        backbone_weights: Source of the backbone's weights for an adapter-only checkpoint: "hub" or a file.
         overwrite: Replace the bundle if it exists.
-        report: Told of each stage as it begins.
+        report: Called with the name of each stage as the stage begins.
 
     Raises:
-        ParityError: A graph's scores are over the limit; no bundle is left.
+        ParityError: The error of a graph is over its limit. No bundle is left.
         BundleError: The checkpoint cannot be used.
-        OutputExistsError: The bundle exists and overwrite is False.
+        OutputExistsError: The bundle exists, and `overwrite` is False.
         BadImageError: One of `images` cannot be read.
-        MissingPackageError: No ONNX Runtime to check the graphs with.
+        MissingPackageError: ONNX Runtime, which checks the graphs, is not installed.
     """
     require_onnxruntime()
     checkpoint_path = Path(checkpoint_path)
@@ -93,7 +104,7 @@ def export(
         parity = [
             compare("PyTorch FP16 on the CPU", run_model(half_model, pictures), reference, pictures, contract, "fp16")
         ]
-        require(parity)  # here already: no graph could mend it, and tracing takes long
+        require(parity)  # before tracing, which takes long: no graph could mend it
         opsets: dict[str, int] = {}
         stage("trace the rules")
         rules = trace.trace_rules(contract)
@@ -123,12 +134,12 @@ def export(
 def _write_selftest(folder: Path, pictures: Sequence[Picture], reference: Answers, contract: Contract) -> None:
     folder.mkdir()
     rows = []
-    # The user's own pictures come after these. Parity was measured on them, but they stay out.
+    # The user's own pictures come after the selftest's. Parity was measured on them too, but the bundle leaves them out.
     for source, picture, score in zip(selftest_pictures(), pictures, reference.scores, strict=False):
         (folder / picture.name).write_bytes(source.read_bytes())
         inputs = {name: f"{source.stem}.{name}.png" for name in picture.inputs}
         for name, array in picture.inputs.items():
-            # Several crops stand below one another.
+            # Several crops of one input stand below one another in the PNG.
             Image.fromarray(array.reshape(-1, *array.shape[-2:])).save(folder / inputs[name])
         rows.append({"picture": picture.name, "inputs": inputs, SCORE: float(score)})
     about = (
@@ -171,7 +182,7 @@ def _manifest(
 
 
 class _Stages:
-    """Names the stages to the user and takes their times."""
+    """Reports each stage to the user and measures its time."""
 
     def __init__(self, report: Callable[[str], None], seconds: dict[str, float]) -> None:
         self.report, self.seconds = report, seconds
@@ -184,7 +195,7 @@ class _Stages:
         self.name, self.began = name, time.perf_counter()
 
     def done(self) -> None:
-        """End the stage under way."""
+        """End the current stage."""
         if self.name is not None:
             self.seconds[self.name] = time.perf_counter() - self.began
         self.name = None

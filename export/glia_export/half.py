@@ -1,7 +1,8 @@
 """A half-precision copy of a model, and the activations that decide which of its stages must stay in float32.
 
-Half holds numbers up to 65,504, and the activations of some ViTs come near. PyTorch's half on the CPU overflows as a
-GPU does, which the runtimes' CPU paths do not, so this copy is also what FP16's parity is measured with.
+Half precision holds numbers up to 65,504, and the activations of some ViTs come near that. PyTorch's half precision on
+the CPU overflows as a GPU does, while the CPU paths of the runtimes do not. So the parity of FP16 is measured with this
+copy.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from torch import Tensor, nn
 
 from glia_train.models.base import Model
 
-#: A stage with a larger |activation| stays in float32: a quarter of what half can hold.
+#: A stage with a larger |activation| stays in float32. The value is a quarter of what half precision can hold.
 LARGEST_HALF_ACTIVATION: Final = 16_000.0
 
 
 def largest_activations(model: Model, batches: Iterable[Sequence[Tensor]]) -> dict[str, float]:
     """Return the largest |activation| of each stage over all batches, by the stage's name.
 
-    The inputs and outputs of all modules inside a stage count. NaN where there was one.
+    The inputs and outputs of all modules inside a stage count. The value is NaN if one of them is.
 
     Args:
-        model: In float32 and eval mode.
-        batches: Of inputs, in the contract's order.
+        model: A model in float32 and eval mode.
+        batches: Batches of inputs, in the contract's order.
     """
     largest: dict[str, float] = {}
 
@@ -52,16 +53,16 @@ def largest_activations(model: Model, batches: Iterable[Sequence[Tensor]]) -> di
 
 
 def float32_stages(activations: Mapping[str, float]) -> list[str]:
-    """Return the names of the stages that half cannot hold safely."""
-    # Not <=, so that NaN and infinity are kept out of half as well.
+    """Return the names of the stages that half precision cannot hold safely."""
+    # `not peak <= limit` is true for NaN and infinity as well, so such a stage stays in float32.
     return [name for name, peak in activations.items() if not peak <= LARGEST_HALF_ACTIVATION]
 
 
 def half_copy(model: Model, keep_float32: Iterable[str] = ()) -> Model:
-    """Return a copy whose stages have half weights and activations, but those named in `keep_float32`.
+    """Return a copy whose stages have half weights and activations, except the stages named in `keep_float32`.
 
     What is in no stage stays in float32: the normalisation of the pixels, the head and the calibration. LayerNorm takes
-    and gives half, and computes in float32 inside.
+    and returns half, and computes in float32 inside.
     """
     keep = set(keep_float32)
     half = copy.deepcopy(model)

@@ -1,7 +1,7 @@
-"""Are the exported graphs still the model? Scores of photographs, held against PyTorch FP32 on the CPU.
+"""Parity of the exported graphs with the model, which is PyTorch FP32 on the CPU, on photographs.
 
-Where the model has a score range its scores are compared. The score of a model that was never calibrated has no unit:
-what its head reads is compared instead.
+The scores are compared if the model has a score range. The score of a model that was never calibrated has no unit, so
+its features are compared instead.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ from glia_train.models.base import Model
 
 SELFTEST: Final = Path(__file__).parent / "selftest"
 BATCHES: Final = (1, 3, 8)
-#: The rules inside an image graph against numpy's: grey levels, and the share of values that may differ at all.
+#: Largest difference between the inputs that an image graph makes and numpy's: grey levels, and the share of values
+#: that may differ at all.
 RULE_LIMITS: Final = (1, 1e-3)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A photograph that parity is measured on, uint8 (H, W, 3), and the model's inputs of it by name."""
+    """A photograph that parity is measured on: its pixels, uint8 (H, W, 3), and the model's inputs by name."""
 
     name: str
     pixels: Pixels
@@ -46,12 +47,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model or a graph gives: scores (N,) and what the head reads (N, D), float32.
+    """The answers of a model or a graph: scores (N,) and features (N, D), float32.
 
     Attributes:
-        scores: In label units, where the model is calibrated.
-        features: Of zero width where they were not asked for.
-        inputs: What the rules inside an image graph made, by input name, where that was asked for.
+        scores: Scores, in label units if the model is calibrated.
+        features: What the head reads. The width is 0 if features were not asked for.
+        inputs: The inputs that the rules inside an image graph made, by name, if they were asked for.
     """
 
     scores: npt.NDArray[np.float32]
@@ -80,14 +81,14 @@ def read_pictures(images: Iterable[Any], contract: Contract) -> list[Picture]:
 
 
 def input_batches(pictures: Sequence[Picture], batch: int = 8) -> Iterable[list[Tensor]]:
-    """Yield the inputs of all pictures in batches, in the order of the contract, uint8 (N, *shape) each."""
+    """Yield the inputs of all pictures in batches, uint8 (N, *shape) each, in the order of the contract."""
     for start in range(0, len(pictures), batch):
         stacked = stack([picture.inputs for picture in pictures[start : start + batch]])
         yield [torch.from_numpy(array) for array in stacked.values()]
 
 
 def run_model(model: Model, pictures: Sequence[Picture]) -> Answers:
-    """Score pictures with PyTorch on the CPU, in the model's own types."""
+    """Return the answers of PyTorch on the CPU for pictures, in the model's own dtypes."""
     scores, features = [], []
     with torch.inference_mode():
         for inputs in input_batches(pictures):
@@ -105,7 +106,7 @@ def compare(
     contract: Contract,
     limit: str,
 ) -> Parity:
-    """Hold answers against PyTorch FP32's; `limit` is a key of `glia_rt.verify.SCORE_LIMITS`."""
+    """Compare answers with those of PyTorch FP32; `limit` is a key of `glia_rt.verify.SCORE_LIMITS`."""
     names = [picture.name for picture in pictures]
     if contract.score.span is None:
         return compare_features(what, found.features, reference.features, names, limit=FEATURE_LIMITS[limit])
@@ -121,7 +122,7 @@ def check_views(
     reference: Answers,
     contract: Contract,
 ) -> list[Parity]:
-    """Run a views graph in ONNX Runtime at several batch sizes."""
+    """Run a views graph in ONNX Runtime at several batch sizes, and compare its answers with the reference."""
     name = GRAPHS["views", precision]
     run = _session(folder / name, graph, contract)
     rows = []
@@ -147,20 +148,22 @@ def check_image(
     pictures: Sequence[Picture],
     contract: Contract,
 ) -> list[Parity]:
-    """Run an image graph in ONNX Runtime, one picture size a batch.
+    """Run an image graph in ONNX Runtime, and compare its answers with PyTorch's. Each batch has one picture size.
 
-    With a score range, scores are held against PyTorch behind numpy's rules. Without one, what the traced rules make is
-    held against numpy's, and what the head reads against PyTorch's on those same inputs: an error of the features would
-    otherwise say how much a grey level moves an untrained model.
+    With a score range, the scores are compared with PyTorch's on the inputs that numpy's rules make. Without one, two
+    things are compared: the inputs that the traced rules make with those of numpy's rules, and the features with
+    PyTorch's on the inputs of the traced rules. On other inputs, the error of the features would show how much a grey
+    level moves an untrained model.
 
     Raises:
-        ParityError: The traced rules are off.
+        ParityError: The inputs that the traced rules make are off.
     """
     name = GRAPHS["image", precision]
     run = _session(folder / name, graph, contract)
     rows = []
     for i, batch in enumerate(BATCHES):
-        # Batch 1 over all sizes; the larger batches over one size each, of the selftest, since a user's may be huge.
+        # Batch 1 has all picture sizes. The larger batches have one size each, of the selftest, because a user's picture
+        # may be huge.
         sizes = pictures if batch == 1 else [pictures[i]]
         chosen = [_shifted(picture, shift, contract) for picture in sizes for shift in range(batch)]
         found = []
@@ -182,10 +185,10 @@ def check_image(
 
 
 def require_onnxruntime() -> None:
-    """Find out before the work, not after it, that there is no ONNX Runtime to check graphs with.
+    """Check that ONNX Runtime, which checks the graphs, is installed. An export calls this before its work.
 
     Raises:
-        MissingPackageError: There is none.
+        MissingPackageError: It is not installed.
     """
     try:
         import onnxruntime  # noqa: F401
@@ -194,12 +197,15 @@ def require_onnxruntime() -> None:
 
 
 def _graph_only(precision: str) -> str:
-    """ONNX Runtime's CPU path multiplies halves in wider arithmetic, so it checks an FP16 graph, not its numbers."""
+    """Return the mark of rows that check the graph alone, which are those of FP16.
+
+    ONNX Runtime's CPU path multiplies halves in wider arithmetic, so it checks an FP16 graph, not its numbers.
+    """
     return " (graph only)" if precision == "fp16" else ""
 
 
 def _shifted(picture: Picture, shift: int, contract: Contract) -> Picture:
-    """Return another picture of the same size: this one, rolled."""
+    """Return another picture of the same size: the given picture, rolled."""
     if shift == 0:
         return picture
     pixels = np.roll(picture.pixels, (13 * shift, 29 * shift), axis=(0, 1))
@@ -221,7 +227,10 @@ def _require_rules(name: str, made: Sequence[Mapping[str, Pixels]], pictures: Se
 def _session(
     path: Path, graph: onnx.ModelProto, contract: Contract
 ) -> Callable[[Mapping[str, npt.NDArray[np.uint8]]], Answers]:
-    """Return what runs a graph: the file itself where scores have a unit, else a copy that also gives features."""
+    """Return the function that runs a graph.
+
+    It runs the file itself if the scores have a unit. Otherwise it runs `graph`, which also gives the features.
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -229,7 +238,7 @@ def _session(
     source = path if contract.score.span is not None else graph.SerializeToString()
     session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     outputs = [output.name for output in session.get_outputs()]
-    # The outputs of an image graph after the first two are what its rules make, in the contract's order.
+    # The outputs of an image graph after the first two are the inputs that its rules make, in the contract's order.
     names = [one.name for one in contract.inputs]
 
     def run(feeds: Mapping[str, npt.NDArray[np.uint8]]) -> Answers:

@@ -1,8 +1,8 @@
-"""A model as ONNX: one trace of the model, one of the rules that make its inputs, and the graph that joins them.
+"""Tracing to ONNX: one trace of the model, one of the rules that make its inputs, and the graph that joins them.
 
-A views graph takes the inputs of the contract. An image graph takes a decoded picture, with the rules as fixed-shape
-preprocessing: it is the views graph with the traced rules in the place of its inputs' casts. So the model is traced
-once a precision.
+A views graph takes the inputs of the contract. An image graph takes a decoded picture, and contains the rules as
+preprocessing to a fixed shape. It is the views graph, with the traced rules in place of the casts of its inputs. So the
+model is traced once for each precision.
 """
 
 from __future__ import annotations
@@ -22,16 +22,19 @@ from glia_export.views import Views
 from glia_rt.contract import IMAGE, SCORE, Contract
 from glia_train.models.base import Model
 
-#: Second output while a graph is being checked: what the head reads. It is left out of the bundle's files.
+#: Second output of a graph while it is checked: the features. The bundle's files leave it out.
 FEATURES: Final = "features"
-#: Of graphs without an Attention op.
+#: Opset of graphs without an Attention operator.
 OPSET: Final = 20
-#: Of graphs with it.
+#: Opset of graphs with an Attention operator.
 ATTENTION_OPSET: Final = 23
 
 
 class _Traced(nn.Module):
-    """Score and features of one forward pass. The inputs are one tuple: torch.export would count them otherwise."""
+    """A model that returns scores and features from one forward pass.
+
+    The inputs are one tuple, because torch.export would count separate arguments differently.
+    """
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -43,9 +46,10 @@ class _Traced(nn.Module):
 
 
 def opset_for(model: Model) -> int:
-    """Return 23, whose Attention op TensorRT fuses, where all attention is half; else 20, which writes it as its parts.
+    """Return the opset of a model's graph: 23 if all attention is half, else 20.
 
-    TensorRT builds no FP32 Attention, so one attending stage kept in float32 is enough for 20.
+    TensorRT fuses the Attention operator of opset 23, but builds no FP32 Attention. So one attending stage in float32 is
+    enough for opset 20, which writes attention as its parts.
     """
     attending = [stage for stage in model.stages().values() if stage.attends]
     weights = [parameter for stage in attending for module in stage.modules for parameter in module.parameters()]
@@ -53,23 +57,26 @@ def opset_for(model: Model) -> int:
 
 
 def trace_views(model: Model, contract: Contract) -> ModelProto:
-    """Inputs -> (score, features). The model's own weights decide the types in the graph, and so its opset."""
-    # Different tensors: given the same one twice, the tracer makes both inputs one.
+    """Return the views graph of a model: inputs -> (score, features).
+
+    The dtypes of the model's weights decide the types in the graph, and so its opset.
+    """
+    # The example tensors differ, because the tracer would make two equal inputs one.
     example = tuple(torch.full((2, *one.shape), i, dtype=torch.uint8) for i, one in enumerate(contract.inputs))
     names = [one.name for one in contract.inputs]
     return _trace(_Traced(model), example, names, [SCORE, FEATURES], opset_for(model), free=1)
 
 
 def trace_rules(contract: Contract) -> ModelProto:
-    """Picture -> the inputs of the contract, as float32 grey levels."""
+    """Return the graph of the rules: picture -> the inputs of the contract, as float32 grey levels."""
     image = torch.zeros(2, 300, 401, 3, dtype=torch.uint8)
     return _trace(Views(contract), image, [IMAGE], [one.name for one in contract.inputs], OPSET, free=3)
 
 
 def join(rules: ModelProto, views: ModelProto) -> ModelProto:
-    """Return the image graph: the views graph reading what the rules make.
+    """Return the image graph: the views graph, which reads the inputs that the rules make.
 
-    What the rules make becomes further outputs, to be checked.
+    These inputs become further outputs of the graph, so that they can be checked.
     """
     joined = ModelProto()
     joined.CopyFrom(views)
@@ -80,7 +87,7 @@ def join(rules: ModelProto, views: ModelProto) -> ModelProto:
     _prefix(rules_graph, "rules/", keep={IMAGE})
     sampled = {name: output.name for name, output in zip(names, rules_graph.output, strict=True)}
     for node in list(graph.node):
-        # uint8 inputs are cast first thing; what the rules make is float32 already.
+        # The views graph casts its uint8 inputs. The rules make float32 already, so the cast is removed.
         if node.op_type == "Cast" and node.input[0] in sampled:
             for reader in graph.node:
                 for i, name in enumerate(reader.input):
@@ -89,7 +96,7 @@ def join(rules: ModelProto, views: ModelProto) -> ModelProto:
             graph.node.remove(node)
     for node in graph.node:
         for i, name in enumerate(node.input):
-            node.input[i] = sampled.get(name, name)  # Shape of an input, to learn N
+            node.input[i] = sampled.get(name, name)  # a Shape operator reads an input to learn N
     nodes = list(rules_graph.node) + list(graph.node)
     del graph.node[:], graph.input[:]
     graph.node.extend(nodes)
@@ -101,7 +108,10 @@ def join(rules: ModelProto, views: ModelProto) -> ModelProto:
 
 
 def finish(model: ModelProto, contract: Contract) -> ModelProto:
-    """The graph as it goes into the bundle: score alone as output, plain dimension names, the contract inside."""
+    """Return the graph as it goes into the bundle.
+
+    The score is its only output, its dimensions have plain names, and its metadata contains the contract.
+    """
     done = ModelProto()
     done.CopyFrom(model)
     graph = done.graph
@@ -109,7 +119,7 @@ def finish(model: ModelProto, contract: Contract) -> ModelProto:
     del graph.output[:]
     graph.output.append(score)
     _name_dimensions(graph)
-    # The exporter's record of Python source and shapes: a third of the nodes' bytes, and paths of one machine.
+    # The exporter records Python source and shapes. They are a third of the nodes' bytes, and name paths of one machine.
     for node in graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
@@ -147,7 +157,10 @@ def _trace(
     *,
     free: int,
 ) -> ModelProto:
-    """Trace a module of one argument, the first `free` dimensions of whose tensors may have any size."""
+    """Return the graph of a module of one argument.
+
+    The first `free` dimensions of every tensor of the argument may have any size.
+    """
     sizes = dict.fromkeys(range(free), torch.export.Dim.DYNAMIC)
     with _quiet_exporter(), _no_rule_for_pairs():
         program = torch.onnx.export(
@@ -167,12 +180,12 @@ def _trace(
 
 @contextlib.contextmanager
 def _no_rule_for_pairs() -> Iterator[None]:
-    """The exporter's one rule that looks at every pair of nodes takes half of a trace's time.
+    """Switch off the exporter's one rule that looks at every pair of nodes, which takes half of a trace's time.
 
-    It looks for a tensor cut into halves by slices, and there is none here: the graphs are the same without it.
+    The rule looks for a tensor that slices cut into halves. There is none here, so the graphs are the same without it.
     """
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(ImportError, AttributeError):  # of an onnxscript that has no such rule any more
+        with contextlib.suppress(ImportError, AttributeError):  # another onnxscript may not have this rule
             from onnxscript.rewriter.rules.common import slice_split_rule
 
             stack.enter_context(mock.patch.object(slice_split_rule, "try_rewrite", return_value=None))
@@ -181,7 +194,7 @@ def _no_rule_for_pairs() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """The exporter warns of its own internals; none of it is for the user."""
+    """Silence the exporter's warnings, which are about its own internals and not for the user."""
     levels = {name: logging.getLogger(name).level for name in ("torch.onnx", "onnxscript", "onnx_ir")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,9 +1,12 @@
 """The rules of the contract as torch modules: `glia_rt.pixels.views` in operators that ONNX and TensorRT take.
 
-Resize with antialias is refused by TensorRT, so `resize` is two passes of matrix products with weights computed from
-the picture's size inside the graph. Pillow's 8-bit resampling is fixed-point arithmetic, and halves that round the
-other way are frequent at some sizes. So everything here is whole numbers too: positions and weights in int64, weights
-rounded to Pillow's 22 fraction bits, and multiplied in two parts small enough for float32 to be exact.
+TensorRT refuses Resize with antialias. So `resize` is two passes of matrix products, whose weights are computed inside
+the graph from the picture's size.
+
+Pillow's 8-bit resampling is fixed-point arithmetic. At some sizes a sum often lies halfway between two grey levels, and
+other arithmetic may round it the other way. So everything here is whole numbers too. Positions and weights are int64.
+Weights are rounded to Pillow's 22 fraction bits, and are multiplied in two parts, each small enough for float32 to be
+exact.
 """
 
 from __future__ import annotations
@@ -19,10 +22,11 @@ from glia_rt.pixels.bicubic import WEIGHT_BITS
 
 
 class Views(nn.Module):
-    """uint8 pictures of one size -> the inputs of a contract, those of `glia_rt.pixels.views` to the bit.
+    """A module that makes the inputs of a contract from uint8 pictures of one size, as `glia_rt.pixels.views` does.
 
-    Of sides over 3,584 pixels, whose weights are many, float32 may round a sum: one grey level, on hardly any value.
-    No side may be over 65,535 pixels: the weights' int64 would overflow.
+    The inputs are equal to the bit for sides up to 3,584 pixels. A longer side has so many weights that float32 may
+    round a sum. Hardly any value differs then, by one grey level. No side may be over 65,535 pixels, because the int64
+    of the weights would overflow.
     """
 
     def __init__(self, contract: Contract) -> None:
@@ -30,27 +34,30 @@ class Views(nn.Module):
         self.rules = nn.ModuleList(TWINS[one.rule.rule](one.rule) for one in contract.inputs)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Make all inputs.
+        """Return all inputs of pictures.
 
         Args:
             image: uint8 (N, H, W, 3), RGB.
 
         Returns:
-            In the contract's order, float32 (N, *shape) holding whole grey levels 0 to 255.
+            The inputs in the contract's order, float32 (N, *shape), which hold whole grey levels 0 to 255.
         """
         pixels = image.to(torch.float32)  # TensorRT takes uint8 only where a cast reads it first
         return tuple(rule(pixels) for rule in self.rules)
 
 
 class ResizeTwin(nn.Module):
-    """The rule `resize`."""
+    """The twin of the rule `resize`."""
 
     def __init__(self, rule: Resize) -> None:
         super().__init__()
         self.size = rule.size
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pillow's antialiased bicubic: horizontally first, rounded to whole grey levels after each pass."""
+        """Return pictures resized by Pillow's antialiased bicubic, float32 (N, size, size, 3).
+
+        The horizontal pass comes first. Each pass rounds to whole grey levels.
+        """
         across = bicubic_weights(pixels.shape[2], self.size, pixels.device)  # (size, W)
         down = bicubic_weights(pixels.shape[1], self.size, pixels.device)  # (size, H)
         x = _weigh(across, pixels.permute(0, 1, 3, 2))  # (N, H, 3, size)
@@ -59,7 +66,7 @@ class ResizeTwin(nn.Module):
 
 
 class FragmentsTwin(nn.Module):
-    """The rule `fragments`."""
+    """The twin of the rule `fragments`."""
 
     def __init__(self, rule: Fragments) -> None:
         super().__init__()
@@ -70,7 +77,10 @@ class FragmentsTwin(nn.Module):
         self.register_buffer("within", torch.arange(rule.fragment).repeat(rule.grid))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """The mosaic, read from the picture as if enlarged where its shorter side is under the rule's size."""
+        """Return the mosaic, float32 (N, size, size, 3).
+
+        A picture whose shorter side is under the rule's size is read as if it were enlarged.
+        """
         height, width = _size(pixels.shape[1]), _size(pixels.shape[2])
         shorter = torch.minimum(height, width)
         top, bottom, row_weight = self._neighbours(height, shorter)
@@ -83,12 +93,12 @@ class FragmentsTwin(nn.Module):
     def _neighbours(self, side: Tensor, shorter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the two source pixels around each mosaic pixel along a side, and the second's weight x 2**22.
 
-        Of a picture that is large enough the enlarged side is the side itself, and every weight is 0.
+        If the picture is large enough, the enlarged side is the side itself, and every weight is 0.
         """
         size, grid, fragment = self.rule.size, self.rule.grid, self.rule.fragment
         enlarged = torch.where(shorter < size, (size * side + shorter - 1) // shorter, side)
         position = torch.minimum(self.cell * (enlarged // grid), enlarged - fragment) + self.within
-        # It lies at (position + 1/2) * side / enlarged - 1/2 in the picture.
+        # In the picture the mosaic pixel lies at (position + 1/2) * side / enlarged - 1/2.
         numerator = (2 * position + 1) * side - enlarged
         before = numerator // (2 * enlarged)
         rest = numerator - before * 2 * enlarged
@@ -101,20 +111,24 @@ TWINS: Final[Mapping[str, Callable[[Any], nn.Module]]] = {Resize.rule: ResizeTwi
 
 
 def bicubic_weights(side: int, view_size: int, device: torch.device) -> Tensor:
-    """Pillow's bicubic weights times 2**22, int64 (view_size, side); each row sums to 2**22 within their rounding."""
+    """Return Pillow's bicubic weights times 2**22, int64 (view_size, side).
+
+    Each row sums to 2**22, up to the rounding of the weights.
+    """
     n = _size(side)
     pixel = torch.arange(side, device=device)  # (side,)
     out = torch.arange(view_size, device=device).view(-1, 1)  # (view_size, 1)
-    # t = |pixel + 1/2 - centre| / scale is this over a common denominator of at most 2 * 65535.
+    # t = |pixel + 1/2 - centre| / scale is numerator / denominator. The denominator is at most 2 * 65535.
     numerator = torch.abs((2 * pixel + 1) * view_size - (2 * out + 1) * n)
     denominator = 2 * torch.clamp(n, min=view_size)
     t, one = torch.minimum(numerator, 2 * denominator), denominator
     # Keys' cubic convolution kernel with a = -1/2, times 2 * denominator**3; it ends at t = 2.
     near = (3 * t - 5 * one) * t * t + 2 * one * one * one
     far = ((5 * one - t) * t - 8 * one * one) * t + 4 * one * one * one
-    # Of long sides without the last 8 bits, which are far below the 22 wanted: the division below needs the room.
+    # For long sides the last 8 bits are dropped, because the division below needs the room. These bits are far below the
+    # 22 that are kept.
     kernel = torch.where(t < one, near, far) // torch.where(n > 1 << 14, 1 << 8, 1)
-    # kernel / total as a binary fraction of 22 digits: long division, since the product would not fit int64.
+    # Long division gives kernel / total as a binary fraction of 22 digits. Its product at once would not fit int64.
     total = kernel.sum(dim=1, keepdim=True)
     rest = torch.abs(kernel)
     fraction = torch.zeros_like(rest)
@@ -128,10 +142,10 @@ def bicubic_weights(side: int, view_size: int, device: torch.device) -> Tensor:
 
 
 def _weigh(weights: Tensor, pixels: Tensor) -> Tensor:
-    """Whole grey levels (..., side) -> (..., view_size), the weighted sums rounded and clipped as Pillow does.
+    """Return weighted sums (..., view_size) of grey levels (..., side), rounded and clipped as Pillow does.
 
-    Both products sum whole numbers under 2**24, which float32 holds exactly: 11 bits of weight by 8 of pixel, over as
-    many weights as a side of 3,584 has.
+    Grey levels are whole numbers in float32. Both products sum whole numbers under 2**24, which float32 holds exactly. A
+    number is 11 bits of weight by 8 bits of pixel, and a side of 3,584 pixels has as many weights as the sum allows.
     """
     half_bits = WEIGHT_BITS // 2
     low = (weights + (1 << (half_bits - 1))) % (1 << half_bits) - (1 << (half_bits - 1))
@@ -143,12 +157,15 @@ def _weigh(weights: Tensor, pixels: Tensor) -> Tensor:
 
 
 def _size(side: int) -> Tensor:
-    """A side as an int64 tensor (1,): torch.export cannot divide a symbolic integer, but it can this."""
+    """Return a side as an int64 tensor (1,), which torch.export can divide; a symbolic integer it cannot."""
     return torch.arange(side)[-1:] + 1
 
 
 def _blend(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
-    """Between two grey levels, (2**22 - weight) : weight, rounded half up; exact in int32, float32 in and out."""
+    """Return the mean of two grey levels, weighted by 2**22 - weight and weight, and rounded half up.
+
+    Input and output are float32. The arithmetic is int32, and exact.
+    """
     a, b = first.to(torch.int32), second.to(torch.int32)
     total = a * (1 << WEIGHT_BITS) + (b - a) * weight + (1 << (WEIGHT_BITS - 1))
     return (total // (1 << WEIGHT_BITS)).to(torch.float32)

@@ -1,4 +1,4 @@
-"""The protocol of an inference engine, the options it is opened with, and what every engine needs."""
+"""The protocol that every backend follows, the options that open one, and the helpers that backends share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from glia_rt.contract import GraphKind
 from glia_rt.errors import BackendError, MissingPackageError
 
-#: Pictures a run on a CPU: more are no faster, and a single picture pays for a whole batch.
+#: Pictures in a batch on a CPU. Larger batches are no faster, and a single file is padded to a whole batch.
 CPU_BATCH_SIZE: Final = 4
 
 
@@ -24,10 +24,11 @@ class BackendOptions:
     """How to open a backend.
 
     Attributes:
-        input: "views" or "image": which graph to run.
+        input: Which graph to run: "views" or "image".
         precision: "fp32", "fp16" or "bf16"; None for the backend's default on this machine.
-        batch_size: Pictures in most calls of `run`: what to be ready for; None for the backend's default.
-        device: Which GPU, by index; None for the first. A backend on the CPU takes None alone.
+        batch_size: Pictures in most calls of `run`. The backend prepares for batches of this size. None for the
+            backend's default.
+        device: Index of the GPU; None for the first. A backend on the CPU takes only None.
     """
 
     input: GraphKind = "views"
@@ -37,16 +38,16 @@ class BackendOptions:
 
 
 class Backend(Protocol):
-    """A loaded graph. `run` may be called from several threads at once.
+    """A loaded graph. Several threads may call `run` at once.
 
     Attributes:
-        name: Its key in `BACKENDS`.
-        precision: What it computes in.
-        library: What computes, and its version: "openvino 2026.4.1".
-        device: What it runs on: "cpu", or "cuda:0 (NVIDIA L4)".
-        device_type: That without a number: "cpu", or the GPU's name.
+        name: Key of the backend in `BACKENDS`.
+        precision: The type that it computes in: "fp32", "fp16" or "bf16".
+        library: The library that computes, and its version: "openvino 2026.4.1".
+        device: The device that it runs on: "cpu", or "cuda:0 (NVIDIA L4)".
+        device_type: The device without its number: "cpu", or the GPU's name.
         batch_size: Pictures in most calls of `run`.
-        parallel: How many calls of `run` it works on at once; more than that wait.
+        parallel: Number of calls of `run` that it works on at once. Further calls wait.
     """
 
     name: str
@@ -61,22 +62,27 @@ class Backend(Protocol):
         """Score a batch.
 
         Args:
-            inputs: By input name: those of the contract, uint8 (N, *shape), or `image`, uint8 (N, H, W, 3). Any N; a
-                new N or size may cost a compilation.
+            inputs: Arrays by input name: the contract's inputs, uint8 (N, *shape), or `image`, uint8 (N, H, W, 3). N
+                may change from call to call. A new N or a new picture size may cost a compilation.
 
         Returns:
-            float32 (N,).
+            Scores, float32 (N,).
 
         Raises:
             BackendError: The engine failed.
         """
 
     def close(self) -> None:
-        """Free what it holds; it cannot be run again."""
+        """Free what the backend holds. It cannot run again."""
 
 
 def why_not_importable(package: str, extra: str) -> str | None:
-    """Why a backend's package, or a module of it, cannot be imported, and what to do about it; None if it can."""
+    """Return why a package, or a module of it, cannot be imported and what to do about it; None if it can.
+
+    Args:
+        package: The package, or the module, that a backend imports.
+        extra: The extra of glia-rt that installs it.
+    """
     try:
         importlib.import_module(package)
     except ImportError as error:
@@ -87,10 +93,16 @@ def why_not_importable(package: str, extra: str) -> str | None:
 
 
 def cache_folder(*names: str) -> Path | None:
-    """A folder in the user's cache for what was compiled here; made if it is not there.
+    """Return a folder in the user's cache for compiled files. It is made if it does not exist.
 
-    Never in the bundle, which may be shared and read-only. None where the user has no folder that can be written, as in
-    many a container: it is then compiled each time.
+    Compiled files never go into the bundle, because a bundle may be shared and read-only.
+
+    Args:
+        names: The folder's path inside glia-rt's cache.
+
+    Returns:
+        The folder. None if the user has no writable cache folder, as in many containers; the backend then compiles at
+        every start.
     """
     from platformdirs import user_cache_path
 
@@ -103,6 +115,10 @@ def cache_folder(*names: str) -> Path | None:
 
 
 def refuse_device(name: str, options: BackendOptions) -> None:
-    """For backends on the CPU: raise BackendError if a GPU was asked for."""
+    """Refuse a GPU, for a backend that runs on the CPU.
+
+    Raises:
+        BackendError: `options.device` names a GPU.
+    """
     if options.device is not None:
         raise BackendError(f"backend {name} runs on the CPU; --device is for GPUs")

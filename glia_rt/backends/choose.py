@@ -1,4 +1,4 @@
-"""Which engines there are, and which of them is taken."""
+"""The list of backends, and the choice of one of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from glia_rt.bundle import Bundle
 from glia_rt.errors import BackendError, EngineError, UsageError
 from glia_rt.steps import step
 
-# Fastest first. Each is a module, or an object in one, with open(bundle, options), unavailable() and
+# Fastest first. Each value names a module, or an object in one, that has open(bundle, options), unavailable() and
 # default_precision().
 GPU_BACKENDS: Final = {
     "tensorrt": "glia_rt.backends.cuda.tensorrt:TENSORRT",
@@ -21,26 +21,27 @@ CPU_BACKENDS: Final = {
     "openvino": "glia_rt.backends.openvino",
     "onnxruntime": "glia_rt.backends.onnxruntime",
 }
-#: Every backend, fastest first; `auto` takes the first that works here.
+#: Every backend, fastest first. `auto` takes the first one that works on this machine.
 BACKENDS: Final = GPU_BACKENDS | CPU_BACKENDS
 AUTO: Final = "auto"
 
 
 def open_backend(name: str, bundle: Bundle, options: BackendOptions) -> tuple[Backend, list[str]]:
-    """Load a bundle's graph.
+    """Load a bundle's graph into a backend.
 
     Args:
-        name: A key of `BACKENDS`, which is then taken or fails, or "auto".
-        bundle: What to load.
-        options: How.
+        name: "auto", or a key of `BACKENDS`. A named backend is never replaced by another one.
+        bundle: The bundle to load.
+        options: How to open the backend.
 
     Returns:
-        The backend, and why "auto" passed over each faster one.
+        The backend, and for each faster backend the reason why "auto" passed over it.
 
     Raises:
-        BackendError: The named backend, or with "auto" every backend, cannot be used here.
-        UsageError: No such backend.
-        BundleError: The bundle's file is not the one that was exported; or EngineError, of a named backend's engine.
+        BackendError: The named backend cannot be used here, or with "auto" no backend can.
+        UsageError: There is no backend of this name.
+        BundleError: The bundle's file is not the one that was exported.
+        EngineError: The engine of the named backend is missing or cannot be used here.
     """
     if name != AUTO:
         if name not in BACKENDS:
@@ -66,13 +67,13 @@ def open_backend(name: str, bundle: Bundle, options: BackendOptions) -> tuple[Ba
 
 
 def unavailable(name: str) -> str | None:
-    """Why a backend cannot be used on this machine, as a sentence that says what to do; None if it can."""
+    """Return why a backend cannot be used on this machine and what to do about it, in words; None if it can."""
     reason: str | None = _module(name).unavailable()
     return reason
 
 
 def default_precision(name: str) -> str:
-    """What a backend computes in on this machine unless told otherwise, for pictures sampled on the host."""
+    """Return the precision that a backend computes in by default on this machine, for inputs made on the host."""
     return str(_module(name).default_precision())
 
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: runs everywhere, in float32."""
+"""ONNX Runtime on the CPU. It runs on every CPU, in float32."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from glia_rt.contract import SCORE
 from glia_rt.cores import cpu_count
 from glia_rt.errors import BackendError
 
-#: Two distributions that hold the same package and install over each other.
+#: Two distributions that hold the same package. Each overwrites the files of the other.
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 
 
@@ -65,23 +65,23 @@ def open(bundle: Bundle, options: BackendOptions) -> OnnxRuntimeBackend:
     path = bundle.checked_file(GRAPHS[options.input, "fp32"])
     try:
         session = ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
-    except Exception as error:  # as above
+    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         raise BackendError(f"backend onnxruntime cannot load {path}: {first_line(error)}") from error
     return OnnxRuntimeBackend(session, f"onnxruntime {ort.__version__}", options.batch_size or CPU_BATCH_SIZE)
 
 
 def unavailable() -> str | None:
-    """Why this backend cannot be used here; None if it can."""
+    """Return why this backend cannot be used here; None if it can."""
     return why_not_importable("onnxruntime", "cpu")
 
 
 def default_precision() -> str:
-    """Always fp32: on a CPU ONNX Runtime emulates the shorter types."""
+    """Return "fp32". ONNX Runtime emulates the shorter types on a CPU."""
     return "fp32"
 
 
 def installed_twice() -> bool:
-    """Whether onnxruntime and onnxruntime-gpu are both installed, and so overwrote each other."""
+    """Return whether onnxruntime and onnxruntime-gpu are both installed, so that one overwrote the other."""
     found = []
     for name in DISTRIBUTIONS:
         try:
@@ -92,5 +92,5 @@ def installed_twice() -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says first; ONNX Runtime's go on with lines of its source."""
+    """Return the first line of an exception's message. ONNX Runtime's messages continue with lines of its source."""
     return (str(error) or type(error).__name__).strip().splitlines()[0]

@@ -1,4 +1,7 @@
-"""OpenVINO on the CPU: bfloat16 where the processor multiplies it in hardware, the fastest way to score on a CPU."""
+"""OpenVINO on the CPU, the fastest backend there.
+
+It computes in bfloat16 where the processor multiplies bfloat16 in hardware, else in float32.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,11 @@ _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
 class OpenVinoBackend:
-    """A graph compiled for batches, one stream a core, or for one picture, all cores at once; or for both, in use."""
+    """A graph on OpenVINO, compiled for single pictures, for larger batches, or for both.
+
+    A single picture runs on one stream, which uses all cores. Larger batches run on one stream per core. Each form is
+    compiled when it is first needed.
+    """
 
     name = "openvino"
     device = device_type = "cpu"
@@ -58,12 +65,15 @@ class OpenVinoBackend:
         """Compile the graph for batches of this size.
 
         Raises:
-            BackendError: OpenVINO cannot.
+            BackendError: OpenVINO cannot compile it.
         """
         self._idle_requests(batch_size)
 
     def _idle_requests(self, batch_size: int) -> queue.SimpleQueue[Any]:
-        """Inference requests that no thread uses, one a stream; compiles the graph the first time."""
+        """Return the queue of idle inference requests for batches of this size.
+
+        There is one request per stream. The first call compiles the graph.
+        """
         streams = 1 if batch_size == 1 else self.parallel
         with self._opening:
             if self._closed:
@@ -75,7 +85,7 @@ class OpenVinoBackend:
     def _compile(self, streams: int) -> queue.SimpleQueue[Any]:
         import openvino as ov
 
-        # The binding builds its table of types on first use, and deadlocks if two threads are the first together.
+        # The Python binding builds its table of types on first use, and deadlocks if two threads start that at once.
         ov.Type.u8.to_dtype()
         settings = self._settings | {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": str(cpu_count())}
         try:
@@ -106,7 +116,7 @@ def open(bundle: Bundle, options: BackendOptions) -> OpenVinoBackend:
     name = GRAPHS[options.input, "fp32"]
     path = bundle.checked_file(name)
     settings = {"INFERENCE_PRECISION_HINT": _HINTS[precision]}
-    # OpenVINO itself tells processors and settings apart within one folder.
+    # One folder serves every processor and every setting, because OpenVINO tells them apart itself.
     version = ov.__version__.split("-")[0]
     cache = cache_folder("openvino", f"{version}-{bundle.sha256(name)[:16]}")
     if cache is not None:
@@ -117,17 +127,17 @@ def open(bundle: Bundle, options: BackendOptions) -> OpenVinoBackend:
 
 
 def unavailable() -> str | None:
-    """Why this backend cannot be used here; None if it can."""
+    """Return why this backend cannot be used here; None if it can."""
     return why_not_importable("openvino", "cpu")
 
 
 def default_precision() -> str:
-    """bf16 where the CPU has it in hardware (AMX or AVX512-BF16), else fp32."""
+    """Return "bf16" if the CPU has it in hardware (AMX or AVX512-BF16), else "fp32"."""
     import openvino as ov
 
     return "bf16" if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "fp32"
 
 
 def _reason(error: RuntimeError) -> str:
-    """OpenVINO puts lines of its own source first, and the cause last."""
+    """Return the last line of an error. OpenVINO puts lines of its own source first and the cause last."""
     return (str(error).strip() or type(error).__name__).splitlines()[-1]

@@ -1,4 +1,4 @@
-"""Several engines of one kind as one backend: a batch goes to whichever is idle."""
+"""Several backends of one kind as one backend. A batch goes to any backend that is idle."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class SeveralBackend:
-    """See `Backend`. It owns the others, and closes them."""
+    """Several backends as one; see `Backend`. It owns the backends and closes them."""
 
     def __init__(self, backends: Sequence[Backend]) -> None:
-        """Take backends of one name, precision and batch size.
+        """Join backends of one name, precision and batch size.
 
         Raises:
-            UsageError: They run on devices of different types, whose scores may differ in their last digits: a
-                picture's would depend on which of them took it.
+            UsageError: The backends run on devices of different types. Scores of different types may differ in their
+                last digits, so a picture's score would depend on the device that took it.
         """
         first = backends[0]
         types = sorted({backend.device_type for backend in backends})
@@ -47,7 +47,7 @@ class SeveralBackend:
                     self._idle.put(backend)
 
     def run(self, inputs: Mapping[str, npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
-        """See `Backend`."""
+        """Score a batch on an idle backend; see `Backend.run`."""
         backend = self._idle.get()
         try:
             return backend.run(inputs)
@@ -55,6 +55,6 @@ class SeveralBackend:
             self._idle.put(backend)
 
     def close(self) -> None:
-        """See `Backend`."""
+        """Close all backends."""
         for backend in self._backends:
             backend.close()

@@ -1,7 +1,8 @@
-"""What the HTML pages share: a style, plots that take the page's colours, thumbnails. Nothing but the file is needed.
+"""The parts that the HTML pages share: a style, plots in the page's colours, and thumbnails.
 
-Matplotlib cannot write a CSS variable, and an SVG in one colour would be lost on a light page or on a dark one: plots
-are drawn in the colours here, which nothing else has, and these become the page's.
+A page is one file and needs nothing else. A plot must take the colours of the page, because an SVG in one colour would
+be lost on a light page or on a dark one. Matplotlib cannot write a CSS variable. Plots are therefore drawn in the
+colours named here, which nothing else has, and `svg` replaces these by the variables of the page.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ _VARIABLES: Final = {INK: "ink", FAINT: "faint"} | {colour: f"series-{i}" for i,
 def write_page(
     path: str | os.PathLike[str], package: str, template: str, filters: dict[str, Callable[..., Any]], **values: Any
 ) -> None:
-    """Fill in a template that lies in a package, and write it: HTML with its style inside, without scripts and links.
+    """Fill in a template that lies in a package, and write the page.
 
-    The template extends `frame.html`.
+    The template extends `frame.html`. The page is HTML with its style inside, without scripts and links.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The page cannot be written.
     """
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package, ""), PackageLoader("glia_rt.html", "")]),
@@ -56,7 +57,10 @@ def write_page(
 
 @contextmanager
 def plot_style() -> Iterator[None]:
-    """How plots are drawn: text stays text, for the page's font and for screen readers; equal plots are equal files."""
+    """Set how plots are drawn within this context.
+
+    Text stays text, for the page's font and for screen readers. Equal plots give equal files.
+    """
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "glia-rt", "font.size": 11, "axes.edgecolor": FAINT}):
         yield
 
@@ -70,18 +74,18 @@ def label_axes(axes: Axes, x: str, y: str) -> None:
 
 
 def svg(figure: Figure) -> Markup:
-    """A figure as an <svg> element in the page's colours; to be called within `plot_style`."""
+    """Return a figure as an <svg> element in the page's colours. Call this within `plot_style`."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = file.getvalue()
-    text = text[text.index("<svg") :]  # what comes before belongs to a file of its own
+    text = text[text.index("<svg") :]  # what comes before is only for an SVG file of its own
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var(--{variable})")
     return Markup(text)
 
 
 def thumbnail(pixels: npt.NDArray[np.uint8], size: int | None = None) -> str:
-    """A picture, uint8 (H, W, 3), as a data URI: of `size` pixels at most on either side, or as it is."""
+    """Return a picture, uint8 (H, W, 3), as a data URI: at most `size` pixels on either side, or as it is if None."""
     image = Image.fromarray(pixels)
     if size is not None:
         image.thumbnail((size, size))

@@ -1,4 +1,7 @@
-"""Pictures in folders, lazily, in an order that depends on names alone: all below one, or what matches a pattern."""
+"""Pictures in folders: all those below a folder, or those that match a pattern.
+
+They are listed lazily, in an order that depends on names alone.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +18,19 @@ from glia_rt.pixels.names import display_name, is_picture_name
 def find_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
     """List pictures in files of their own.
 
-    A path that is not a folder comes back as it was given, whatever its extension and even if nothing is there:
-    opening it tells what is wrong. A folder stands for every picture in it and below it, as `walk` has them.
+    A path that is not a folder is yielded as it was given, whatever its extension and even if nothing is there. The
+    caller finds out what is wrong by opening it. A folder stands for every picture in it and below it, as `walk` lists
+    them.
 
     Args:
         paths: Files and folders.
 
     Yields:
-        Paths that begin with the argument they came from; bytes that are not UTF-8 stand as lone surrogates, as in
-        all of `os`.
+        Paths that begin with the argument they came from. Bytes that are not UTF-8 stand as lone surrogates, as
+        everywhere in `os`.
 
     Raises:
-        UsageError: A folder cannot be listed; raised when its turn comes. `paths` is one path, not several.
+        UsageError: `paths` is one path, not several. Or a folder cannot be listed, which is raised when its turn comes.
     """
     if isinstance(paths, (str, bytes, os.PathLike)):
         raise UsageError(f"paths are a list: give [{paths!r}]")
@@ -38,27 +42,28 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
 
 
 def walk(folder: str) -> Iterator[str]:
-    """Every picture in a folder and below it.
+    """Yield every picture in a folder and below it.
 
-    - A picture is a name with an extension of a format that Pillow decodes, in upper or lower case, unless it is a
-      folder or a link to one.
-    - Files and subfolders are taken together, sorted by the bytes of their names (`os.fsencode`).
+    - A picture is a name with the extension of a format that Pillow decodes, in upper or lower case. A folder, or a
+      link to one, is not a picture.
+    - Files and subfolders are sorted together, by the bytes of their names (`os.fsencode`).
     - Names that start with a dot are left out.
-    - Links to folders are not followed, since they can form cycles.
+    - Links to folders are not followed, because they can form cycles.
 
     Raises:
         UsageError: A folder cannot be listed.
-        SourceError: One has gone since its name was read.
+        SourceError: A folder has gone since its name was read.
     """
     return _search(folder, folder, ())
 
 
 def match(pattern: str) -> Iterator[str]:
-    """Pictures, tar and Parquet files that match a pattern, in the order of `walk`.
+    """Yield the pictures and archives that match a pattern, in the order of `walk`.
 
-    Between separators *, ? and [...] stand for what they do in `fnmatch`, and ** for any folders, or none. A folder
-    that matches stands for the pictures in it and below it. Names that start with a dot match nothing. Links to folders
-    are followed only where a part of the pattern other than the last and ** names them.
+    Between separators, *, ? and [...] mean what they mean in `fnmatch`. A part that is ** stands for any number of
+    folders, or none. A folder that matches stands for the pictures in it and below it. Names that start with a dot
+    match nothing. A link to a folder is followed only if it is named by a part of the pattern that is neither the last
+    part nor **.
 
     Raises:
         UsageError: A folder cannot be listed, or nothing matches.
@@ -76,12 +81,13 @@ def match(pattern: str) -> Iterator[str]:
 
 
 def _search(folder: str, prefix: str, parts: Sequence[str]) -> Iterator[str]:
-    """What is below a folder and matches the parts of a pattern; with none, every picture.
+    """Yield what is below a folder and matches the parts of a pattern; every picture, if there are no parts.
 
-    Like an automaton over names: with each name under way go the numbers of the parts that may match next.
+    The search is an automaton over names. Its state is the numbers of the parts that may match the next name. Each
+    pending name carries its own state.
     """
     end = len(parts)
-    # A stack, because folders may nest deeper than Python recurses.
+    # The pending names are a stack, because folders may nest deeper than Python recurses.
     try:
         pending = [(prefix, entry, _or_none(0, parts)) for entry in _last_to_first(folder)]
     except OSError as error:
@@ -90,7 +96,7 @@ def _search(folder: str, prefix: str, parts: Sequence[str]) -> Iterator[str]:
         parent, entry, before = pending.pop()
         path = os.path.join(parent, entry.name)
         matching = _step(before, entry.name, parts)
-        now = matching | before & {end}  # below a folder that has matched everything does
+        now = matching | before & {end}  # everything below a folder that matched does, too
         is_folder = os.path.isdir(path) if entry.is_symlink() else entry.is_dir()
         if is_folder:
             if now and not (entry.is_symlink() and (end in now or _is_any(before, parts))):
@@ -98,7 +104,7 @@ def _search(folder: str, prefix: str, parts: Sequence[str]) -> Iterator[str]:
                     pending += [(path, inner, now) for inner in _last_to_first(path)]
                 except PermissionError as error:
                     raise _not_listed(path, error) from error
-                except OSError as error:  # it was there a moment ago
+                except OSError as error:  # the folder was there a moment ago
                     raise SourceError(f"{display_name(path)}: can no longer be listed: {error.strerror}") from error
         elif end in (matching if is_archive(path) else now):
             yield path
@@ -115,7 +121,7 @@ def _step(before: frozenset[int], name: str, parts: Sequence[str]) -> frozenset[
 
 
 def _or_none(i: int, parts: Sequence[str]) -> frozenset[int]:
-    """A part, and what comes after it if it may stand for nothing."""
+    """Return the number of a part, and of each part after it that is reached if a ** stands for no folder."""
     last = i
     while last < len(parts) and parts[last] == "**":
         last += 1
@@ -127,7 +133,10 @@ def _is_any(states: frozenset[int], parts: Sequence[str]) -> bool:
 
 
 def _last_to_first(folder: str) -> list[os.DirEntry[str]]:
-    """What is right in a folder, in reverse order, ready to be popped; no hidden names, and no files of other kinds."""
+    """Return the pictures, archives and folders directly in a folder, in reverse order, so that the first pops first.
+
+    Hidden names and other files are left out.
+    """
     with os.scandir(folder) as entries:
         found = [
             entry

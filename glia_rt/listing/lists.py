@@ -1,4 +1,7 @@
-"""Names of pictures in a list: a name a line, names that end in NUL, or a column of a CSV; never held whole."""
+"""Names of pictures in a list: a name a line, names that end in NUL, or a column of a CSV.
+
+A list is never held in memory whole.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,16 @@ from typing import Final
 from glia_rt.errors import SourceError, UsageError
 from glia_rt.pixels.names import display_name
 
-#: Longest name, bytes: no system opens one this long.
+#: Longest name, in bytes. No system opens a file with a name this long.
 MAX_NAME: Final = 1 << 16
 
 
 def list_entries(path: str, column: str, null_separated: bool) -> Iterator[str]:
-    """The names in a list; of a .csv or .tsv file, those in a column.
+    """Yield the names in a list. In a .csv or .tsv file, they are the values of a column.
 
     Raises:
-        UsageError: It is no list, or has no such column.
-        SourceError: It cannot be read.
+        UsageError: The file is not a list, or has no such column.
+        SourceError: The list cannot be read.
     """
     try:
         if path.lower().endswith((".csv", ".tsv")):
@@ -34,15 +37,15 @@ def list_entries(path: str, column: str, null_separated: bool) -> Iterator[str]:
 
 
 def names(file: BufferedReader, called: str, null_separated: bool) -> Iterator[str]:
-    """One name a line, or up to a NUL; empty ones are passed over.
+    """Yield one name a line, or one name up to each NUL. Empty names are skipped.
 
     Args:
-        file: Where they stand; read as far as they are asked for.
-        called: What messages call it.
-        null_separated: Whether they end in NUL.
+        file: The file of names. It is read only as far as names are asked for.
+        called: The file's name in messages.
+        null_separated: Whether names end in NUL.
 
     Raises:
-        UsageError: These are no names.
+        UsageError: The file does not hold names.
     """
     end, rest = b"\0" if null_separated else b"\n", b""
     block = file.read1(MAX_NAME)
@@ -75,7 +78,7 @@ def _decoded(found: list[bytes], called: str, null_separated: bool) -> Iterator[
 
 
 def _column(path: str, column: str, dialect: str) -> Iterator[str]:
-    # Bytes that are not UTF-8 stand for themselves, as in all of `os`.
+    # Bytes that are not UTF-8 stand as lone surrogates, as everywhere in `os`.
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         rows = csv.DictReader(file, dialect=dialect, strict=True)
         try:

@@ -1,4 +1,7 @@
-"""Parquet files of pictures, or of their paths: a piece a row group, read a few rows at a time."""
+"""Parquet archives: files with a column of pictures, or of their paths.
+
+Each row group is a piece. It is read a few rows at a time.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from glia_rt.errors import UsageError
-from glia_rt.listing.pieces import DamagedShard, Picture, gone, require_file, shard_key, too_large
+from glia_rt.listing.pieces import DamagedArchive, Picture, archive_key, gone, require_file, too_large
 from glia_rt.pixels.names import display_name
 
-#: What a Parquet reader decodes at once, so that no row group is held whole: so many rows, or of large ones fewer. At
-#: 64 MB reading and decoding 12 MP took 49 ms a picture, at 4 MB 42, from a tar file 43.
+#: What a Parquet reader decodes at once: so many rows, or so many bytes if that is less. No row group is held whole.
+#: Reading and decoding took 49 ms a picture of 12 MP with 64 MB at once, 42 ms with 4 MB, and 43 ms from a tar archive.
 _ROWS_AT_ONCE: Final = 16
 _BYTES_AT_ONCE: Final = 1 << 22
 
@@ -21,8 +24,8 @@ _BYTES_AT_ONCE: Final = 1 << 22
 class RowGroup:
     """A row group of a Parquet file: a column of encoded pictures, or of paths relative to the file's folder.
 
-    A column of structs with a field `bytes`, or else `path`, as Hugging Face writes pictures, is read too. Rows are
-    named FILE/NUMBER, counted from 0 through the file; pictures named by a path keep that path.
+    The column may also have structs with a field `bytes`, or else `path`, as Hugging Face writes pictures. A picture is
+    named FILE/NUMBER, where rows are numbered from 0 through the file. A picture given by a path is named by that path.
     """
 
     path: str
@@ -33,7 +36,7 @@ class RowGroup:
 
     def key(self) -> str:
         """See `Piece`."""
-        return f"{shard_key(self.path)}/{self.index}"
+        return f"{archive_key(self.path)}/{self.index}"
 
     def pictures(self, first: int = 0) -> Iterator[Picture]:
         """See `Piece`."""
@@ -46,7 +49,8 @@ class RowGroup:
                     yield self._picture(row, cell)
                 row += 1
         except (pa.ArrowException, OSError) as error:
-            # Of the system, which may have it again later, and not of a decompressor.
+            # An error of the system ends the run, because the file may be readable again later. Damage that a
+            # decompressor finds becomes rows.
             if getattr(error, "errno", None) is not None or not os.path.exists(self.path):
                 raise gone(self.path, error) from error
             reason = f"a damaged Parquet file ({_first_line(error)})"
@@ -54,10 +58,10 @@ class RowGroup:
                 yield Picture(self._name(lost), None, reason, done=(lost + 1) / self.count)
 
     def _cells(self) -> Iterator[Any]:
-        """The column's Arrow scalars."""
+        """Yield the Arrow scalars of the column."""
         from pyarrow import parquet
 
-        # Without pre_buffer, and with a buffer, pages are read when their turn comes.
+        # Without pre_buffer, and with a buffer, each page is read only when its turn comes.
         with (
             _open_arrow(self.path) as opened,
             parquet.ParquetFile(opened, pre_buffer=False, buffer_size=1 << 20) as file,
@@ -85,12 +89,14 @@ class RowGroup:
         return f"{display_name(self.path)}/{self.first_row + row}"
 
 
-def row_groups(path: str, column: str) -> Iterator[RowGroup | DamagedShard]:
-    """The pieces of a Parquet file; only its footer is read. A damaged one, or one that is none, is a row.
+def row_groups(path: str, column: str) -> Iterator[RowGroup | DamagedArchive]:
+    """Yield the pieces of a Parquet file. Only its footer is read.
+
+    A file that is damaged, or is not a Parquet file, yields one piece that becomes a row.
 
     Raises:
-        UsageError: It has no such column of bytes, strings or structs of them.
-        SourceError: It cannot be opened.
+        UsageError: The file has no such column of bytes, strings or structs of them.
+        SourceError: The file cannot be opened.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -102,7 +108,7 @@ def row_groups(path: str, column: str) -> Iterator[RowGroup | DamagedShard]:
     except (pa.ArrowException, OSError) as error:
         if getattr(error, "errno", None) is not None:
             raise gone(path, error) from error
-        yield DamagedShard(path, f"no Parquet file, or damaged at its end ({_first_line(error)})")
+        yield DamagedArchive(path, f"not a Parquet file, or damaged at its end ({_first_line(error)})")
         return
     if column not in schema.names:
         raise UsageError(
@@ -124,7 +130,7 @@ def row_groups(path: str, column: str) -> Iterator[RowGroup | DamagedShard]:
 
 
 def _open_arrow(path: str) -> Any:
-    """A file for Arrow, which takes names that are not UTF-8 as bytes alone."""
+    """Return a file opened for Arrow, which takes names that are not UTF-8 only as bytes."""
     import pyarrow as pa
 
     return pa.OSFile(os.fsencode(path))
@@ -135,7 +141,11 @@ def _first_line(error: BaseException) -> str:
 
 
 def read_cell(cell: Any) -> tuple[Any, str | None]:
-    """What an Arrow scalar has for a picture, of a struct `bytes`, or else `path`; or None, and why it has none."""
+    """Return what an Arrow scalar holds for a picture. A struct holds it in its field `bytes`, or else in `path`.
+
+    Returns:
+        The value and None; or None, and why there is no picture.
+    """
     import pyarrow as pa
 
     if isinstance(cell, pa.DictionaryScalar):
@@ -147,19 +157,19 @@ def read_cell(cell: Any) -> tuple[Any, str | None]:
         try:
             value = field.as_py()
         except UnicodeDecodeError:
-            return None, "a path that is not UTF-8, as strings of Arrow are"
+            return None, "a path that is not UTF-8, which strings of Arrow must be"
         if value is not None and not (isinstance(value, (bytes, str)) and not value):
             return value, None
     return None, "the row has no picture"
 
 
 def _fields_of_pictures(kind: Any) -> list[str]:
-    """Of a struct's type, the fields that may have a picture, the first one first."""
+    """Return the fields of a struct's type that may hold a picture, in the order in which they are tried."""
     return [name for name in ("bytes", "path") if kind.get_field_index(name) >= 0 and _is_value(kind.field(name).type)]
 
 
 def holds_bytes(kind: Any) -> bool:
-    """Whether a column of this type has pictures themselves, and not their paths alone."""
+    """Return whether a column of this type holds the pictures themselves, and not only their paths."""
     from pyarrow import types
 
     if types.is_struct(kind):
@@ -182,7 +192,7 @@ def _is_value(kind: Any) -> bool:
 
 
 def _plain(kind: Any) -> Any:
-    """What a dictionary has, or the type itself."""
+    """Return the type of the values of a dictionary, or the type itself if it is no dictionary."""
     from pyarrow import types
 
     return kind.value_type if types.is_dictionary(kind) else kind

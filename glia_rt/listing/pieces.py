@@ -1,6 +1,7 @@
-"""What a listing is made of: pictures in pieces that are each opened on their own and read in order.
+"""The parts of a listing: pieces that are each opened on their own, and the pictures that are read from them in order.
 
-A file is one here; `tar_shards` and `parquet_pieces` have the others.
+A picture in a file of its own is a piece. An archive is a tar or Parquet file that holds pictures: `tar` and `parquet`
+have the pieces of archives.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ class Picture:
     """A picture to score, still encoded.
 
     Attributes:
-        name: Its name in the results; always encodable.
-        source: A path, or the bytes of an encoded file; None where it is refused.
-        refused: Why it is not to be read.
-        folder: The folder that was searched for it: if that is gone, so is the source.
-        done: Share of its piece that is read once it is, in (0, 1].
+        name: The picture's name in the results. It can always be encoded.
+        source: A path, or the bytes of an encoded file; None if the picture is refused.
+        refused: Why the picture is not to be read; None if it is.
+        folder: The folder whose search found the picture; None if none was searched. If the folder is gone, so is what
+            is to be scored.
+        done: The share of its piece that is read once this picture is, in (0, 1].
     """
 
     name: str
@@ -42,38 +44,40 @@ class Piece(Protocol):
     """A part of a listing that can be opened on its own.
 
     Attributes:
-        count: Pictures in it; None for a tar shard, which does not say.
+        count: The number of pictures in it; None for a tar archive, which does not record it.
     """
 
     @property
     def count(self) -> int | None:
-        """See above."""
+        """The number of pictures, or None; see the class."""
 
     def key(self) -> str:
-        """What it is: for a shard also its size and modification time.
+        """Return what identifies the piece: its path, and for an archive also its size and modification time.
 
         Raises:
-            SourceError: It is gone.
+            SourceError: The archive is gone.
         """
 
     def pictures(self, first: int = 0) -> Iterator[Picture]:
-        """Its pictures in order, from the one numbered `first`.
+        """Yield the pictures of the piece in order, from the one numbered `first`.
+
+        A damaged archive raises no error. It yields refused pictures, which become rows that say so.
 
         Raises:
-            SourceError: It cannot be read. One that is damaged gives rows that say so instead.
+            SourceError: The piece cannot be read.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A picture in a file of its own; `folder` as `Picture` has it."""
+    """A picture in a file of its own. `folder` is that of `Picture`."""
 
     path: str
     folder: str | None = None
     count: ClassVar[int] = 1
 
     def key(self) -> str:
-        """See `Piece`: its path. What is in it is not looked at."""
+        """Return the path; see `Piece`. The content of the file does not count."""
         return self.path
 
     def pictures(self, first: int = 0) -> Iterator[Picture]:
@@ -83,8 +87,8 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
-class DamagedShard:
-    """A shard of which nothing can be read; a row says so."""
+class DamagedArchive:
+    """An archive from which nothing can be read. Its one picture is refused, and becomes a row that says why."""
 
     path: str
     reason: str
@@ -92,7 +96,7 @@ class DamagedShard:
 
     def key(self) -> str:
         """See `Piece`."""
-        return shard_key(self.path)
+        return archive_key(self.path)
 
     def pictures(self, first: int = 0) -> Iterator[Picture]:
         """See `Piece`."""
@@ -101,33 +105,33 @@ class DamagedShard:
 
 
 def archive_ending(name: str) -> str | None:
-    """By which a file holds pictures and is none itself, in lower case; None for other files."""
+    """Return the ending by which a file of this name is an archive, in lower case; None for other files."""
     return next((ending for ending in (*TAR_ENDINGS, PARQUET_ENDING) if name.lower().endswith(ending)), None)
 
 
 def is_archive(name: str) -> bool:
-    """Whether a file of this name holds pictures, and is none itself."""
+    """Return whether a file of this name is an archive, which holds pictures and is not a picture itself."""
     return archive_ending(name) is not None
 
 
 def too_large(size: int) -> str | None:
-    """Why a picture in a shard is not read; None if it is not too large."""
+    """Return why a picture of `size` encoded bytes in an archive is not read; None if it is not too large."""
     if size <= MAX_ENCODED_BYTES:
         return None
-    return f"{size} bytes, over the limit of {MAX_ENCODED_BYTES} for a picture in a shard"
+    return f"{size} bytes, over the limit of {MAX_ENCODED_BYTES} for a picture in an archive"
 
 
-def shard_key(path: str) -> str:
-    """What `Piece.key` is of a shard; raises as `require_file` does."""
+def archive_key(path: str) -> str:
+    """Return what `Piece.key` is for an archive. Raises as `require_file` does."""
     found = require_file(path)
     return f"{path} {found.st_size} {found.st_mtime_ns}"
 
 
 def require_file(path: str) -> os.stat_result:
-    """What it is, if it is a regular file: opening a FIFO would wait for a writer.
+    """Return the status of a regular file. Other kinds are not opened: opening a FIFO would wait for a writer.
 
     Raises:
-        SourceError: It is not, or it is not there.
+        SourceError: The file is not there, or is not a regular file.
     """
     try:
         found = os.stat(path)
@@ -139,6 +143,6 @@ def require_file(path: str) -> os.stat_result:
 
 
 def gone(path: str, error: BaseException) -> SourceError:
-    """What to raise where a shard cannot be read."""
+    """Return the error to raise for an archive that cannot be read."""
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
     return SourceError(f"{display_name(path)}: cannot be read: {reason}")

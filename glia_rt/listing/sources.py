@@ -16,7 +16,7 @@ from glia_rt.listing.folders import match, walk
 from glia_rt.listing.lists import list_entries, names
 from glia_rt.listing.parquet import row_groups
 from glia_rt.listing.pieces import PARQUET_ENDING, TAR_ENDINGS, File, Picture, Piece, archive_ending
-from glia_rt.listing.tar import TarShard
+from glia_rt.listing.tar import TarArchive
 from glia_rt.pixels.names import display_name
 
 STANDARD_INPUT: Final = "-"
@@ -191,7 +191,7 @@ class Sources:
     def _file(self, path: str) -> Iterator[Piece]:
         ending = archive_ending(path)
         if ending in TAR_ENDINGS:
-            yield TarShard(path)
+            yield TarArchive(path)
         elif ending == PARQUET_ENDING:
             yield from row_groups(path, self.column)
         else:

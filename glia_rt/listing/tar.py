@@ -1,4 +1,7 @@
-"""Tar shards, as WebDataset has them: read in one pass, and whatever is in them, in rows."""
+"""Tar archives of pictures, in the layout of WebDataset.
+
+An archive is read in one pass. Damaged or hostile bytes in it become rows.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,17 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import ClassVar, Final
 
-from glia_rt.listing.pieces import Picture, gone, require_file, shard_key, too_large
+from glia_rt.listing.pieces import Picture, archive_key, gone, require_file, too_large
 from glia_rt.pixels.names import display_name, is_picture_name
 
-#: Longest header of a tar member: tarfile reads one whole, and it may say that its name has gigabytes.
+#: Longest header of a tar member, in bytes. tarfile reads a header whole, and a header may say that its name has
+#: gigabytes.
 _MAX_HEADER: Final = 1 << 20
 _LONG_HEADERS: Final = frozenset(
     {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE}
 )
-#: What tarfile raises on hostile bytes: damaged numbers in headers are ValueErrors, a header that is cut off an
-#: IndexError, and one header that announces the next, hundreds of times, a RecursionError.
+#: What tarfile raises on hostile bytes. A damaged number in a header raises a ValueError. A header that is cut off
+#: raises an IndexError. Hundreds of headers that each announce the next raise a RecursionError.
 _DAMAGE: Final = (
     tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, ValueError, OverflowError, IndexError,
     RecursionError,
@@ -29,11 +33,12 @@ _DAMAGE: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class TarShard:
-    """A tar file, also compressed with gzip, as WebDataset has them: the members with the extension of a picture.
+class TarArchive:
+    """A tar file of pictures, plain or compressed with gzip, in the layout of WebDataset.
 
-    Members are named SHARD/MEMBER. What else a sample has (.json, .txt, .cls) and hidden files are passed over; links
-    and names that lead out of the archive are rows that say so.
+    Its pictures are the members with the extension of a picture. They are named ARCHIVE/MEMBER. The other files of a
+    sample (.json, .txt, .cls) and hidden files are skipped. Links, and names that lead out of the archive, become rows
+    that say so.
     """
 
     path: str
@@ -41,41 +46,45 @@ class TarShard:
 
     def key(self) -> str:
         """See `Piece`."""
-        return shard_key(self.path)
+        return archive_key(self.path)
 
     def pictures(self, first: int = 0) -> Iterator[Picture]:
         """See `Piece`."""
-        shard, number = display_name(self.path), 0
+        archive, number = display_name(self.path), 0
         try:
             require_file(self.path)
             with open(self.path, "rb") as file, tarfile.open(fileobj=file, mode="r:*", tarinfo=_Member) as tar:
                 size = os.fstat(file.fileno()).st_size
                 while (member := tar.next()) is not None:
-                    tar.members.clear()  # type: ignore[attr-defined]  # it keeps every header that it has read
+                    tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header that it reads
                     if not _is_picture(member):
                         continue
-                    # The one before the first, too: if it is cut off, its row was the shard's last.
+                    # The picture before the first is read too. If it is cut off, its row was the archive's last.
                     if number >= first - 1:
-                        name, refused = f"{shard}/{display_name(member.name)}", _why_refused(member)
+                        name, refused = f"{archive}/{display_name(member.name)}", _why_refused(member)
                         data = None if refused else _read(tar, member)
                         if number >= first:
                             yield Picture(name, data, refused, done=file.tell() / size)
                     number += 1
                 _check_end(tar)
                 if number == 0 and first == 0:
-                    yield Picture(shard, None, "a tar file without a picture: no name in it has the extension of one")
+                    yield Picture(archive, None, "a tar file without a picture: no member has a picture's extension")
         except (*_DAMAGE, OSError) as error:
-            if getattr(error, "errno", None) is not None:  # of the system, not of a decompressor
+            if getattr(error, "errno", None) is not None:  # an error of the system, not of a decompressor
                 raise gone(self.path, error) from error
             if number >= first:
-                # Of a file that is none tarfile says, over several lines, what each kind of compression finds wrong.
+                # If a file is not a tar file, the message has one line for each kind of compression that was tried.
                 lines = str(error).splitlines() or [type(error).__name__]
-                reason = lines[0] if len(lines) == 1 else "no tar file, or damaged at its start"
-                yield Picture(shard, None, f"a damaged tar file, not read further ({reason})")
+                reason = lines[0] if len(lines) == 1 else "not a tar file, or damaged at its start"
+                yield Picture(archive, None, f"a damaged tar file, not read further ({reason})")
 
 
 class _Member(tarfile.TarInfo):
-    """A header; tarfile takes a damaged one after the first, and a missing one, for the end, and says nothing."""
+    """A header of a member, read more strictly than by tarfile.
+
+    tarfile takes a damaged header after the first, and a missing one, for the end of the archive, and reports nothing.
+    This class raises `tarfile.ReadError`.
+    """
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
@@ -95,17 +104,20 @@ class _Member(tarfile.TarInfo):
             if tarfile_.offset:
                 raise tarfile.ReadError("cut off: its end is missing") from error
             raise
-        # A negative size, of a header or of what extends it, leads back: the archive would never end (CVE-2025-8194).
+        # A negative size, in a header or in what extends it, leads back in the file. The archive would never end
+        # (CVE-2025-8194).
         if member.size < 0 or tarfile_.offset <= before:
             raise tarfile.ReadError(f"{display_name(member.name)} has {member.size} bytes")
         return member
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
-    """Read what comes after the end, which is zeros; of a compressed archive its checksum, too.
+    """Read what follows the end of the archive, and check that it is zeros.
+
+    This also reads the checksum of a compressed archive.
 
     Raises:
-        ReadError: There is something else, which tarfile would not have read.
+        ReadError: Something else follows, which tarfile would not have read.
     """
     while block := tar.fileobj.read(1 << 16):
         if any(block):

@@ -1,7 +1,7 @@
-"""A file -> pixels -> the inputs of a model, by the rules of the contract.
+"""The way from a picture to the inputs of a model: file -> pixels -> inputs, by the rules of the contract.
 
-In: whatever Pillow reads, and a contract. Out: uint8 arrays by input name. `decode` reads any picture, `views` computes
-the rules, `bicubic` is the resize that both it and the GPU take, `names` says what a picture is called.
+In: any picture that Pillow reads, and a contract. Out: uint8 arrays by input name. `decode` reads a picture. `views`
+computes the inputs. `bicubic` is the resize that `views` and its twin on the GPU use. `names` names a picture.
 
 Other folders use: read_image, decoder, configure_pillow, DEFAULT_MAX_PIXELS, MAX_ENCODED_BYTES of decode; ImageSource,
 display_name, named_path, is_picture_name, picture_extensions of names; make_inputs of views; Pixels of bicubic. The

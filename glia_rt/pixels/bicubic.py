@@ -1,7 +1,7 @@
-"""Pillow's antialiased bicubic, to the bit: its weights, and its horizontal pass compiled by numba.
+"""Pillow's antialiased bicubic resize, bit for bit: its weights, and its horizontal pass compiled by numba.
 
-The horizontal pass over a picture of 12 megapixels is the larger half of making its views, and it wants the pixels as
-they come from the decoder, while Pillow copies them into a form of its own first.
+The horizontal pass over a picture of 12 megapixels takes more than half of the time that its views take. The compiled
+pass reads the pixels as the decoder returns them. Pillow first copies them into a layout of its own.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import numpy.typing as npt
 #: Fraction bits of Pillow's 8-bit resampling: weights are rounded to multiples of 2**-22.
 WEIGHT_BITS: Final = 22
 
-#: Over so many pixels compiling pays: importing numba takes longer than many a smaller picture.
+#: Fewest pixels of a picture for which compiling pays. Importing numba takes longer than many a smaller picture takes.
 LARGE: Final = 1 << 21
 
-#: Samples in a whole number of vectors. Of 12 MP the pass takes 18 ms so, 20 ms by 64, 30 ms by 1.
+#: The number of samples that make a pixel of the result is rounded up to a multiple of this, so that they fill whole
+#: vectors. The pass over a picture of 12 MP takes 18 ms with 32, 20 ms with 64, and 30 ms with 1.
 _LANES: Final = 32
 
 Pixels = npt.NDArray[np.uint8]
@@ -30,13 +31,14 @@ Pixels = npt.NDArray[np.uint8]
 
 @functools.lru_cache(maxsize=64)
 def bicubic_table(side: int, size: int) -> npt.NDArray[np.int32]:
-    """Pillow's weights for one pass, side -> size pixels: Keys' cubic convolution with a = -1/2, antialiased.
+    """Return Pillow's weights for one pass, side -> size pixels: Keys' cubic convolution, a = -1/2, antialiased.
 
     Returns:
-        int32 (1 + taps, size), read-only: for each pixel of the result the first one it is made of, then the weights
-        times 2**22 of that one and those after it. All lie inside the picture; those beyond the filter weigh 0.
+        int32 (1 + taps, size), read-only. For each pixel of the result, row 0 is the first source pixel it is made of.
+        The other rows are the weights, times 2**22, of that source pixel and of those after it. All source pixels lie
+        inside the picture. Those beyond the filter weigh 0.
     """
-    # In the order of Pillow's floating-point operations: another may round a weight the other way.
+    # The floating-point operations are in Pillow's order. Another order may round a weight the other way.
     scale = side / size
     stretch = max(scale, 1.0)
     reach = 2 * stretch
@@ -49,26 +51,28 @@ def bicubic_table(side: int, size: int) -> npt.NDArray[np.int32]:
     kernel = np.where(t < 1, near, np.where(t < 2, far, 0))
     weights = kernel / kernel.sum(axis=0) * (1 << WEIGHT_BITS)
     table = np.vstack([first, np.trunc(weights + np.copysign(0.5, weights))]).astype(np.int32)
-    table.flags.writeable = False  # every caller gets the same one
+    table.flags.writeable = False  # the cache gives every caller the same array
     return table
 
 
 @functools.cache
 def has_compiler() -> bool:
-    """Whether numba, of the extra `fast`, is there."""
+    """Return whether numba, which the extra `fast` installs, can be imported."""
     try:
         importlib.import_module("numba")
-    except ImportError:  # not installed, or not for this numpy
+    except ImportError:  # not installed, or not made for this numpy
         return False
     return True
 
 
 def resize_across(image: Pixels, width: int) -> Pixels:
-    """The horizontal pass, as Pillow's `resize` to (width, H) gives it; needs numba, compiles on first use.
+    """Return the picture after the horizontal pass, as Pillow's `resize` to (width, H) gives it.
+
+    The pass needs numba, which compiles it on first use.
 
     Args:
         image: uint8 (H, W, 3), C-contiguous.
-        width: Of the result, pixels.
+        width: Width of the result, in pixels.
 
     Returns:
         uint8 (H, width, 3).
@@ -78,21 +82,25 @@ def resize_across(image: Pixels, width: int) -> Pixels:
     arguments = (image.reshape(height, 3 * side), *_samples(side, width), out)
     try:
         _compiled()(*arguments)
-    except OSError:  # the disk of numba's cache is full, which is found once all is compiled
+    except OSError:  # the disk of numba's cache is full; numba finds out when all is compiled
         _compiled()(*arguments)
     return out
 
 
-@functools.lru_cache(maxsize=8)  # few: for pictures 4,000 pixels wide one has 0.6 MB, for 65,535 it has 9
+@functools.lru_cache(maxsize=8)  # few: an entry takes 0.6 MB for pictures 4,000 pixels wide, and 9 MB for 65,535
 def _samples(side: int, width: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-    """The pass over samples instead of pixels, R, G, B, R, G, B...: where each pixel of the result starts, its weights.
+    """Return the pass over samples (R, G, B, R, G, B...) instead of pixels.
 
-    Weights are (width, 3, N): for each channel N samples in a row, those of other channels weighing 0. So three times
-    the products are made, but of samples that lie side by side, which vector instructions do many times as fast.
+    For each channel of a pixel of the result, the pass reads N samples in a row. Those of the other channels weigh 0.
+    This takes three times as many products, but of samples that lie side by side, and vector instructions compute these
+    many times as fast.
+
+    Returns:
+        The first sample of each pixel of the result, int64 (width,), and the weights, int32 (width, 3, N).
     """
     first, *weights = bicubic_table(side, width)
     taps = len(weights)
-    count = min(-(-3 * taps // _LANES) * _LANES, 3 * side)  # whole vectors: what is left over is done one by one
+    count = min(-(-3 * taps // _LANES) * _LANES, 3 * side)  # whole vectors: samples left over are done singly
     start = np.minimum(3 * first.astype(np.int64), 3 * side - count)
     spread = np.zeros((width, 3, count), np.int32)
     shift = 3 * first - start
@@ -125,7 +133,7 @@ def _compiled() -> Callable[..., None]:
                 out[y, x, 1] = min(max(green >> bits, 0), 255)
                 out[y, x, 2] = min(max(blue >> bits, 0), 255)
 
-    # Where neither this folder nor the user's cache can be written, as in many a container, each process compiles.
+    # In many containers, neither this folder nor the user's cache can be written. Each process then compiles anew.
     with contextlib.suppress(RuntimeError):
         across.enable_caching()
     run: Callable[..., None] = across

@@ -1,20 +1,23 @@
-"""Any picture Pillow reads -> RGB uint8, by one rule each.
+"""Decoding of any picture that Pillow reads -> uint8 (H, W, 3) RGB.
+
+Each kind of picture has one rule:
 
 - Orientation (EXIF, or XMP where EXIF has none) is applied.
-- Alpha is composited over white: round((a v + (255 - a) 255) / 255), for alpha channels, palettes with transparency,
-  and the one transparent colour of a PNG.
+- Alpha is composited over white: round((a v + (255 - a) 255) / 255). This holds for alpha channels, palettes with
+  transparency, and the one transparent colour of a PNG.
 - CMYK, YCbCr, Lab, HSV, palettes, 1-bit and greyscale are converted as Pillow converts them.
-- 16-bit greyscale becomes round(v / 257), and so do wider integers, which must lie in 0..65535. 16-bit RGB, RGBA and
-  greyscale with alpha come from Pillow as v >> 8, at most one level from that rule.
+- 16-bit greyscale becomes round(v / 257). So do wider integers, which must lie in 0..65535. Pillow gives 16-bit RGB,
+  RGBA and greyscale with alpha as v >> 8, which is at most one level from that rule.
 - Floats must lie in [0, 1] and become round(255 v), ties to even.
-- ICC profiles are ignored: numbers are taken as they stand.
-- Of an animation or a file of several pages, the first frame.
+- ICC profiles are ignored: the values are used as they are.
+- The first frame of an animation, or of a file of several pages, is read.
 
-EPS files are refused: Pillow hands them to Ghostscript, and looking at a picture must not run a program. So are IPTC
-files, which may hold an EPS.
+EPS files are refused, because Pillow passes them to Ghostscript, and reading a picture must not run a program. IPTC
+files are refused too, because they may hold an EPS.
 
-What Pillow does not tell apart is read as it gives it: a TIFF of 12 bits comes out dark, one of 16 bits or floats whose
-zero is white comes out negative, and the transparent colour of a PNG with 2 or 4 bits of grey, or 16 of RGB, stays.
+Pillow does not tell some kinds apart. Their pixels are used as Pillow gives them. A TIFF of 12 bits comes out dark. A
+TIFF of 16 bits or of floats whose zero is white comes out as a negative. The transparent colour of a PNG with 2 or 4
+bits of grey, or 16 bits of RGB, stays as it is.
 """
 
 from __future__ import annotations
@@ -36,15 +39,15 @@ from glia_rt.contract import MAX_SIDE
 from glia_rt.errors import BadImageError, UsageError
 from glia_rt.pixels.names import ImageSource, display_name
 
-#: 2 * PIL.Image.MAX_IMAGE_PIXELS: over this Pillow itself stops (it only warns from half of it).
+#: 2 * PIL.Image.MAX_IMAGE_PIXELS. Pillow itself refuses a picture over this, and only warns from half of it.
 DEFAULT_MAX_PIXELS: Final = 178_956_970
 
-#: Largest encoded picture that is taken out of a shard, or given to simplejpeg: `DEFAULT_MAX_PIXELS` of RGB fit.
+#: Largest encoded picture that is taken out of an archive, or given to simplejpeg. `DEFAULT_MAX_PIXELS` of RGB fit.
 MAX_ENCODED_BYTES: Final = 1 << 29
 
 _RUN_PROGRAMS = ("EPS", "IPTC")
 
-# Not ImageOps.exif_transpose, which writes the whole EXIF block anew and fails where some other tag is malformed.
+# ImageOps.exif_transpose is not used: it rewrites the whole EXIF block, and fails if some other tag is malformed.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -57,23 +60,24 @@ _TURNS = {
 
 
 def read_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> npt.NDArray[np.uint8]:
-    """Turn a picture into RGB pixels, by the rules of this module.
+    """Return the RGB pixels of a picture, by the rules of this module.
 
-    Threads may call this at once; a PIL image, though, is not safe to share between them.
+    Several threads may call this at once. They must not share a PIL image, which is not safe between threads.
 
     Args:
-        source: A path, the bytes of an encoded file, a PIL image (at the frame it stands at), or an array, which is
-            returned as it is.
-        max_pixels: Greatest width times height, read from the header before anything is decoded, as `MAX_SIDE` is;
-            arrays, decoded already, are not held to it. Pillow has a limit of its own, for the process: see
-            `configure_pillow`.
+        source: A path, the bytes of an encoded file, a PIL image, or an array. A PIL image is read at its current
+            frame. An array is returned as it is.
+        max_pixels: Greatest width times height. It is checked on the header, before anything is decoded, and so is
+            `MAX_SIDE`. It does not apply to arrays, which are decoded already. Pillow has a limit of its own for the
+            whole process: see `configure_pillow`.
 
     Returns:
-        uint8 (H, W, 3), RGB, C-contiguous. Not to be written to: it may be read-only, or the caller's own array.
+        uint8 (H, W, 3), RGB, C-contiguous. Do not write to it: it may be read-only, or the caller's own array.
 
     Raises:
-        BadImageError: Missing, unreadable, not a regular file, not a picture, damaged, truncated, over `max_pixels`,
-            of no size, a side over `MAX_SIDE`, or of values outside the rules: "NAME: reason".
+        BadImageError: The picture is missing, unreadable, not a regular file, not a picture, damaged, truncated, over
+            `max_pixels`, without pixels, over `MAX_SIDE` on a side, or of values outside the rules. The message reads
+            "NAME: reason".
         UsageError: `source` is none of these kinds.
     """
     if not isinstance(source, (str, os.PathLike, bytes, Image.Image, np.ndarray)):
@@ -83,7 +87,7 @@ def read_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
             return _checked_array(source)
         if isinstance(source, Image.Image):
             return _decode(source, max_pixels, None)
-        # Pillow registers its formats on first use: a thread that looks meanwhile may miss the one it needs.
+        # Pillow registers its formats on first use. A thread that looks one up meanwhile may not find it.
         Image.preinit()
         Image.init()
         with _open_binary(source) as file:
@@ -93,21 +97,23 @@ def read_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
                 if image.format in _RUN_PROGRAMS:
                     raise ValueError(f"{image.format} is not read: Pillow would run a program")
                 return _decode(image, max_pixels, file)
-    except Exception as error:  # fed hostile bytes, a decoder may raise nearly anything
+    except Exception as error:  # a decoder that is fed hostile bytes may raise nearly anything
         raise BadImageError(_reason(error), display_name(source)) from error
 
 
 def decoder() -> str:
-    """What decodes pictures here, with versions, for the records."""
+    """Return the packages that decode pictures, with their versions, for the records."""
     return f"simplejpeg {importlib.metadata.version('simplejpeg')}, Pillow {PIL.__version__}"
 
 
 def configure_pillow(max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
-    """Set Pillow's own pixel limit, and silence its warnings: of half of that, and of what is odd in a file.
+    """Set Pillow's own pixel limit, and silence its warnings.
 
-    Both are global to the process: for a program to call once before it starts threads, never for a library.
-    `read_image` cannot take pictures over Pillow's limit without it, whatever its own `max_pixels`. For a picture
-    within a picture (ICO, ICNS) Pillow's limit is the only one that is checked before decoding.
+    Pillow warns of pictures over half of that limit, and of oddities in a file. The limit and the warnings are global
+    to the process. A program calls this once, before it starts threads. A library never calls it.
+
+    Without this call `read_image` cannot read pictures over Pillow's limit, whatever its own `max_pixels`. For a
+    picture within a picture (ICO, ICNS), Pillow's limit is the only one that is checked before decoding.
     """
     Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2  # Pillow stops over twice this
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -133,7 +139,7 @@ def _require_size(width: int, height: int, max_pixels: int | None = None) -> Non
 def _open_binary(source: str | os.PathLike[str] | bytes) -> BinaryIO:
     if isinstance(source, bytes):
         return io.BytesIO(source)
-    # Looked at before it is opened: opening a FIFO waits for a writer, and opening a device may do anything.
+    # The file is checked before it is opened: opening a FIFO waits for a writer, and opening a device may do anything.
     mode = os.stat(source).st_mode
     if stat.S_ISDIR(mode):
         raise ValueError("is a directory")
@@ -148,8 +154,8 @@ def _decode(image: Image.Image, max_pixels: int, file: BinaryIO | None) -> npt.N
     if pixels is not None:
         turn = _turn(image)
         return pixels if turn is None else np.asarray(Image.fromarray(pixels).transpose(turn))
-    # Only loading settles the mode, the size and the orientation: an ICNS takes those of the picture within, a TIFF
-    # turns itself.
+    # The mode, the size and the orientation are certain only after loading: an ICNS takes those of the picture within
+    # it, and a TIFF turns itself.
     image.load()
     _require_size(*image.size, max_pixels)
     turn = _turn(image)
@@ -160,7 +166,7 @@ def _decode(image: Image.Image, max_pixels: int, file: BinaryIO | None) -> npt.N
     if image.mode == "I" or image.mode.startswith("I;16"):
         return _grey_to_rgb(_int_to_uint8(np.asarray(image), image.info.get("transparency")))
     if image.mode == "La":
-        image = image.convert("LA")  # the only way Pillow has out of this mode
+        image = image.convert("LA")  # Pillow converts this mode to no other
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.new("RGB", image.size, "white")
@@ -171,10 +177,10 @@ def _decode(image: Image.Image, max_pixels: int, file: BinaryIO | None) -> npt.N
 
 
 def _decode_jpeg(image: Image.Image, file: BinaryIO | None) -> npt.NDArray[np.uint8] | None:
-    """Pixels of a JPEG as Pillow would decode it, not turned yet, only sooner; None for Pillow to do it.
+    """Return the pixels that Pillow would decode from a JPEG, in less time; None if Pillow must decode it.
 
-    Both packages hold libjpeg-turbo, and the slow, exact inverse transform and the smooth chroma upsampling are asked
-    for here as Pillow does.
+    The orientation is not applied yet. simplejpeg and Pillow both contain libjpeg-turbo. This function asks it for what
+    Pillow asks for: the slow, exact inverse transform and the smooth chroma upsampling.
     """
     if file is None or image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
         return None
@@ -183,7 +189,7 @@ def _decode_jpeg(image: Image.Image, file: BinaryIO | None) -> npt.NDArray[np.ui
     file.seek(0)
     try:
         pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(file.read(), "RGB", fastdct=False, fastupsample=False)
-    except ValueError:  # damaged, or merely unusual: Pillow knows which
+    except ValueError:  # the file is damaged, or merely unusual: Pillow finds out which
         return None
     return pixels
 
@@ -191,7 +197,7 @@ def _decode_jpeg(image: Image.Image, file: BinaryIO | None) -> npt.NDArray[np.ui
 def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # noqa: BLE001 - fed hostile bytes, as above; a block that is no EXIF does not turn a picture
+    except Exception:  # noqa: BLE001 - hostile bytes, as in `read_image`; a block that is not EXIF turns no picture
         return None
 
 
@@ -221,5 +227,6 @@ def _reason(error: Exception) -> str:
         return f"{error} (max_pixels and configure_pillow raise the limit)"
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    # Pillow, too, words these two for people; without its type, a KeyError or a MemoryError would say nothing.
+    # Messages of these two types are written for people, by Pillow too. A KeyError or a MemoryError says nothing
+    # without its type.
     return str(error) if isinstance(error, (ValueError, SyntaxError)) else repr(error)

@@ -1,7 +1,7 @@
-"""The rules that make a model's inputs of a picture, in numpy. Training, scoring and verification all call this code.
+"""The rules that make a model's inputs from a picture, in numpy. Training, scoring and verification all call this code.
 
-Each rule of the contract has one function here, which is the truth. Its twins in torch (`glia_export.views`) and on a
-GPU (`glia_rt.backends.cuda.views`) are held to it.
+Each rule of the contract has one function here, which is the reference. Its twins in torch (`glia_export.views`) and on
+a GPU (`glia_rt.backends.cuda.views`) are held to it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ def make_inputs(image: Pixels, contract: Contract, rng: np.random.Generator | No
 
     Args:
         image: uint8 (H, W, 3), RGB, H and W at least 1.
-        contract: Which inputs, and by which rules.
-        rng: None for scoring, where every rule is deterministic. While training, what a rule leaves to chance is drawn
-            from it.
+        contract: Which inputs to make, and by which rules.
+        rng: None for scoring, where every rule is deterministic. In training, the rules draw their random choices from
+            it.
 
     Returns:
-        By input name, uint8 of the input's shape.
+        The inputs by name, each uint8 of the input's shape.
     """
     return {one.name: RULES[one.rule.rule](image, one.rule, rng) for one in contract.inputs}
 
@@ -36,8 +36,9 @@ def make_inputs(image: Pixels, contract: Contract, rng: np.random.Generator | No
 def resize(image: Pixels, rule: Resize, rng: np.random.Generator | None = None) -> Pixels:
     """Return the whole picture at size x size, by Pillow's antialiased bicubic; the aspect is not kept.
 
-    The horizontal pass always comes first. Two calls say so, because Pillow 13 chooses the order by the shape of the
-    picture, which moves the pixels of tall pictures by up to ten grey levels. Nothing is left to chance here.
+    The horizontal pass always comes first. It is a call of its own, because in a single call Pillow 13 chooses the
+    order by the shape of the picture, which moves the pixels of tall pictures by up to ten grey levels. This rule makes
+    no random choice.
     """
     size, resample = rule.size, Image.Resampling.BICUBIC
     height, width, _ = image.shape
@@ -51,11 +52,11 @@ def resize(image: Pixels, rule: Resize, rng: np.random.Generator | None = None) 
 def fragments(image: Pixels, rule: Fragments, rng: np.random.Generator | None = None) -> Pixels:
     """Return the mosaic of fragments, uint8 (size, size, 3).
 
-    Each fragment is the top left corner of its cell (Eq. 2). With `rng` its offset inside the cell is drawn, as
-    FAST-VQA trains.
+    Each fragment is the top left corner of its cell (Eq. 2). With `rng`, its offset inside the cell is drawn at random,
+    as in the training of FAST-VQA.
 
-    A picture whose shorter side m is under `size` is taken as enlarged by size / m. The enlarged picture is never made:
-    only the rows and columns that fragments read are interpolated, so that 1 x 65535 stays cheap.
+    A picture whose shorter side m is under `size` is treated as if enlarged by size / m. The enlarged picture is never
+    made: only the rows and columns that fragments read are interpolated, so that a picture of 1 x 65535 stays cheap.
     """
     height, width, _ = image.shape
     shorter = min(height, width)

@@ -21,10 +21,10 @@ from filelock import FileLock, Timeout
 
 from glia_rt import files
 from glia_rt.errors import GliaError, ListingChangedError, OutputExistsError, UsageError
+from glia_rt.listing.missing import FOLDERS
+from glia_rt.listing.sources import START, Position
 from glia_rt.pixels.names import named_path
 from glia_rt.results import Result, count_rows
-from glia_rt.listing.sources import START, Position
-from glia_rt.listing.missing import FOLDERS
 
 #: How long a row waits in memory until it is in a part.
 PART_SECONDS: Final = 5.0

@@ -1,7 +1,7 @@
-"""Formats of the output: one row a picture as CSV, JSON Lines or Parquet, with how the scores were made beside them.
+"""The formats of an output: CSV, JSON Lines or Parquet, with one row a picture.
 
-How they were made is in OUTPUT.meta.json, and in a Parquet file also as JSON under the key `glia-rt` of its key-value
-metadata.
+The metadata of an output say how its scores were made. They are in OUTPUT.meta.json. A Parquet output also holds them
+itself, as JSON under the key `glia-rt` of its key-value metadata.
 """
 
 from __future__ import annotations
@@ -27,20 +27,23 @@ ROW_GROUP: Final = 10_000
 
 
 class Sink(Protocol):
-    """Results on their way into a file, in order."""
+    """A writer of results into a file, in order."""
 
     def write(self, result: Result) -> None:
         """Add a row."""
 
     def finish(self, metadata: Mapping[str, Any]) -> None:
-        """Write what is held back, and how the scores were made; the file itself stays open."""
+        """Write the rows held back, and the metadata. The file itself stays open."""
 
 
 def sink_format(output: Path) -> Callable[[BinaryIO], Sink]:
-    """The format that the extension of an output's name stands for, as what makes a sink of an open file.
+    """Return the format that the extension of an output's name stands for.
+
+    Returns:
+        A function: open file -> sink.
 
     Raises:
-        UsageError: Another extension, no such folder, or a folder in the output's place.
+        UsageError: The extension is not that of a format, the folder does not exist, or the output is a folder.
     """
     found = _FORMATS.get(output.suffix.lower())
     if found is None:
@@ -53,17 +56,20 @@ def sink_format(output: Path) -> Callable[[BinaryIO], Sink]:
 
 
 def metadata_path(output: Path) -> Path:
-    """OUTPUT.meta.json."""
+    """Return the path of an output's metadata, OUTPUT.meta.json."""
     return output.with_name(output.name + ".meta.json")
 
 
 def format_score(score: float) -> str:
-    """The fewest decimal digits that read back as the same float32."""
+    """Return the fewest decimal digits that read back as the same float32."""
     return str(np.float32(score))
 
 
 def json_line(result: Result) -> str:
-    """A result as one JSON object on one line, without the line break; score as `format_score` writes it."""
+    """Return a result as one JSON object on one line, without the line break.
+
+    The score is written as `format_score` writes it.
+    """
     return json.dumps(_record(result), ensure_ascii=False, allow_nan=False)
 
 
@@ -75,10 +81,10 @@ def _record(result: Result) -> dict[str, Any]:
 
 
 class _Csv:
-    """RFC 4180: a header, lines ending in CRLF; UTF-8. None is an empty cell."""
+    """CSV of RFC 4180, in UTF-8: a header, and lines that end in CRLF. None is an empty cell."""
 
     def __init__(self, file: BinaryIO) -> None:
-        # CRLF, too, because Python 3.11 leaves a lone CR inside a name unquoted where lines end in LF.
+        # Another reason for CRLF: if lines end in LF, Python 3.11 leaves a lone CR inside a name unquoted.
         self._writer = csv.DictWriter(codecs.getwriter("utf-8")(file), COLUMNS, lineterminator="\r\n")
         self._writer.writeheader()
 
@@ -90,7 +96,7 @@ class _Csv:
 
 
 class _Jsonl:
-    """One JSON object a line, UTF-8. None is null."""
+    """JSON Lines, in UTF-8: one JSON object a line. None is null."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -103,8 +109,8 @@ class _Jsonl:
 
 
 def arrow_schema() -> pa.Schema:
-    """The columns of a `Result`, typed."""
-    # Here, not above: it takes longer to import than all the rest of the runtime.
+    """Return the columns of a `Result` and their types."""
+    # pyarrow is imported here because that takes longer than importing all the rest of the runtime.
     import pyarrow as pa
 
     types = (pa.string(), pa.float32(), pa.string(), pa.string(), pa.int32(), pa.int32())
@@ -112,7 +118,10 @@ def arrow_schema() -> pa.Schema:
 
 
 class _Parquet:
-    """Typed columns, zstd, in row groups of ROW_GROUP rows, which bounds the memory. None is null."""
+    """Parquet: typed columns, compressed with zstd. None is null.
+
+    Rows are written in row groups of ROW_GROUP, which bounds the memory.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         import pyarrow as pa

@@ -1,4 +1,4 @@
-"""A page to look at after a run: how scores are distributed, the best and the worst, and what could not be read."""
+"""The report of a run: a page of the distribution of scores, the best and worst pictures, and the unreadable ones."""
 
 from __future__ import annotations
 
@@ -16,28 +16,31 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from glia_rt.html import page
 from glia_rt.errors import BadImageError, GliaError, SourceError, UsageError
+from glia_rt.html import page
+from glia_rt.listing.sources import Position, Sources
 from glia_rt.pixels.decode import read_image
 from glia_rt.results import Result
-from glia_rt.listing.sources import Position, Sources
 
 if TYPE_CHECKING:
     from glia_rt.scorer import Scorer
 
-#: How many of the best, and of the worst, are shown: whole rows of 5 or 2.
+#: How many of the best pictures, and of the worst, are shown. They fill whole rows of 5 or 2.
 SHOWN: Final = 10
 
 _THUMBNAIL: Final = 320
-#: Over this many pictures a point each would be a blot, and a file of megabytes.
+#: Most pictures that are drawn as a point each. The points of more would be a blot, and a file of megabytes.
 _POINTS: Final = 2_000
-#: Errors that are told apart.
+#: Most kinds of errors that are told apart.
 _KINDS: Final = 100
 
 
 @dataclass(frozen=True, order=True)
 class _Ranked:
-    """A picture among the best or the worst; `rank` falls with how much it belongs there, ties go to the first."""
+    """A picture among the best or the worst.
+
+    `rank` rises with how much the picture belongs there. Of pictures with equal scores, the first ranks highest.
+    """
 
     rank: tuple[float, int]
     position: Position = field(compare=False)
@@ -51,18 +54,18 @@ def write_report(
     scorer: Scorer,
     run: Mapping[str, Any],
 ) -> None:
-    """Write the page: HTML that needs nothing beside it.
+    """Write the report: an HTML file that needs nothing beside it.
 
     Args:
-        path: Where to.
-        rows: Results in order, with their positions in the listing; walked once, and not held in memory but for their
-            scores and sizes.
-        sources: The listing, whose best and worst pictures are read again for their thumbnails.
-        scorer: What scored them, for its contract and limits.
-        run: What is shown of how they were scored (`job.describe`).
+        path: The file to write.
+        rows: Results in order, with their positions in the listing. They are walked once. Only their scores and sizes
+            are held in memory.
+        sources: The listing. Its best and worst pictures are read again for their thumbnails.
+        scorer: What scored the pictures. The report needs its contract and limits.
+        run: How the pictures were scored, which the report shows (`runs.run.describe`).
 
     Raises:
-        GliaError: It cannot be written.
+        GliaError: The report cannot be written.
     """
     scores, megapixels = array("f"), array("f")
     best: list[_Ranked] = []
@@ -73,7 +76,7 @@ def write_report(
         if result.score is None or result.width is None or result.height is None:
             kind = _kind(result.error or "")
             if kind not in errors and len(errors) >= _KINDS:
-                kind = "other reasons"  # some quote the damage itself, so that no two are equal
+                kind = "other reasons"  # some errors quote the damage itself, so that no two are equal
             errors[kind] += 1
             examples.setdefault(kind, result.path)
             continue
@@ -110,7 +113,7 @@ def write_report(
 
 
 def _kind(error: str) -> str:
-    """An error without the numbers in it, so that equal causes count as one."""
+    """Return an error without the numbers in it, so that equal causes count as one."""
     return re.sub(r"\d+", "N", error)
 
 
@@ -128,10 +131,13 @@ def _quantiles(scores: np.ndarray) -> dict[str, float]:
 
 
 def _thumbnails(sources: Sources, wanted: Mapping[Position, str], max_pixels: int) -> dict[Position, str]:
-    """The pictures at these positions, read again; where there are others now, by their names, none are shown."""
+    """Return thumbnails of the pictures at these positions, which are read again.
+
+    A position has no thumbnail if the picture there has another name now, or cannot be read.
+    """
     found: dict[Position, str] = {}
     pieces = {position.piece for position in wanted}
-    # All is scored: what has gone since must not hold the rows back.
+    # All pictures are scored by now. What has gone since must not keep their rows from being written.
     with contextlib.suppress(SourceError, UsageError):
         for number, piece in enumerate(sources.pieces()):
             if number not in pieces:
@@ -158,7 +164,10 @@ def _histogram(scores: np.ndarray) -> Markup:
 
 
 def _by_size(megapixels: np.ndarray, scores: np.ndarray) -> Markup:
-    """Score against size: a point a picture, or where there are too many, how many pictures fall where."""
+    """Return a plot of score against size.
+
+    Each picture is a point. If there are too many pictures, a point shows how many of them fall near it.
+    """
     with page.plot_style():
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.add_subplot(xscale="log")

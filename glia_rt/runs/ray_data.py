@@ -1,4 +1,4 @@
-"""Scoring on a Ray cluster: Ray Data reads and writes, its actors score.
+"""Scoring on a Ray cluster: Ray Data reads and writes, and its actors score.
 
     import ray
     from glia_rt.runs.ray_data import score_dataset
@@ -7,12 +7,15 @@
     scores = score_dataset(pictures, "/shared/model.glia", actors=(1, 8), num_gpus=1)
     scores.write_parquet("s3://bucket/scores")
 
-Any reader will do that gives encoded pictures, or their paths, in a column: `read_parquet`, also of what Hugging Face
-writes; `read_webdataset(..., decoder=None)`, with column="jpg"; `with_column("bytes", download("url"))` for a column of
-URLs.
+Any reader works that gives encoded pictures, or their paths, in a column:
 
-An actor that dies is started again and what it had in hand is scored again: no row is lost, none comes twice. For a job
-that is to survive its own end, have Ray Data keep a checkpoint, in a folder that all nodes share or an object store:
+- `read_parquet`, also for what Hugging Face writes;
+- `read_webdataset(..., decoder=None)`, with column="jpg";
+- `with_column("bytes", download("url"))`, for a column of URLs.
+
+An actor that dies is started again, and what it was scoring is scored again. No row is lost, and none comes twice. A
+job that is to survive its own end needs a checkpoint of Ray Data, in a folder that all nodes share or in an object
+store. Configure it before the dataset is made:
 
     from ray.data.checkpoint import CheckpointConfig
 
@@ -20,11 +23,12 @@ that is to survive its own end, have Ray Data keep a checkpoint, in a folder tha
         "path", "/shared/checkpoint", delete_checkpoint_on_success=False
     )
 
-before the dataset is made, "path" being a column of the dataset whose values are unique. The same script, started
-again, then goes on: what is already written it reads but does not score, and files that were half written it removes,
-so that over all runs each row is written once. That holds for files; other sinks may get rows twice. It takes one more
-CPU and 1 GiB of memory. Remove the folder once all is done: left to itself Ray does so at the end of the job, and the
-script, started once more, would write every row again.
+Here "path" is a column of the dataset whose values are unique. The same script, started again, then goes on. It reads
+what is already written, but does not score it. It removes files that were half written. Over all runs, each row is
+written once. This holds for files; other sinks may get rows twice. A checkpoint takes one more CPU and 1 GiB of memory.
+
+Remove the folder yourself once all is done. By default Ray removes it at the end of the job, and the script, started
+once more, would write every row again.
 """
 
 from __future__ import annotations
@@ -36,18 +40,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 from glia_rt.backends.choose import AUTO
 from glia_rt.errors import MissingPackageError, UsageError
-from glia_rt.pixels.decode import DEFAULT_MAX_PIXELS, configure_pillow
 from glia_rt.listing.parquet import holds_bytes, read_cell
 from glia_rt.listing.pieces import Picture
+from glia_rt.pixels.decode import DEFAULT_MAX_PIXELS, configure_pillow
 from glia_rt.results import COLUMNS
-from glia_rt.scorer import Scorer
 from glia_rt.runs.outputs import METADATA_KEY, arrow_schema
+from glia_rt.scorer import Scorer
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from ray.data import Dataset
 
-_ADDED: Final = COLUMNS[1:]  # all but the name, for which the dataset has columns of its own
+_ADDED: Final = COLUMNS[1:]  # all but the name: the dataset has columns of its own for it
 
 
 def score_dataset(
@@ -66,42 +70,44 @@ def score_dataset(
     num_gpus: float | None = None,
     **options: Any,
 ) -> Dataset:
-    """Score the pictures of a dataset, lazily, in a pool of actors that open the bundle once each.
+    """Score the pictures of a dataset lazily, in a pool of actors. Each actor opens the bundle once.
 
-    An actor with a GPU sees no other, and never takes the CPU instead. One without sees no GPU, and computes on all
-    cores of its node whatever it reserves: have one a node, by a `num_cpus` of more than half of the node's.
+    An actor with a GPU sees no other GPU, and never takes the CPU instead. An actor without a GPU sees none, and
+    computes on all cores of its node, whatever it reserves. Have one such actor a node: give a `num_cpus` of more than
+    half of the node's CPUs.
 
-    All actors together must leave Ray CPUs to read and to write with, one a task: with none left, nothing moves.
+    All actors together must leave Ray CPUs to read and write with, one for each task. If none are left, nothing moves.
 
     Args:
-        ds: The pictures.
-        bundle: Where every node finds the bundle.
-        actors: How many; or the fewest and the most, for as many as there is room for.
-        column: Of encoded pictures as bytes, or of paths that every node can open as strings; or of structs with a
-            field `bytes`, or else `path`.
-        backend: As `Scorer.open` has it; so are `precision`, `batch_size` and `max_pixels`. On nodes of several kinds
-            "auto" may choose differently, and scores then differ as the parity of the backends allows.
+        ds: The dataset of pictures.
+        bundle: The path at which every node finds the bundle.
+        actors: The number of actors; or the fewest and the most, of which Ray starts as many as there is room for.
+        column: A column of encoded pictures as bytes, of paths as strings, or of structs with a field `bytes`, or else
+            `path`. Every node must be able to open the paths.
+        backend: As in `Scorer.open`; so are `precision`, `batch_size` and `max_pixels`. On nodes of several kinds
+            "auto" may choose different backends. Scores then differ as far as the parity of the backends allows.
         precision: See `backend`.
         batch_size: See `backend`.
         max_pixels: See `backend`.
-        workers: Decoding threads of each of the two lots that an actor has in work; None for one a core of its node.
-        rows: Pictures that an actor gets at once, two such lots being in work: fewer for very large files, more for
-            engines on very many cores. Also what a checkpoint advances by.
+        workers: Decoding threads for each of the two blocks that an actor works on; None for one a core of its node.
+        rows: Pictures in a block, which an actor gets at once. An actor works on two blocks at a time. Give fewer for
+            very large files, and more for engines on very many cores. A checkpoint advances by a block.
         num_cpus: CPUs that an actor reserves; None for 1.
         num_gpus: GPUs that an actor reserves; None for 0.
-        options: Others of `Dataset.map_batches`, such as accelerator_type, label_selector, memory, runtime_env.
+        options: Other options of `Dataset.map_batches`, such as accelerator_type, label_selector, memory, runtime_env.
 
     Returns:
-        The dataset, in no fixed order, without `column` if its type is for the pictures themselves, and with score
-        (float32, null for a bad image), status, error, width and height (int32) as `Result` has them. How the scores
-        were made is in its schema's metadata, and so in Parquet files, as `Scorer.resolved` in JSON under the key
+        The dataset, in no fixed order, with the columns score (float32, null for a bad image), status, error, width and
+        height (int32), as in `Result`. `column` is left out if its type is for the pictures themselves. The metadata of
+        the schema, and so of Parquet files, say how the scores were made: `Scorer.resolved`, as JSON under the key
         `glia-rt`.
 
     Raises:
         MissingPackageError: Ray Data is not installed.
-        UsageError: There is no such column, or columns of the result's names are there already.
-        RayError: When the dataset is read: an actor could not open the bundle, or its engine failed, and Ray says so
-            with the `GliaError` in its message; or an error as above, in a dataset whose columns Ray knows only then.
+        UsageError: The dataset has no such column, or already has columns of the result's names.
+        RayError: Raised when the dataset is read. An actor could not open the bundle, or its engine failed; Ray's
+            message then holds the `GliaError`. Or one of the errors above occurred in a dataset whose columns Ray knows
+            only then.
     """
     try:
         from ray.data import ActorPoolStrategy
@@ -111,7 +117,7 @@ def score_dataset(
     if known is not None:
         _check_columns(known, column)
     size = {"size": actors} if isinstance(actors, int) else {"min_size": actors[0], "max_size": actors[1]}
-    # Ray's own blocks have up to 128 MiB: of small pictures so many that a pool would wait for one actor.
+    # Ray's own blocks have up to 128 MiB. Those hold so many small pictures that a pool would wait for one actor.
     return ds.repartition(target_num_rows_per_block=rows).map_batches(
         _ScorePictures,
         fn_constructor_kwargs={
@@ -126,7 +132,7 @@ def score_dataset(
         },
         batch_size=rows,
         batch_format="pyarrow",
-        # Two calls at once, so that the engine works on the one while the other begins and ends.
+        # Two calls run at once, so that the engine works on one while the other begins and ends.
         compute=ActorPoolStrategy(**size, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True),
         num_cpus=num_cpus,
         num_gpus=num_gpus,
@@ -135,7 +141,7 @@ def score_dataset(
 
 
 class _ScorePictures:
-    """What an actor is made of: a scorer, kept open, and how a block of rows goes through it."""
+    """An actor: a scorer that is kept open. A call scores one block of rows."""
 
     def __init__(
         self,
@@ -175,7 +181,7 @@ def _picture(cell: Any, column: str) -> Picture:
     if source is not None and not isinstance(source, (bytes, str)):
         raise UsageError(
             f"column {column!r} holds {type(source).__name__}; pictures are encoded bytes, or strings that are their "
-            "paths (of read_webdataset, with decoder=None)"
+            "paths (give read_webdataset decoder=None)"
         )
     return Picture("", source, refused)
 
@@ -185,4 +191,4 @@ def _check_columns(names: Iterable[str], column: str) -> None:
     if column not in names:
         raise UsageError(f"the dataset has no column {column!r}; it has {', '.join(names)}: name one with column=")
     if taken := [name for name in names if name in _ADDED]:
-        raise UsageError(f"the dataset has columns that the scores come with, {', '.join(taken)}: rename or drop them")
+        raise UsageError(f"the dataset already has columns {', '.join(taken)}, which scoring adds: rename or drop them")

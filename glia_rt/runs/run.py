@@ -14,12 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glia_rt import files
-from glia_rt.errors import GliaError, ListingChangedError, MissingPackageError, OutputExistsError, SourceError, UsageError
-from glia_rt.runs.journal import Parts
+from glia_rt.errors import (
+    GliaError,
+    ListingChangedError,
+    MissingPackageError,
+    OutputExistsError,
+    SourceError,
+    UsageError,
+)
 from glia_rt.listing.pieces import Picture
-from glia_rt.results import Result
-from glia_rt.runs.outputs import metadata_path, sink_format
 from glia_rt.listing.sources import START, Position, Sources, Summary, Tally
+from glia_rt.results import Result
+from glia_rt.runs.journal import Parts
+from glia_rt.runs.outputs import metadata_path, sink_format
 from glia_rt.steps import step
 
 if TYPE_CHECKING:

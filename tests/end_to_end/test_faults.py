@@ -75,7 +75,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
 
 @pytest.mark.slow
 def test_fifty_kills_and_the_same_file(tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
-    """Files, a shard and bad ones; killed whenever it comes, also while it starts, merges, and cleans up."""
+    """Files, an archive and bad ones; killed whenever it comes, also while it starts, merges, and cleans up."""
     (tmp_path / "album").mkdir()
     for i in range(66):
         os.link(pictures / f"{i % 32:02}.jpg", tmp_path / "album" / f"{i:04}.jpg")
@@ -312,7 +312,7 @@ def test_what_is_no_picture_is_a_row_and_the_others_are_scored(
     assert "not a picture Pillow can read" in report.read_text()
 
 
-def test_shards_of_what_is_no_picture(
+def test_archives_of_what_is_no_picture(
     tiny_bundle: Path, pictures: Path, tmp_path: Path, rogues: dict[str, str]
 ) -> None:
     good = (pictures / "00.jpg").read_bytes()
@@ -321,8 +321,8 @@ def test_shards_of_what_is_no_picture(
     (tmp_path / "0.tar").write_bytes(tar_of(*members, ("inner.tar", inner), ("inner.jpg", inner)))
     (tmp_path / "cut.tar").write_bytes(inner[:700])
     (tmp_path / "none.tar").write_bytes(b"hello")
-    shards = [tmp_path / name for name in ("0.tar", "cut.tar", "none.tar")]
-    assert run("score", tiny_bundle, *shards, "-o", tmp_path / "scores.csv")[0] == 3
+    archives = [tmp_path / name for name in ("0.tar", "cut.tar", "none.tar")]
+    assert run("score", tiny_bundle, *archives, "-o", tmp_path / "scores.csv")[0] == 3
     found = [(row["path"].removeprefix(f"{tmp_path}/"), row["error"]) for row in rows(tmp_path / "scores.csv")]
     assert [name for name, _ in found] == [
         "0.tar/good.jpg", "0.tar/bomb.png", "0.tar/bomb.tif", "0.tar/../out.jpg", "0.tar/inner.jpg", "cut.tar",
@@ -334,7 +334,7 @@ def test_shards_of_what_is_no_picture(
 
 
 def test_names_of_all_kinds(tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
-    """As files, as far as the file system goes, and as members of a shard, where 4,000 characters do."""
+    """As files, as far as the file system goes, and as members of an archive, where 4,000 characters do."""
     names = [b"two\nlines.jpg", b'quo"te, comma.jpg', b"\xff\xfe.jpg", b" spaces .jpg", "é😀.jpg".encode(), b"-o.jpg"]
     names += [b"x" * 251 + b".jpg"]
     (tmp_path / "album").mkdir()

@@ -52,7 +52,8 @@ def test_the_wheel_holds_the_packages_whole(names: set[str]) -> None:
 def test_the_wheel_holds_data_and_licence(names: set[str]) -> None:
     photographs = {name for name in names if name.startswith("glia_export/selftest/") and name.endswith(".png")}
     assert len(photographs) == 6
-    assert {"glia_export/selftest/SOURCES.md", "glia_export/templates/report.html", "glia_rt/cuda_sampler.cu"} <= names
+    files = {"glia_export/selftest/SOURCES.md", "glia_export/demo/page.html", "glia_rt/html/style.css"}
+    assert files | {"glia_rt/runs/page.html", "glia_rt/backends/cuda/views.cu"} <= names
     assert f"glia_rt-{__version__}.dist-info/licenses/LICENSE" in names
 
 

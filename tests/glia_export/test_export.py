@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -185,12 +186,11 @@ def test_the_manifest_is_complete(tiny_bundle: Path, tiny_checkpoint: Path) -> N
         about = {key: manifest["files"][name][key] for key in ("input", "precision", "opset")}
         assert about == {"input": kind, "precision": precision, "opset": 20 if precision == "fp32" else 23}
     checkpoint = Checkpoint.load(tiny_checkpoint)
-    assert manifest["model"] == {"family": "glianet", "config": checkpoint.config.to_dict()}
+    assert manifest["model"] == {"family": "glianet", "config": dataclasses.asdict(checkpoint.config)}
     assert Contract.from_dict(manifest["contract"]) == checkpoint.contract
     assert manifest["checkpoint"] == {
         "sha256": sha256(tiny_checkpoint),
-        "backbone_source": "random",
-        "backbone_sha256": checkpoint.backbone_sha256,
+        "backbones": {"backbone": {"source": "random", "sha256": checkpoint.backbones["backbone"]["sha256"]}},
         "trained_on": {},
         "metrics": {},
     }
@@ -205,17 +205,19 @@ def test_the_selftest_holds_pictures_views_and_scores(tiny_bundle: Path, tiny_mo
     bundle = Bundle.open(tiny_bundle)
     rows = bundle.selftest()
     assert [row["picture"] for row in rows] == PHOTOGRAPHS
-    named = {row[key] for row in rows for key in ("picture", "global_view", "fragments")}
+    named = {name for row in rows for name in (row["picture"], *row["inputs"].values())}
     assert {p.name for p in (tiny_bundle / "selftest").iterdir()} == named | {"scores.json", "SOURCES.md"}
     record = json.loads((tiny_bundle / "selftest" / "scores.json").read_text())
     assert Contract.from_dict(record["contract"]) == bundle.contract
     for row in rows:
         pixels = read_image(tiny_bundle / "selftest" / row["picture"])
-        stored = [read_image(tiny_bundle / "selftest" / row[key]) for key in ("global_view", "fragments")]
-        for view, expected in zip(stored, make_inputs(pixels, bundle.contract).values(), strict=True):
-            np.testing.assert_array_equal(view, expected)
+        stored = {name: read_image(tiny_bundle / "selftest" / file) for name, file in row["inputs"].items()}
+        expected = make_inputs(pixels, bundle.contract)
+        assert list(stored) == list(expected) == ["global_view", "fragments"]
+        for name, view in stored.items():
+            np.testing.assert_array_equal(view, expected[name])
         with torch.inference_mode():
-            score = tiny_model(*(torch.from_numpy(view.copy())[None] for view in stored))
+            score = tiny_model.score(*(torch.from_numpy(view.copy())[None] for view in stored.values()))
         assert row["score"] == pytest.approx(score.item(), abs=4e-5)
     assert max(row["score"] for row in rows) == pytest.approx(5, abs=1e-4)
 
@@ -262,7 +264,7 @@ def test_the_command_ends_with_sizes_times_parity_and_the_next_command(adapter_o
     for name in GRAPHS.values():
         size = (adapter_only.bundle / name).stat().st_size / 1e6
         assert any(line.split() == [name, f"{size:.1f}"] for line in ran.stdout.splitlines()), name
-    for stage in ("trace the sampler", "trace fp32", "trace fp16", "check scorer.onnx"):
+    for stage in ("trace the rules", "trace fp32", "trace fp16", "check scorer.onnx"):
         assert f"{stage} ..." in ran.stderr
         assert stage in ran.stdout
     assert "compared with PyTorch FP32" in ran.stdout
@@ -385,7 +387,7 @@ def stopped(checkpoint: Path, output: Path, stage: str, by: signal.Signals) -> t
     return process.returncode, rest
 
 
-@pytest.mark.parametrize("stage", ["trace the sampler", pytest.param("check scorer.onnx", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stage", ["trace the rules", pytest.param("check scorer.onnx", marks=pytest.mark.slow)])
 def test_a_killed_export_leaves_nothing_that_looks_like_a_bundle(
     stage: str, small_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -400,7 +402,7 @@ def test_a_killed_export_leaves_nothing_that_looks_like_a_bundle(
     assert ((tmp_path / left / "scorer.onnx").exists()) == (stage == "check scorer.onnx")
 
 
-@pytest.mark.parametrize("stage", ["trace the sampler", pytest.param("check scorer.onnx", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stage", ["trace the rules", pytest.param("check scorer.onnx", marks=pytest.mark.slow)])
 def test_an_interrupted_export_leaves_nothing(stage: str, small_checkpoint: Path, tmp_path: Path) -> None:
     status, rest = stopped(small_checkpoint, tmp_path / "x.glia", stage, signal.SIGINT)
     assert status == 130

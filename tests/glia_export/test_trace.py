@@ -96,7 +96,7 @@ def test_the_trace_scores_as_the_model_does(small: tuple[GLIANet, Contract], tra
     views = random_views(3)
     with torch.inference_mode():
         feature = model.features(*views)
-        score = model.score(feature)
+        score = model.calibrated(model.raw_score(feature))
     found = run(traced, {GLOBAL_VIEW: views[0].numpy(), FRAGMENTS: views[1].numpy()})
     np.testing.assert_allclose(found[trace.FEATURES], feature, atol=1e-5)
     np.testing.assert_allclose(found[SCORE], score, atol=1e-5)
@@ -205,7 +205,7 @@ def weights_by_type(model: ModelProto) -> dict[int, int]:
     """How many numbers of each type the views part of a graph holds; equal tensors, zeros mostly, are held once."""
     counts: Counter[int] = Counter()
     for value in model.graph.initializer:
-        if not value.name.startswith("sampler/"):
+        if not value.name.startswith("rules/"):
             counts[value.data_type] += math.prod(value.dims)
     return counts
 
@@ -225,14 +225,14 @@ def test_types_of_the_weights(kind: str, bundled: dict[str, ModelProto], tiny_mo
     assert mixed[TensorProto.FLOAT16] == pytest.approx(parameters, rel=0.01)
 
 
-def test_the_sampler_stays_in_float32(bundled: dict[str, ModelProto]) -> None:
+def test_the_rules_stay_in_float32(bundled: dict[str, ModelProto]) -> None:
     graph = bundled[GRAPHS["image", "fp16"]].graph
-    types = {value.data_type for value in graph.initializer if value.name.startswith("sampler/")}
+    types = {value.data_type for value in graph.initializer if value.name.startswith("rules/")}
     assert types == {TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL} & types
     casts = {
         attribute.i
         for node in graph.node
-        if node.op_type == "Cast" and node.name.startswith("sampler/")
+        if node.op_type == "Cast" and node.name.startswith("rules/")
         for attribute in node.attribute
     }
     assert TensorProto.FLOAT in casts

@@ -45,7 +45,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def listing(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Sources:
-    """20 rows: six files, one of them bad, a shard of seven with a link, a Parquet file of seven rows with a null."""
+    """20 rows: six files, one of them bad, a tar archive of seven with a link, a Parquet file of seven with a null."""
     folder = tmp_path_factory.mktemp("listing")
     files = sorted(pictures.iterdir())
     (folder / "album").mkdir()

@@ -67,7 +67,7 @@ def weights_file(weights: dict[str, Tensor], tmp_path_factory: pytest.TempPathFa
 def score(model: GLIANet) -> Tensor:
     views = torch.randint(0, 256, (2, 2, 224, 224, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        return model(*views)
+        return model.score(*views)
 
 
 def resave(path: Path, target: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
@@ -90,7 +90,8 @@ class Evil:
 def test_round_trip(saved: Path, model: GLIANet, contract: Contract) -> None:
     loaded = Checkpoint.load(saved)
     assert (loaded.config, loaded.contract) == (CONFIG, contract)
-    assert (loaded.backbone_source, loaded.backbone_sha256) == ("random", backbone_sha256(model.backbone))
+    assert loaded.backbones == {"backbone": {"source": "random", "sha256": backbone_sha256(model.backbone)}}
+    assert loaded.calibration == (2.0, 3.0)
     assert loaded.trained_on == {"pictures": {"train": 8}, "options": {"score_range": (1.0, 5.0), "seed": 1}}
     assert loaded.metrics == {"srcc": 0.5}
     assert loaded.calibrated
@@ -172,15 +173,19 @@ def test_a_torch_file_of_something_else(tmp_path: Path, weights: dict[str, Tenso
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda r: r.update(schema=2), "newer glia-rt; upgrade"),
-        (lambda r: r.update(extra=1), "unknown: extra"),
-        (lambda r: r.pop("metrics"), "unknown: metrics"),
-        (lambda r: r["config"].update(depth=3), "unknown field depth"),
-        (lambda r: r["config"].update(mlp="wide"), "mlp must be"),
+        (lambda r: r.update(schema=3, glia_rt="9.1"), r"schema 3 is newer than 2.*upgrade to glia-rt 9\.1"),
+        (lambda r: r.update(schema="2"), "schema '2' is none that there has been"),
+        (lambda r: r.update(extra=1), "unknown field extra; .*upgrade"),
+        (lambda r: r.pop("metrics"), "missing field metrics"),
+        (lambda r: r.update(family="cnn"), "knows no family 'cnn'"),
+        (lambda r: r.update(calibration=[1.0]), "damaged"),
+        (lambda r: r.update(backbones=None), "damaged"),
+        (lambda r: r["config"].update(depth=3), "no option depth"),
+        (lambda r: r["config"].update(mlp="wide"), "mlp: Input should be 'narrow' or 'loda'"),
         (lambda r: r["config"].update(dropout="much"), "damaged"),
         (lambda r: r.update(config=3), "damaged"),
-        (lambda r: r["contract"].update(schema=2), "schema 2"),
-        (lambda r: r["contract"].pop("grid"), "missing field grid"),
+        (lambda r: r["contract"].update(schema=3), "contract: schema 3 is newer"),
+        (lambda r: r["contract"]["inputs"][1].pop("grid"), "missing field grid"),
         (lambda r: r.update(contract=None), "damaged"),
         (lambda r: r.update(weights={"head.weight": 1}), "weights are no tensors"),
         (lambda r: r.update(weights=None), "weights are no tensors"),
@@ -226,7 +231,7 @@ def test_adapter_only(
     assert path.stat().st_size < saved.stat().st_size / 5
     adapters = Checkpoint.load(path)
     assert adapters.adapter_only
-    assert adapters.backbone_source == "backbone.safetensors"
+    assert adapters.backbones["backbone"]["source"] == "backbone.safetensors"
     with pytest.raises(UsageError, match=r"adapters only: give --backbone-weights .*backbone.safetensors"):
         adapters.build_model()
     assert torch.equal(score(adapters.build_model(str(weights_file))), score(model))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -31,6 +32,7 @@ from glia_train.datasets.splits import split_pictures
 from glia_train.models.glianet import ModelConfig
 from glia_train.models.table import untrained
 from glia_train.options import TrainOptions
+from glia_train.schedule import Schedule
 from glia_train.train import Machine, TrainResult, train
 
 CONFIG = ModelConfig(backbone="vit_tiny_r_s16_p8_224")
@@ -74,7 +76,7 @@ def test_a_run_leaves_four_files(run: TrainResult, labels: Path) -> None:
     record = json.loads((folder / "run.json").read_text())
     assert record["labels"] == str(labels)
     assert record["pictures"] == {"train": 20, "test": 5, "split_by": "reference"}
-    assert record["config"] == CONFIG.to_dict()
+    assert record["config"] == dataclasses.asdict(CONFIG)
     assert record["options"] == {
         "epochs": 2,
         "batch_size": 8,
@@ -177,7 +179,7 @@ def test_adapter_only(labels: Path, tmp_path: Path) -> None:
     result = train(labels, tmp_path / "run", CONFIG, options, str(tmp_path / "backbone.pth"))
     checkpoint = Checkpoint.load(result.checkpoint)
     assert checkpoint.adapter_only
-    assert checkpoint.backbone_source == "backbone.pth"
+    assert checkpoint.backbones["backbone"]["source"] == "backbone.pth"
     checkpoint.build_model(str(tmp_path / "backbone.pth"))
 
 
@@ -191,7 +193,7 @@ def test_the_last_calibration_sees_the_whole_training_part(
 
 def test_learning_rate_falls_along_a_cosine() -> None:
     options = TrainOptions(epochs=2, lr=0.5)
-    schedule = training._Schedule(options, steps_per_epoch=4, progress=Progress(disable=True))
+    schedule = Schedule(options, steps_per_epoch=4, progress=Progress(disable=True))
     rates = []
     for _ in range(8):
         rates.append(schedule.learning_rate)
@@ -245,13 +247,13 @@ def test_ctrl_c_leaves_the_last_whole_checkpoint(labels: Path, tmp_path: Path) -
     checkpoint = Checkpoint.load(tmp_path / "checkpoint.pt")
     assert checkpoint.trained_on["epoch"] == 2
     assert checkpoint.calibrated
-    assert not torch.equal(checkpoint.weights["calibration"], torch.tensor([1.0, 0.0]))
+    assert checkpoint.calibration != (1.0, 0.0)
     assert {path.name for path in tmp_path.iterdir()} == FILES
 
 
 def test_a_real_ctrl_c(labels: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from glia_train.training import *\n"
+        "import sys; from glia_train.train import *; from glia_train.models.glianet import ModelConfig\n"
         f"train({str(labels)!r}, {str(tmp_path / 'run')!r}, ModelConfig(backbone={CONFIG.backbone!r}),"
         "TrainOptions(epochs=100_000, batch_size=20), 'random')"
     )

@@ -1,4 +1,4 @@
-"""timm's VisionTransformer as a backbone: making it, loading its weights, running parts of it."""
+"""timm's VisionTransformer as a backbone: functions that create it, load its weights and run parts of it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ VIEW_SIZE = 224
 
 
 def create_backbone(name: str) -> VisionTransformer:
-    """Make a backbone with random weights and no classification head.
+    """Return a backbone with random weights and no classification head.
 
     Raises:
-        UsageError: timm has no such model, or it is not a plain ViT with a cls token.
+        UsageError: timm has no such model, or the model is not a plain ViT with a cls token and a final norm.
     """
     if not timm.is_model(name):
         near = " or ".join(difflib.get_close_matches(name, timm.list_models()))
         raise UsageError(f"timm has no model {name!r}" + (f"; did you mean {near}?" if near else ""))
     try:
         vit = timm.create_model(name, pretrained=False, num_classes=0, img_size=VIEW_SIZE)
-    except TypeError as error:  # img_size, which every ViT takes
+    except TypeError as error:  # the model takes no img_size, and every ViT does
         raise UsageError(f"{name} is not a ViT: GLIANet cannot use it") from error
     except RuntimeError as error:
         raise UsageError(f"{name}: {_on_one_line(error)}") from error
@@ -43,20 +43,20 @@ def create_backbone(name: str) -> VisionTransformer:
 
 
 def pretrained_cfg(vit: nn.Module) -> dict[str, Any]:
-    """Timm's record of a backbone: architecture, tag, mean, std."""
+    """Return timm's record of a backbone: architecture, tag, mean, std."""
     return cast(dict[str, Any], vit.pretrained_cfg)
 
 
 def load_backbone_weights(vit: nn.Module, source: str) -> None:
-    """Fill a backbone in place.
+    """Load weights into a backbone, in place.
 
     Args:
         vit: A backbone made by `create_backbone`.
-        source: "hub" (timm's hub, downloads), "random" (leave as initialised), or a file: safetensors, timm's npz,
-            or a pth state dict, which is read with weights_only.
+        source: "hub" downloads the weights from timm's hub. "random" keeps the initial weights. Anything else is the
+            path of a file: safetensors, timm's npz, or a pth state dict, which is read with weights_only.
 
     Raises:
-        UsageError: The hub cannot be reached, or the file is not there.
+        UsageError: The hub cannot be reached, or the file does not exist.
         BundleError: The file does not hold this backbone's weights.
     """
     if source == "random":
@@ -76,11 +76,11 @@ def load_backbone_weights(vit: nn.Module, source: str) -> None:
         if path.suffix == ".npz":
             cast(VisionTransformer, vit).load_pretrained(str(path))
             return
-        # The filter is the hub's own: it reads older layouts and fits position embeddings to the view's size.
+        # The hub uses the same filter. It reads older layouts and fits position embeddings to the view's size.
         keys = load_checkpoint(vit, str(path), strict=False, filter_fn=checkpoint_filter_fn, weights_only=True)
-    except Exception as error:  # whatever timm or torch raises, it means a wrong file
+    except Exception as error:  # timm and torch raise many kinds, and each means a wrong file
         raise BundleError(f"{path}: not weights of {name}: {_on_one_line(error)}") from error
-    # Most files hold a classification head, which has no place here; any other difference means another model.
+    # Most files hold a classification head, which this backbone lacks. Any other difference means another model.
     if odd := keys.missing_keys + [key for key in keys.unexpected_keys if not key.startswith("head")]:
         raise BundleError(f"{path}: not weights of {name}: {len(odd)} tensors missing or unknown, first {odd[0]}")
 
@@ -88,7 +88,7 @@ def load_backbone_weights(vit: nn.Module, source: str) -> None:
 def _load_from_hub(vit: nn.Module, name: str) -> None:
     try:
         donor = timm.create_model(name, pretrained=True, num_classes=0, img_size=VIEW_SIZE)
-    except Exception as error:  # the hub's client raises many kinds; each means "not to be had"
+    except Exception as error:  # the hub's client raises many kinds, and each means no weights
         raise UsageError(
             f"cannot get {name} from timm's hub ({_on_one_line(error)}). Without a network give "
             "--backbone-weights FILE with weights downloaded elsewhere, or --backbone-weights random"
@@ -101,7 +101,7 @@ def _on_one_line(error: BaseException) -> str:
 
 
 def backbone_sha256(vit: nn.Module) -> str:
-    """Hash of all weights of a backbone, in the order of their names."""
+    """Return the SHA-256 of all weights of a backbone, taken in the order of their names."""
     digest = hashlib.sha256()
     for key, value in sorted(vit.state_dict().items()):
         digest.update(key.encode())
@@ -110,23 +110,23 @@ def backbone_sha256(vit: nn.Module) -> str:
 
 
 def embed(vit: VisionTransformer, pixels: Tensor) -> Tensor:
-    """Normalised pixels (N, 3, S, S) -> tokens (N, T, D) as they enter the first block, positions added."""
+    """Return the tokens (N, T, D) that enter the first block, positions added, for normalised pixels (N, 3, S, S)."""
     pixels = pixels.to(next(vit.parameters()).dtype)
     x = vit.patch_embed(pixels)
-    x = vit._pos_embed(x)  # timm's only entry to cls, register and position embeddings
+    x = vit._pos_embed(x)  # timm's only way to add cls, register and position embeddings
     return cast(Tensor, vit.norm_pre(vit.patch_drop(x)))
 
 
 def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
-    """Cut what one projection made of several: (N, T, parts * r) -> `parts` times (N, heads, T, r/heads)."""
+    """Split the output (N, T, parts * r) of a packed projection into `parts` tensors (N, heads, T, r/heads)."""
     n, t, _ = x.shape
     return x.view(n, t, parts, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def block_cls_row(block: Any, x: Tensor) -> Tensor:
-    """The first row of `block(x)`, (N, 1, D) from (N, T, D), without computing the others.
+    """Return the first row of `block(x)`, (N, 1, D) from (N, T, D), without computing the other rows.
 
-    Keys and values need every token; the query, the output projection and the MLP need the cls token alone.
+    Keys and values need every token. The query, the output projection and the MLP need the cls token alone.
     """
     attn = block.attn
     n, _, _ = x.shape
@@ -138,7 +138,8 @@ def block_cls_row(block: Any, x: Tensor) -> Tensor:
     [q] = split_heads(q, 1, attn.num_heads)  # (N, heads, 1, D/heads)
     k, v = split_heads(kv, 2, attn.num_heads)  # (N, heads, T, D/heads)
     q, k = attn.q_norm(q), attn.k_norm(k)
-    # Written out: as one operator, a single query with an odd number of heads is refused by TensorRT.
+    # The attention is written out as its parts. TensorRT refuses the one operator for it where a single query has an
+    # odd number of heads.
     weights = ((q * attn.scale) @ k.transpose(-2, -1)).softmax(dim=-1)  # (N, heads, 1, T)
     a = attn.attn_drop(weights) @ v  # (N, heads, 1, D/heads)
     a = attn.proj_drop(attn.proj(attn.norm(a.transpose(1, 2).reshape(n, 1, dim))))

@@ -1,6 +1,7 @@
-"""checkpoint.pt: family, config, contract, weights, calibration, and where they came from, as plain types.
+"""checkpoint.pt: a model's family, config, contract, weights, calibration and origin, as plain types.
 
-It appears whole, and is read with weights_only, so that opening a stranger's checkpoint runs none of its code.
+The file appears whole or not at all. It is read with weights_only, so that opening a stranger's checkpoint runs none
+of its code.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ SCHEMA: Final = 2
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model on disk.
+    """A model as it is stored on disk.
 
     Attributes:
-        config: The architecture: the config of a family.
-        contract: The inputs and the score; its range is None until the model is calibrated.
-        weights: The model's state dict; without frozen backbones in an adapter-only checkpoint.
+        config: The config of the model's family, which fixes the architecture.
+        contract: The inputs and the score. The range of the score is None until the model is calibrated.
+        weights: The model's state dict. An adapter-only checkpoint leaves out the frozen backbones.
         calibration: The linear map (scale, offset) from raw scores to label units.
-        backbones: By name, for each pretrained network inside: `source`, what --backbone-weights was ("hub", "random",
-            or the file's name), and `sha256` of its weights as they are in the trained model.
-        trained_on: Plain facts about the data, the split and the options; empty for an untrained model.
-        metrics: Figures of the held-out part after the last epoch.
-        card: What a bundle of this model says about it to people: `text`, and `figures` by name. May be empty.
+        backbones: Facts about each pretrained network inside, by its name. `source` is what --backbone-weights was:
+            "hub", "random" or the file's name. `sha256` is the hash of its weights in the trained model.
+        trained_on: Facts about the dataset, the split and the options; empty for an untrained model.
+        metrics: Metrics of the held-out part after the last epoch, by name.
+        card: What a bundle of this model tells people about it: `text`, and `figures` by name. It may be empty.
     """
 
     config: Any
@@ -54,22 +55,25 @@ class Checkpoint:
 
     @property
     def family(self) -> type[Model]:
-        """The class of the model."""
+        """Return the class of the model."""
         return family_of(self.config)
 
     @property
     def left_out(self) -> list[str]:
-        """Names of the backbones whose weights are not here; their hashes say which ones belong to them."""
+        """Return the names of the backbones whose weights the checkpoint leaves out.
+
+        The hashes in `backbones` identify the weights that belong there.
+        """
         return [name for name in self.backbones if not any(key.startswith(f"{name}.") for key in self.weights)]
 
     @property
     def adapter_only(self) -> bool:
-        """Whether backbones are left out."""
+        """Return whether the checkpoint leaves out any backbone."""
         return bool(self.left_out)
 
     @property
     def calibrated(self) -> bool:
-        """Whether scores are in label units."""
+        """Return whether scores are in label units."""
         return self.contract.score.range is not None
 
     def describe(self) -> dict[str, Any]:
@@ -87,7 +91,7 @@ class Checkpoint:
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file whole, or not at all."""
+        """Write the checkpoint. The file appears whole or not at all."""
         record = {
             "schema": SCHEMA,
             "glia_rt": __version__,
@@ -106,10 +110,10 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Checkpoint:
-        """Read a checkpoint, also one of schema 1.
+        """Read a checkpoint of the current schema, or of schema 1.
 
         Raises:
-            BundleError: The file is missing, damaged, not a checkpoint of glia-rt, or of a newer version.
+            BundleError: The file is missing, is damaged, is not a checkpoint of glia-rt, or is of a newer version.
         """
         path = Path(path)
         if not path.is_file():
@@ -131,7 +135,11 @@ class Checkpoint:
             contract = Contract.from_dict(record["contract"], written_by)
             scale, offset = (float(value) for value in record["calibration"])
             backbones = {str(name): dict(facts) for name, facts in record["backbones"].items()}
-        except (AttributeError, TypeError, ValueError) as error:  # values of the wrong kind; UsageError is one
+        except (
+            AttributeError,
+            TypeError,
+            ValueError,
+        ) as error:  # a value is of the wrong kind; a UsageError is a ValueError
             raise BundleError(f"{path}: {error}; the checkpoint is damaged, or of a newer glia-rt") from error
         weights = record["weights"]
         if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
@@ -148,14 +156,14 @@ class Checkpoint:
         )
 
     def build_model(self, backbone_weights: str | None = None) -> Model:
-        """Make the model with this checkpoint's weights, in eval mode.
+        """Return the model with this checkpoint's weights, in eval mode.
 
         Args:
-            backbone_weights: For an adapter-only checkpoint, where the backbone's weights are: "hub" or a file.
+            backbone_weights: Source of the backbone's weights for an adapter-only checkpoint: "hub" or a file.
 
         Raises:
-            UsageError: An adapter-only checkpoint and no backbone weights.
-            BundleError: The weights do not fit, or the backbone is not the one it was trained against.
+            UsageError: The checkpoint is adapter-only, and no backbone weights are given.
+            BundleError: The weights do not fit, or the backbone is not the one that the adapters were trained against.
         """
         model = self.family(self.config)
         left_out = self.left_out
@@ -172,7 +180,7 @@ class Checkpoint:
             raise BundleError(f"the checkpoint's weights do not fit its config, first at {odd[0]}: it is damaged")
         model.load_state_dict(dict(self.weights), strict=not left_out)
         model.calibration.copy_(torch.tensor(self.calibration))
-        # As at training: another version of timm may have another mind about a backbone's pixels.
+        # The contract has the values of training. Another version of timm may give this backbone other ones.
         model.mean.copy_(torch.tensor(self.contract.mean))
         model.std.copy_(torch.tensor(self.contract.std))
         return model.eval()
@@ -193,10 +201,10 @@ class Checkpoint:
 
 
 def check_adapter_only(model: Model, backbone_source: str) -> None:
-    """See that the frozen backbones of a model may be left out of a checkpoint: that they can be had again.
+    """Check that the frozen backbones of a model can be restored, so that a checkpoint may leave them out.
 
     Raises:
-        UsageError: Every backbone is trained too, or they started from random weights.
+        UsageError: Every backbone is trained too, or the backbones started from random weights.
     """
     if not model.frozen_backbones():
         raise UsageError("--adapter-only cannot leave out a backbone that is trained: drop it or --tune-backbone")
@@ -213,10 +221,10 @@ def make_checkpoint(
     trained_on: Mapping[str, Any] | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> Checkpoint:
-    """Take a checkpoint of a model, whose weights are copied to the CPU.
+    """Return a checkpoint of a model. The weights are copied to the CPU.
 
     Raises:
-        UsageError: adapter_only with a backbone that could not be had again.
+        UsageError: `adapter_only` is set, and a backbone could not be restored.
     """
     left_out: tuple[str, ...] = ()
     if adapter_only:

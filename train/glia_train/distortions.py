@@ -1,12 +1,16 @@
 """KADID-10k's 25 distortions at five levels each, for synthetic training sets.
 
-Lin, Hosu, Saupe: "KADID-10k: A Large-scale Artificially Distorted IQA Database", QoMEX 2019. The parameters are those
-of the published generator; the code is this project's own and its pictures are alike, not identical. Where it departs
-on purpose: values are used as they are (v / 255), not stretched to each picture's own minimum and maximum; the denoiser
-is non-local means, not a trained network; tone curves and sharpening act on R, G and B; a grey level of quantization is
-the mean of its class; shifts go in any direction.
+The source is Lin, Hosu, Saupe: "KADID-10k: A Large-scale Artificially Distorted IQA Database", QoMEX 2019. The
+parameters are those of the published generator. The code is this project's own, so its pictures are similar to the
+generator's, not identical. It departs from the generator on purpose in five points:
 
-A level is no label: how bad level 3 looks differs from one distortion to another, and with the picture.
+- Values are used as they are (v / 255), not stretched to each picture's own minimum and maximum.
+- The denoiser is non-local means, not a trained network.
+- Tone curves and sharpening act on R, G and B.
+- A grey level of quantization is the mean of its class.
+- Shifts go in any direction.
+
+A level is not a label. How bad level 3 looks differs between distortions and between pictures.
 """
 
 # scikit-image's functions carry no types.
@@ -50,9 +54,9 @@ class Distortion:
     Attributes:
         number: KADID-10k's number, 1..25, as in its file names (I01_NN_LL.png).
         name: Key in `DISTORTIONS`.
-        levels: Parameter of levels 1 to 5, in the unit of `function`.
-        function: (image, parameter, rng) -> image, both float64 RGB (H, W, 3); the input lies in [0, 1], the output
-            may leave it.
+        levels: The parameter at levels 1 to 5, in the unit that `function` takes.
+        function: (image, parameter, rng) -> image, both float64 RGB (H, W, 3). The input lies in [0, 1]. The output
+            may leave that range.
     """
 
     number: int
@@ -62,23 +66,24 @@ class Distortion:
 
 
 def distort(image: NDArray[np.uint8], name: str, level: int, rng: Generator) -> NDArray[np.uint8]:
-    """Distort a picture.
+    """Return a distorted copy of a picture.
 
-    Severity rises with the level, except for mean_shift (nothing, up, down, further up, further down) and contrast
-    (raised, less, still less, then lowered, lowered more). With the published parameters, level 1 of gaussian_blur,
-    motion_blur, color_saturation_2 and mean_shift leaves the picture as it is.
+    Severity rises with the level, with two exceptions. The levels of mean_shift shift by nothing, up, down, further up
+    and further down. Levels 1 to 3 of contrast raise it, each less than the level before; levels 4 and 5 lower it, the
+    last one more. With the published parameters, level 1 of gaussian_blur, motion_blur, color_saturation_2 and
+    mean_shift leaves the picture as it is.
 
     Args:
-        image: uint8 RGB (H, W, 3), both sides at least 32 pixels; not changed.
+        image: uint8 RGB (H, W, 3), both sides at least 32 pixels; it is not modified.
         name: A key of `DISTORTIONS`.
         level: 1 to 5.
-        rng: Source of noise, places and directions; the same state gives the same picture.
+        rng: Source of noise, positions and directions; the same state gives the same picture.
 
     Returns:
         uint8 RGB of the same shape.
 
     Raises:
-        UsageError: Unknown name, level outside 1..5, or an array that is not such a picture.
+        UsageError: The name is unknown, the level is outside 1..5, or the array is not such a picture.
     """
     if name not in DISTORTIONS:
         raise UsageError(f"no distortion is called {name!r}; there are {', '.join(DISTORTIONS)}")
@@ -113,7 +118,10 @@ def _motion_blur(image: FloatImage, length: float, rng: Generator) -> FloatImage
 
 
 def _disk_kernel(radius: int) -> FloatImage:
-    """A disk, (2 radius + 1) square, each pixel weighted by the part of it that the disk covers; its sum is 1."""
+    """Return the kernel of a disk, (2 radius + 1, 2 radius + 1), whose sum is 1.
+
+    The weight of a pixel is proportional to the part of it that the disk covers.
+    """
     side, fine = 2 * radius + 1, 16
     x = (np.arange(side * fine) + 0.5) / fine - side / 2
     inside = np.hypot(x[:, None], x) <= radius
@@ -122,7 +130,10 @@ def _disk_kernel(radius: int) -> FloatImage:
 
 
 def _line_kernel(length: float, angle: float) -> FloatImage:
-    """A line `length` pixels long through the centre; weights fall from 1 on it to 0 a pixel away; its sum is 1."""
+    """Return the kernel of a line through the centre, `length` pixels long, whose sum is 1.
+
+    Before the division by their sum, the weights fall from 1 on the line to 0 one pixel away from it.
+    """
     half = (length - 1) / 2
     reach = math.ceil(half)
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
@@ -159,7 +170,8 @@ def _color_shift(image: FloatImage, distance: float, rng: Generator) -> FloatIma
 def _color_quantization(image: FloatImage, size: float, rng: Generator) -> FloatImage:
     picture = Image.fromarray(_to_uint8(image))
     palette = picture.quantize(int(size))
-    # The first call maps to the nearest colour; given a palette, Pillow diffuses the error as the generator does.
+    # The published generator diffuses the error, and Pillow does so only if it is given a palette. The first call maps
+    # each pixel to the nearest colour.
     dithered = picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
     return np.asarray(dithered.convert("RGB")) / 255.0
 
@@ -173,8 +185,8 @@ def _color_saturation_2(image: FloatImage, factor: float, rng: Generator) -> Flo
 
 
 def _lab_to_rgb(lab: FloatImage) -> FloatImage:
-    # f(Z) = (L + 16) / 116 - b / 200 must not be negative: scikit-image would clip such a Z to 0 too, with a warning.
-    # 1e-9 keeps the rounding on the right side.
+    # f(Z) = (L + 16) / 116 - b / 200 must not be negative. scikit-image would clip such a Z to 0 too, but with a
+    # warning. 1e-9 keeps the rounded value from being negative.
     lab[..., 2] = np.minimum(lab[..., 2], (lab[..., 0] + 16) / 116 * 200 - 1e-9)
     return color.lab2rgb(lab)
 
@@ -217,8 +229,8 @@ def _multiplicative_noise(image: FloatImage, variance: float, rng: Generator) ->
 
 
 def _denoise(image: FloatImage, variance: float, rng: Generator) -> FloatImage:
-    # Non-local means uses the known sigma and is quick; of scikit-image's denoisers that need no further package it
-    # leaves the least error at the lower variances. h and the patches are those of scikit-image's own example.
+    # Non-local means uses the known sigma and is quick. It leaves the least error at the lower variances among the
+    # denoisers of scikit-image that need no further package. h and the patches are those of scikit-image's own example.
     sigma = math.sqrt(variance)
     noisy = _white_noise(image, variance, rng)
     return denoise_nl_means(
@@ -246,12 +258,12 @@ def _mean_shift(image: FloatImage, amount: float, rng: Generator) -> FloatImage:
 
 
 def _tone_curve(image: FloatImage, *points: tuple[float, float]) -> FloatImage:
-    """Map every value through a smooth curve from (0, 0) to (1, 1) by way of `points`, without overshoot."""
+    """Map every value through a smooth curve from (0, 0) through `points` to (1, 1), without overshoot."""
     x, y = zip((0.0, 0.0), *points, (1.0, 1.0), strict=True)
     return PchipInterpolator(x, y)(image)
 
 
-# Places
+# Positions
 
 
 def _jitter(image: FloatImage, sigma: float, rng: Generator) -> FloatImage:
@@ -295,7 +307,7 @@ def _color_block(image: FloatImage, blocks: float, rng: Generator) -> FloatImage
 
 
 def _random_step(distance: float, rng: Generator) -> tuple[int, int]:
-    """(dy, dx) of a step in a random direction, rounded to whole pixels."""
+    """Return (dy, dx) of a step of `distance` pixels in a random direction, rounded to whole pixels."""
     angle = rng.uniform(0, 2 * math.pi)
     return round(distance * math.sin(angle)), round(distance * math.cos(angle))
 
@@ -306,7 +318,7 @@ def _random_step(distance: float, rng: Generator) -> tuple[int, int]:
 def _quantization(image: FloatImage, grey_levels: float, rng: Generator) -> FloatImage:
     pixels = _to_uint8(image)
     histogram = np.bincount(pixels.ravel(), minlength=256)
-    # A class's mean is the value that comes nearest to its members; thresholds are shared by the three channels.
+    # A class becomes its mean, which is the value nearest to its members. The three channels share the thresholds.
     starts = _multi_otsu(histogram, int(grey_levels))
     lookup = np.empty(256)
     for start, stop in zip([0, *starts], [*starts, 256], strict=True):
@@ -316,22 +328,23 @@ def _quantization(image: FloatImage, grey_levels: float, rng: Generator) -> Floa
 
 
 def _multi_otsu(histogram: NDArray[np.int_], classes: int) -> list[int]:
-    """Multi-Otsu thresholds by dynamic programming, in O(classes * bins^2) where trying every choice is exponential.
+    """Return multi-Otsu thresholds, found by dynamic programming in O(classes * bins^2).
 
-    The between-class variance of Otsu (1979) is, up to a constant, the sum over classes of (sum of values)^2 / count:
-    a sum of one term a class, so that the best split of bins [0, j) into k classes extends a best one into k - 1.
+    Trying every choice would take exponential time. The between-class variance of Otsu (1979) is, up to a constant, the
+    sum over classes of (sum of values)^2 / count. Each class adds one term, so the best split of bins [0, j) into k
+    classes extends a best split into k - 1 classes.
 
     Args:
         histogram: Counts of the values 0..bins - 1.
-        classes: At least 1. Classes stay empty where there are fewer values than classes.
+        classes: At least 1. Some classes stay empty if there are fewer values than classes.
 
     Returns:
-        First value of every class but the first, ascending.
+        The first value of every class except the first class, ascending.
     """
     bins = len(histogram)
     count = np.concatenate([[0], np.cumsum(histogram)])
     total = np.concatenate([[0], np.cumsum(histogram * np.arange(bins))])
-    counts = count - count[:, None]  # [i, j]: of the class [i, j)
+    counts = count - count[:, None]  # [i, j]: the count of the class [i, j)
     term = (total - total[:, None]) ** 2.0 / np.maximum(counts, 1)
     term[np.tril_indices(bins + 1, -1)] = -np.inf
     best = term[0]
@@ -347,7 +360,7 @@ def _multi_otsu(histogram: NDArray[np.int_], classes: int) -> list[int]:
 
 
 def _sharpen(image: FloatImage, amount: float, rng: Generator) -> FloatImage:
-    # Not channel_axis=-1: scikit-image takes it for rows and leaves most of the output unset (its issue 7264).
+    # scikit-image takes channel_axis=-1 for rows and leaves most of the output unset (its issue 7264).
     return unsharp_mask(image, radius=3, amount=amount, channel_axis=2)
 
 

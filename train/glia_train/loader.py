@@ -1,4 +1,4 @@
-"""Labelled pictures -> batches of a model's inputs, decoded in threads."""
+"""Loader that turns labelled pictures into batches of a model's inputs, in threads."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from glia_train.datasets.base import LabelledPicture
 
 
 def check_pictures(pictures: Iterable[LabelledPicture], workers: int) -> None:
-    """Decode every picture once, in threads: better now than hours into a run.
+    """Decode every picture once, in threads, so that a bad picture is found now and not hours into a run.
 
     Raises:
-        BadImageError: Some cannot be read; the message counts them and names the first.
+        BadImageError: Some pictures cannot be read. The message counts them and names the first.
     """
 
     def complaint(picture: LabelledPicture) -> str | None:
@@ -47,14 +47,13 @@ def check_pictures(pictures: Iterable[LabelledPicture], workers: int) -> None:
 class InputLoader:
     """Turns pictures, named by their indices, into batches of a model's inputs, in threads that work ahead.
 
-    Threads are used because decoding and resizing leave Python to others meanwhile, and because they start at once on
-    every system.
+    Threads suffice because decoding and resizing release Python's lock. Threads also start at once on every system.
 
     Attributes:
-        pictures: What the indices count.
-        contract: Which inputs, and by which rules.
-        seed: With an epoch and an index it fixes every draw, whatever the number of workers.
-        workers: Threads that decode.
+        pictures: The pictures that the indices name.
+        contract: The inputs to make, and their rules.
+        seed: Fixes every random draw, together with an epoch and an index, whatever the number of workers.
+        workers: Number of threads that decode.
     """
 
     pictures: Sequence[LabelledPicture]
@@ -65,15 +64,17 @@ class InputLoader:
     def batches(
         self, indices: Sequence[int], batch_size: int, epoch: int | None
     ) -> Generator[tuple[list[Tensor], Tensor]]:
-        """Yield inputs and labels in the order of `indices`. Closing the generator early ends its threads.
+        """Yield inputs and labels in the order of `indices`.
+
+        Closing the generator early ends its threads.
 
         Args:
-            indices: Of pictures.
-            batch_size: N of every batch but the last, which may be smaller.
-            epoch: As `inputs` takes it.
+            indices: Indices of pictures.
+            batch_size: N of every batch. The last batch may be smaller.
+            epoch: The epoch, as for `inputs`.
 
         Yields:
-            The inputs in the contract's order, uint8 (N, *shape), and labels, float32 (N,).
+            The inputs in the contract's order, uint8 (N, *shape), and the labels, float32 (N,).
 
         Raises:
             BadImageError: A picture cannot be read.
@@ -93,10 +94,10 @@ class InputLoader:
         """Return the inputs of one picture, by name.
 
         Args:
-            index: Of the picture.
-            epoch: While training: all inputs are made of one picture, flipped horizontally and vertically with
-                probability 1/2 each, and the rules draw what they leave to chance. None for the deterministic inputs of
-                scoring.
+            index: Index of the picture.
+            epoch: The epoch while training, None for the deterministic inputs of scoring. While training, the picture
+                is flipped horizontally and vertically with probability 1/2 each, all inputs are made of the flipped
+                picture, and the rules draw what they leave to chance.
 
         Raises:
             BadImageError: The picture cannot be read.
@@ -105,7 +106,7 @@ class InputLoader:
         if epoch is None:
             return make_inputs(image, self.contract)
         rng = np.random.default_rng([self.seed, epoch, index])
-        # The picture is flipped, not its inputs: a mosaic flipped as a whole is one no flipped picture gives, since
-        # cells start at the top left.
+        # The picture is flipped before its inputs are made. Cells start at the top left, so a flipped mosaic would be
+        # one that no flipped picture gives.
         flip_rows, flip_columns = rng.random(2) < 0.5
         return make_inputs(image[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1], self.contract, rng)

@@ -1,4 +1,4 @@
-"""Agreement of scores with labels: SRCC, KRCC, and PLCC and RMSE after VQEG's logistic."""
+"""Metrics of the agreement of scores with labels: SRCC, KRCC, and PLCC and RMSE after VQEG's logistic."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ from glia_rt.errors import UsageError
 
 Floats = npt.NDArray[np.float64]
 
-#: The logistic has four parameters: four pictures or fewer would be met exactly, and mean nothing.
+#: Least number of pictures that the logistic is fitted to. It has four parameters, so it would fit four pictures or
+#: fewer exactly, and its metrics would mean nothing.
 MIN_PICTURES: Final = 5
-#: Evaluations of the logistic before a fit is given up.
+#: Evaluations of the logistic after which a fit is given up.
 MAX_EVALUATIONS: Final = 10_000
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Agreement of scores with labels; a figure that is not defined is NaN, and `note` says why.
+    """Agreement of scores with labels.
+
+    A metric that is not defined is NaN, and `note` says why.
 
     Attributes:
-        srcc: Spearman's rank correlation of the scores as they are.
-        krcc: Kendall's tau-b of the scores as they are.
+        srcc: Spearman's rank correlation of labels and scores; the logistic is not applied.
+        krcc: Kendall's tau-b of labels and scores; the logistic is not applied.
         plcc: Pearson's correlation of labels and scores after the logistic.
-        rmse: Root mean squared error of the scores after the logistic, label units.
-        note: Why figures are NaN; empty where all are defined.
+        rmse: Root mean squared error of the scores after the logistic, in label units.
+        note: Why metrics are NaN; empty where all are defined.
     """
 
     srcc: float = math.nan
@@ -42,20 +45,20 @@ class Metrics:
     note: str = ""
 
     def to_dict(self) -> dict[str, float]:
-        """The figures that are defined, by name."""
+        """Return the metrics that are defined, by name."""
         figures = {"srcc": self.srcc, "krcc": self.krcc, "plcc": self.plcc, "rmse": self.rmse}
         return {name: value for name, value in figures.items() if not math.isnan(value)}
 
 
 def compare(scores: npt.ArrayLike, labels: npt.ArrayLike) -> Metrics:
-    """Compare scores with labels; both rise with quality.
+    """Return the metrics of scores against labels. Both rise with quality.
 
     Args:
         scores: (N,), finite or not.
         labels: (N,), finite.
 
     Raises:
-        UsageError: The two do not have one and the same length.
+        UsageError: `scores` and `labels` are not two lists of the same length.
     """
     x, y = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.float64)
     if x.ndim != 1 or x.shape != y.shape:
@@ -78,16 +81,17 @@ def compare(scores: npt.ArrayLike, labels: npt.ArrayLike) -> Metrics:
 
 
 def fit_logistic(scores: Floats, labels: Floats) -> Floats:
-    """Scores (N,) -> label units (N,), by the VQEG 4-parameter logistic fitted by least squares.
+    """Return scores (N,) mapped to label units (N,) by VQEG's 4-parameter logistic, fitted by least squares.
 
-    b2 + (b1 - b2) / (1 + exp(-(x - b3) / |b4|)), started from [max label, min label, mean score, 0.5].
+    The logistic is b2 + (b1 - b2) / (1 + exp(-(x - b3) / |b4|)). The fit starts from [max label, min label, mean score,
+    0.5].
 
     Raises:
-        RuntimeError: The fit does not converge, or ends in a constant.
+        RuntimeError: The fit does not converge, or it ends in a constant.
     """
     start = [labels.max(), labels.min(), scores.mean(), 0.5]
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
-        # Where scores fit a straight line the four parameters are not unique; only the curve is wanted here.
+        # Where scores fit a straight line, the four parameters are not unique, and SciPy warns. Only the curve is used.
         warnings.simplefilter("ignore", OptimizeWarning)
         found, _ = curve_fit(_logistic, scores, labels, p0=start, maxfev=MAX_EVALUATIONS)
         mapped = _logistic(scores, *found)

@@ -1,4 +1,4 @@
-"""How to train: one frozen dataclass, written beside what it produced."""
+"""Options of training: one frozen dataclass, which is saved beside the run that it produced."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Final
 from glia_rt.errors import UsageError
 from glia_train.loss import LOSSES, LossName
 
-#: z-scores of two pictures are -1 and 1 whatever their scores: no gradient.
+#: Least batch size. The z-scores of two pictures are -1 and 1 whatever their scores, so two give no gradient.
 MIN_BATCH: Final = 3
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How to train; the defaults are LoDa's.
+    """Options of training. The defaults are LoDa's.
 
     Attributes:
         epochs: Passes over the training part.
-        batch_size: Pictures a step; what is left of an epoch is dropped.
-        lr: First learning rate of AdamW; it falls to 0 along a cosine, step by step.
-        weight_decay: Of AdamW.
+        batch_size: Pictures in one step. The incomplete batch at the end of an epoch is dropped.
+        lr: First learning rate of AdamW. It falls to 0 along a cosine, step by step.
+        weight_decay: Weight decay of AdamW.
         loss: "mse-rho" or "plcc", see `glia_train.loss`.
-        seed: Of the split, the first weights, the order, the augmentation and the dropout. On a CPU, with one number
-            of threads, it fixes every weight; not so on a GPU, nor with a time limit.
-        workers: Threads that decode; None for one a core.
+        seed: Seed of the split, the first weights, the order, the augmentation and the dropout. On a CPU it fixes every
+            weight, for a given number of threads. On a GPU, or with a time limit, it does not.
+        workers: Number of threads that decode. None means one for each core.
         adapter_only: Leave the frozen backbone out of the checkpoint.
-        score_range: Least and greatest score the labels' scale has; None for those of the training part.
-        time_limit_s: Seconds that the epochs may take. Where they would take longer, the cosine falls with the time
-            and the run ends when it is over; the last calibration comes on top, about half an epoch.
+        score_range: Least and greatest score of the labels' scale. None means those of the training part.
+        time_limit_s: Seconds that the epochs may take. If they would take longer, the cosine falls with the time, and
+            the run ends when the time is over. The last calibration comes on top and takes about half an epoch.
     """
 
     epochs: int = 10
@@ -44,7 +44,7 @@ class TrainOptions:
     time_limit_s: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot train."""
+        """Refuse values that training cannot use."""
         for name, least in (("epochs", 1), ("batch_size", MIN_BATCH), ("seed", 0), ("workers", 1)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise UsageError(f"{name} must be at least {least}, not {value}")

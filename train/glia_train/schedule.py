@@ -1,4 +1,4 @@
-"""How much of a run is done, what learning rate that means, and the bar that shows it."""
+"""The progress of a training run, the learning rate that follows from it, and the bar that shows it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Schedule:
-    """How much of a run is done, what learning rate that means, and the bar that shows it."""
+    """Counts the steps of a run, derives its progress and learning rate, and shows the progress on a bar."""
 
     def __init__(self, options: TrainOptions, steps_per_epoch: int, progress: Progress) -> None:
         self._options = options
@@ -26,30 +26,33 @@ class Schedule:
 
     @property
     def done(self) -> float:
-        """Share of the steps taken, or of the time where that is greater; 1 or more at the end."""
+        """Return the share of the steps taken, or of the time if that share is greater; 1 or more at the end."""
         steps = self._steps / (self._steps_per_epoch * self._options.epochs)
         limit = self._options.time_limit_s
         return steps if limit is None else max(steps, (time.monotonic() - self._start) / limit)
 
     @property
     def learning_rate(self) -> float:
-        """A half cosine, from `lr` to 0."""
+        """Return the learning rate, which falls along half a cosine from `lr` to 0."""
         return self._options.lr * (1 + math.cos(math.pi * min(self.done, 1.0))) / 2
 
     def step(self, rate: float) -> None:
-        """Count a step; `rate` is in pictures a second."""
+        """Count a step and update the bar; `rate` is in pictures per second."""
         self._steps += 1
         epoch, step = divmod(self._steps - 1, self._steps_per_epoch)
         self.say(f"epoch {epoch + 1}/{self._options.epochs}, step {step + 1}/{self._steps_per_epoch}")
         self._progress.update(self._task, completed=min(self.done, 1.0), rate=f"{rate:.1f} pictures/s")
 
     def say(self, what: str) -> None:
-        """Name on the bar what is under way."""
+        """Show on the bar what the run is doing."""
         self._progress.update(self._task, description=what)
 
 
 def progress_bar(console: Console | None) -> Progress:
-    """A bar with rate and time left; disabled without a console or where it is no terminal."""
+    """Return a progress bar with rate and time left.
+
+    It is disabled if there is no console, or if the console is not a terminal.
+    """
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     return Progress(

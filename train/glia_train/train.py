@@ -1,4 +1,4 @@
-"""Labelled pictures -> a run: a folder with checkpoint.pt, run.json, split.csv and metrics.csv."""
+"""Training on labelled pictures. A run is a folder with checkpoint.pt, run.json, split.csv and metrics.csv."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ RECORD: Final = "run.json"
 SPLIT: Final = "split.csv"
 METRICS: Final = "metrics.csv"
 
-#: Training pictures that place the calibration after each epoch: its two numbers need no more, and all of them would
-#: cost half an epoch. The last checkpoint is calibrated on all.
+#: Number of training pictures that the calibration is fitted to after each epoch. Its two numbers need no more, and all
+#: training pictures would cost half an epoch. The last checkpoint is calibrated on all.
 CALIBRATION_SAMPLE: Final = 256
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run computes with.
+    """The device and the precision of a run.
 
     Attributes:
         device: The first GPU, or the CPU.
-        precision: Of the model's matrix products while training and measuring; the head is float32 always.
+        precision: Precision of the model's matrix products while training and measuring. The head is always float32.
     """
 
     device: torch.device
@@ -63,7 +63,7 @@ class Machine:
 
     @classmethod
     def here(cls) -> Machine:
-        """The best this machine has: a GPU before the CPU, bf16 where the hardware computes in it."""
+        """Return the best that this machine has: a GPU before the CPU, and bf16 if the hardware computes in it."""
         if torch.cuda.is_available():
             device, bf16 = "cuda", torch.cuda.is_bf16_supported(including_emulation=False)
         else:
@@ -72,7 +72,7 @@ class Machine:
 
     @property
     def name(self) -> str:
-        """The device in words."""
+        """Return the name of the device."""
         return torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
 
     def raw_score(self, model: Model, inputs: Sequence[Tensor]) -> Tensor:
@@ -84,13 +84,13 @@ class Machine:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
-        checkpoint: The last epoch's.
-        split: Which pictures were held out.
-        metrics: Of the calibrated scores of the held-out part, after the last epoch.
-        epochs: How many there were; fewer than asked for when time ran out.
+        checkpoint: The checkpoint of the last epoch.
+        split: The training part and the held-out part.
+        metrics: Metrics of the calibrated scores of the held-out part, after the last epoch.
+        epochs: Number of epochs; fewer than asked for if the time ran out.
     """
 
     checkpoint: Path
@@ -111,25 +111,25 @@ def train(
 ) -> TrainResult:
     """Train a model on 80 % of the labelled pictures and measure it on the rest after every epoch.
 
-    The folder always holds the checkpoint of the last complete epoch, calibrated and ready to export: after each
-    epoch on `CALIBRATION_SAMPLE` training pictures, at the end on all.
+    The folder always holds the checkpoint of the last complete epoch, calibrated and ready to export. After each epoch
+    it is calibrated on `CALIBRATION_SAMPLE` training pictures, and at the end on all training pictures.
 
     Args:
-        labels: A CSV, as `glia_train.datasets.csv.read_labels` takes it.
-        out: The folder to write, made where it is not there.
-        config: The architecture: the config of a family.
-        options: How to train.
-        backbone_weights: "hub", "random" or a file, as `glia_train.backbones.load_backbone_weights` takes it.
+        labels: A CSV, as for `glia_train.datasets.csv.read_labels`.
+        out: The folder of the run, which is made if it does not exist.
+        config: The config of a family, which fixes the architecture.
+        options: The options of training.
+        backbone_weights: "hub", "random" or a file, as for `glia_train.backbones.load_backbone_weights`.
         overwrite: Replace the run that `out` holds.
-        console: Where a progress bar and a line an epoch go; None for silence.
+        console: Shows a progress bar and one line for each epoch; None for silence.
 
     Raises:
         OutputExistsError: `out` holds a checkpoint, and `overwrite` is not given.
-        UsageError: The labels, or options that do not go together.
+        UsageError: The labels cannot be used, or some options do not go together.
         BundleError: The backbone's weights do not fit.
-        BadImageError: Pictures cannot be read; found before training begins.
-        GliaError: The loss is not finite, or the model scores all pictures alike.
-        KeyboardInterrupt: Ctrl-C; the message says which epoch the checkpoint in `out` is of.
+        BadImageError: Some pictures cannot be read. This is found before training begins.
+        GliaError: The loss is not finite, or the model gives all pictures the same score.
+        KeyboardInterrupt: The user pressed Ctrl-C. The message names the epoch of the checkpoint in `out`.
     """
     out = Path(out)
     if not overwrite and (out / CHECKPOINT).exists():
@@ -183,7 +183,7 @@ def train(
     learner = _Learner(model, InputLoader(pictures, contract, options.seed, workers), options, machine)
 
     def save(epoch: int, calibration: Sequence[int], held_out: npt.NDArray[np.float64]) -> Metrics:
-        """Calibrate on these training pictures, measure the held-out raw scores, write the checkpoint."""
+        """Calibrate on the given training pictures, measure the held-out raw scores and write the checkpoint."""
         scale, offset = learner.calibrate(calibration)
         metrics = compare(scale * held_out + offset, [pictures[i].score for i in testing])
         make_checkpoint(
@@ -227,7 +227,7 @@ def train(
 
 
 class _Learner:
-    """A model under training, and the pictures it sees, which are named by their indices in `loader`."""
+    """A model in training and its pictures, which are named by their indices in `loader`."""
 
     def __init__(self, model: Model, loader: InputLoader, options: TrainOptions, machine: Machine) -> None:
         self._model = model
@@ -239,7 +239,7 @@ class _Learner:
         )
 
     def train_epoch(self, indices: Sequence[int], epoch: int, schedule: Schedule) -> float:
-        """Take the steps of one epoch, fewer where time runs out; returns their mean loss."""
+        """Take the steps of one epoch, or fewer if the time runs out, and return their mean loss."""
         options = self._options
         order = np.random.default_rng([options.seed, epoch]).permutation(indices).tolist()
         whole = order[: len(order) // options.batch_size * options.batch_size]
@@ -265,7 +265,7 @@ class _Learner:
 
     @torch.inference_mode()
     def raw_scores(self, indices: Sequence[int]) -> npt.NDArray[np.float64]:
-        """Scores of deterministic views before calibration, (N,)."""
+        """Return the raw scores (N,) of the deterministic inputs of pictures."""
         self._model.eval()
         scores = [
             self._machine.raw_score(self._model, inputs).cpu()
@@ -274,13 +274,13 @@ class _Learner:
         return torch.cat(scores).double().numpy()
 
     def calibrate(self, indices: Sequence[int]) -> tuple[float, float]:
-        """Set the line from raw scores to labels with the least squared error; returns (scale, offset).
+        """Fit the model's line from raw scores to labels by least squares, and return (scale, offset).
 
         Raises:
             GliaError: The raw scores are all the same, or not finite.
         """
         raw = self.raw_scores(indices)
-        if not raw.var() >= MIN_VARIANCE:  # false for NaN too
+        if not raw.var() >= MIN_VARIANCE:  # the comparison is false for NaN too
             raise GliaError(
                 "the model gives all training pictures one score, or none: give a lower --lr, and look at the pictures"
             )
@@ -290,7 +290,7 @@ class _Learner:
 
 
 def _score_range(split: Split, declared: tuple[float, float] | None) -> tuple[float, float]:
-    """The declared range, which must hold every label, or that of the training labels."""
+    """Return the declared range, which must hold every label, or without one that of the training labels."""
     if declared is None:
         scores = [picture.score for picture in split.train]
         return min(scores), max(scores)
@@ -304,7 +304,7 @@ def _score_range(split: Split, declared: tuple[float, float] | None) -> tuple[fl
 
 
 def _start_folder(out: Path) -> None:
-    """Make the folder, without the files of the run before: they would pass for this one's."""
+    """Make the folder, and remove the files of an earlier run, which would pass for this run's."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name in (CHECKPOINT, RECORD, SPLIT, METRICS):

@@ -1,7 +1,7 @@
-"""The demo's data set: crops of photographs, distorted, and labelled by SSIM.
+"""The demo's dataset: crops of photographs, distorted, and labelled by SSIM.
 
-The photographs come inside the wheels of scikit-image and scikit-learn. The labels stand in for people's judgements,
-of which there are none here; they are good enough to send something through the whole chain, and for nothing else.
+The photographs come inside the wheels of scikit-image and scikit-learn. The labels replace human ratings, which these
+pictures do not have. They are good enough to run the whole chain, and for nothing else.
 """
 
 # scikit-image's functions carry no types.
@@ -30,10 +30,10 @@ from glia_train.datasets.base import COLUMNS
 from glia_train.distortions import DISTORTIONS, LEVELS, distort
 
 LABELS: Final = "labels.csv"
-#: What the labels are, for people to read.
+#: The metric that the labels are, in words for people.
 METRIC: Final = "SSIM"
 METRIC_IN_FULL: Final = "structural similarity (SSIM, Wang et al. 2004), the mean over R, G and B"
-CROP: Final = 256  # the scale SSIM is made for: its authors reduce larger pictures to a shorter side of about this
+CROP: Final = 256  # the scale of SSIM: its authors reduce larger pictures to a shorter side of about this
 MAX_SIDE: Final = 2 * CROP
 
 
@@ -42,9 +42,9 @@ class Photograph:
     """A photograph in a wheel.
 
     Attributes:
-        package: The package whose files it is among.
-        file: Where it is in there.
-        credit: What it shows, by whom, and its licence.
+        package: The package that contains the file.
+        file: Path of the file inside the package.
+        credit: Its subject, its author and its licence.
     """
 
     package: str
@@ -53,7 +53,7 @@ class Photograph:
 
     @property
     def name(self) -> str:
-        """The content's name, in the labels' column `reference`."""
+        """Return the name of the content, which stands in the labels' column `reference`."""
         return Path(self.file).stem
 
 
@@ -70,9 +70,9 @@ PHOTOGRAPHS: Final = (
     Photograph("sklearn", "datasets/images/flower.jpg", "a flower, by vultilion (CC BY 2.0)"),
 )
 
-#: Every distortion at every level, and none at all.
+#: The kinds of pictures: undistorted, and every distortion at every level.
 _KINDS: Final = ((None, 0), *((name, level) for name in DISTORTIONS for level in range(1, LEVELS + 1)))
-#: Every photograph in every kind.
+#: Number of pictures when there is every photograph in every kind.
 MAX_PICTURES: Final = len(PHOTOGRAPHS) * len(_KINDS)
 
 
@@ -81,9 +81,9 @@ class DemoPicture:
     """One labelled picture.
 
     Attributes:
-        path: The file, a PNG.
-        score: Its label, SSIM with the undistorted crop; 1 is best.
-        reference: Name of the photograph it is cut from.
+        path: The file of the picture, a PNG.
+        score: The label: SSIM with the undistorted crop. 1 is best.
+        reference: Name of the photograph that the crop is cut from.
         distortion: A key of `DISTORTIONS`; None for an undistorted crop.
         level: 1 to 5; 0 for an undistorted crop.
     """
@@ -103,20 +103,22 @@ def make_dataset(
 ) -> list[DemoPicture]:
     """Write the pictures, as 8-bit PNG of 256x256 pixels, and labels.csv (path,score,reference) for training.
 
-    No photograph has the same distortion and level twice. Distortions, levels and photographs are drawn in turn: 126
-    pictures hold every distortion at every level, and one without; MAX_PICTURES hold each of these of every photograph.
+    Distortions, levels and photographs are drawn in turn. 126 pictures hold every distortion at every level, and one
+    undistorted picture. MAX_PICTURES hold all of these for every photograph. No photograph has the same distortion and
+    level twice.
 
     Args:
-        folder: Made if it is not there; must not hold a labels.csv. Pictures go to its folder `pictures`.
-        seed: At least 0; the same seed and number give the same files.
-        pictures: 1 to MAX_PICTURES.
+        folder: The folder of the dataset, which is made if it does not exist. It must not hold a labels.csv. The
+            pictures go to its folder `pictures`.
+        seed: At least 0. The same seed and number of pictures give the same files.
+        pictures: Number of pictures, 1 to MAX_PICTURES.
 
     Returns:
-        What was written, in the order of labels.csv.
+        The pictures that were written, in the order of labels.csv.
 
     Raises:
-        UsageError: A number or seed out of range.
-        OutputExistsError: There is a labels.csv already.
+        UsageError: The number of pictures or the seed is out of range.
+        OutputExistsError: The folder holds a labels.csv already.
         MissingPackageError: scikit-learn is not installed.
         GliaError: The folder cannot be written.
     """
@@ -133,14 +135,16 @@ def make_dataset(
     def make(index: int) -> DemoPicture:
         rng = np.random.default_rng([seed, index])
         turn, place = divmod(index, len(kinds))
-        # Photographs in turn, in every round one further, so that after the last round each has met every kind.
+        # Each round of all kinds begins one photograph later, so that after the last round every photograph has had
+        # every kind.
         at = (place + turn) % len(PHOTOGRAPHS)
         number = int(rng.integers(len(crops[at])))
         crop, (name, level) = crops[at][number], _KINDS[kinds[place]]
         pixels = crop if name is None else distort(crop, name, level, rng)
         kind = "undistorted" if name is None else f"{name}-{level}"
         path = folder / "pictures" / f"{PHOTOGRAPHS[at].name}-{number}-{kind}.png"
-        # Lossless, so that the file is the picture the label is of; level 1 is four times as fast as the default.
+        # PNG is lossless, so that the file holds exactly the pixels that the label is computed from. Level 1 is four
+        # times as fast as the default.
         Image.fromarray(pixels).save(path, compress_level=1)
         return DemoPicture(path, ssim(crop, pixels), PHOTOGRAPHS[at].name, name, level)
 
@@ -155,26 +159,28 @@ def make_dataset(
 
 
 def ssim(reference: npt.NDArray[np.uint8], pixels: npt.NDArray[np.uint8]) -> float:
-    """Structural similarity, the mean over R, G and B.
+    """Return the structural similarity of two pictures, the mean over R, G and B.
 
-    Wang, Bovik, Sheikh, Simoncelli: "Image quality assessment: from error visibility to structural similarity", IEEE
-    TIP 13(4), 2004, with the paper's window (Gaussian, sigma 1.5, 11x11) and constants. Of scikit-image's metrics it
-    is the one made to agree with people, and it is bounded where PSNR of an undistorted picture is infinite. On grey
-    levels alone, as in the paper, most colour distortions would count as none.
+    The source is Wang, Bovik, Sheikh, Simoncelli: "Image quality assessment: from error visibility to structural
+    similarity", IEEE TIP 13(4), 2004. The window (Gaussian, sigma 1.5, 11x11) and the constants are the paper's.
+
+    SSIM is the metric of scikit-image that was made to agree with people. It is bounded, while the PSNR of an
+    undistorted picture is infinite. The paper computes it on grey levels alone, where most colour distortions would
+    count as none.
 
     Args:
         reference: uint8 RGB (H, W, 3), both sides at least 11 pixels.
-        pixels: The same shape.
+        pixels: uint8 RGB of the same shape.
 
     Returns:
-        In [-1, 1]; 1 for equal pictures.
+        A value in [-1, 1]; 1 for equal pictures.
     """
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     return float(structural_similarity(reference, pixels, data_range=255, channel_axis=2, **options))
 
 
 def _read(photograph: Photograph) -> npt.NDArray[np.uint8]:
-    # Not through the packages' own functions: scikit-image's may turn to the network.
+    # The file is read directly, because scikit-image's own functions may download it.
     try:
         folder = files(photograph.package)
     except ModuleNotFoundError as error:
@@ -184,9 +190,9 @@ def _read(photograph: Photograph) -> npt.NDArray[np.uint8]:
 
 
 def _cut(pixels: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.uint8]]:
-    """Square crops, spread evenly, each overlapping the next by half at most.
+    """Return square crops, spread evenly, each overlapping the next by half at most.
 
-    Large photographs are reduced first: a crop is to show something.
+    Large photographs are reduced first, so that a crop shows a recognisable part.
     """
     photo = Image.fromarray(pixels)
     scale = MAX_SIDE / min(photo.size)

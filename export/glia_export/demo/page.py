@@ -1,4 +1,4 @@
-"""The demo's result as one HTML file that needs nothing beside it."""
+"""The demo's report: one HTML file that needs no other file."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from glia_rt.pixels.decode import read_image
 from glia_rt.verify import Parity
 from glia_train.metrics import Metrics
 
-THUMBNAILS: Final = 30  # whole rows of 2, 3, 5 or 6
+THUMBNAILS: Final = 30  # fills whole rows of 2, 3, 5 or 6
 
 _MARKERS: Final = tuple(zip(page.SERIES, ("o", "^", "s", "D"), strict=True))
 
 
 @dataclass(frozen=True)
 class ScoredPicture:
-    """A held-out picture and the score the exported model gave it, in label units."""
+    """A held-out picture and the score that the exported model gave it, in label units."""
 
     picture: DemoPicture
     score: float
@@ -34,18 +34,18 @@ class ScoredPicture:
 
 @dataclass(frozen=True)
 class DemoReport:
-    """What the page shows.
+    """The content of the page.
 
     Attributes:
-        backbone: The backbone's name; its weights were random at the start.
-        trained: The pictures trained on.
+        backbone: Name of the backbone. Its weights were random at the start.
+        trained: The pictures that the model was trained on.
         held_out: The pictures of the other photographs, at least one, scored with the exported model.
         metrics: Agreement of those scores with the labels.
-        parity: The export's comparisons.
+        parity: The comparisons of the export and of the selftest.
         seconds: Wall-clock time by stage, in order.
-        setup: Further facts to hold the figures by: model, epochs, hardware, versions, the command.
-        files: What each file of the demo's folder is, by its name in there.
-        commands: What to do next -> the command line that does it.
+        setup: Further facts that the figures depend on: model, epochs, hardware, versions, the command.
+        files: Description of each file of the demo's folder, by its name in that folder.
+        commands: Command line of each next step, by a description of the step.
     """
 
     backbone: str
@@ -60,7 +60,9 @@ class DemoReport:
 
 
 def write_report(path: str | os.PathLike[str], report: DemoReport) -> None:
-    """Write the page: HTML with its style, plot and thumbnails inside, and neither scripts nor links.
+    """Write the page as HTML.
+
+    The file contains its style, plot and thumbnails, and neither scripts nor links.
 
     Raises:
         BadImageError: The file of a held-out picture cannot be read.
@@ -97,12 +99,12 @@ def _duration(seconds: float) -> str:
 
 
 def _thumbnail(path: Path) -> str:
-    """The picture at its own size: reduced, it would no longer show its distortion."""
+    """Return a picture as a thumbnail of its own size, because a smaller one would not show its distortion."""
     return page.thumbnail(read_image(path))
 
 
 def _scatter(pictures: Sequence[ScoredPicture]) -> Markup:
-    """Score against label as an <svg> element, a colour and a marker for each photograph."""
+    """Return score against label as an <svg> element, with a colour and a marker for each photograph."""
     values = [value for scored in pictures for value in (scored.picture.score, scored.score)]
     margin = 0.04 * (max(values) - min(values)) or 0.1
     limits = (min(values) - margin, max(values) + margin)

@@ -1,4 +1,4 @@
-"""The whole chain once, on photographs: distort, train, export, verify, score, report."""
+"""The run of the demo, the whole chain once on photographs: distort, train, export, verify, score, report."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from glia_train.train import TrainResult, train
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: From random weights the hybrid's convolutional stem learns far faster than patches do.
+#: The hybrid ViT's convolutional stem learns far faster from random weights than patches do.
 MODEL: Final = ModelConfig(backbone="vit_tiny_r_s16_p8_224", tune_backbone=True)
 PICTURES: Final = 1000
 SEED: Final = 3407
-#: What export, verification, scoring and the report take on 2 cores, with room to spare.
+#: Time for export, verification, scoring and the report on 2 cores, with a margin.
 RESERVED_SECONDS: Final = 120.0
 LEAST_MINUTES: Final = 3.0
 LEAST_TRAINING_SECONDS: Final = 20.0
 
-#: Marks a folder as a demo's, which --overwrite may replace.
+#: The file that marks a folder as a demo's. --overwrite may replace such a folder.
 MARK: Final = ".glia-demo"
 CHECKPOINT: Final = "checkpoint.pt"
 BUNDLE: Final = "demo.glia"
@@ -50,18 +50,19 @@ def run(out: Path, *, minutes: float, overwrite: bool, console: Console) -> Path
     """Run the demo and write everything into a folder.
 
     Args:
-        out: Gets the data set (data/), the run (run/), checkpoint.pt, demo.glia, scores.csv and report.html.
-        minutes: How long all of it may take; training gets what the rest leaves, and 20 seconds at least.
-        overwrite: Replace what an earlier demo left in `out`.
-        console: Where progress and results go.
+        out: The folder for the dataset (data/), the run (run/), checkpoint.pt, demo.glia, scores.csv and report.html.
+        minutes: Time that the whole demo may take. Training gets the time that the rest leaves, and at least 20
+            seconds.
+        overwrite: Replace an earlier demo in `out`.
+        console: Shows progress and results.
 
     Returns:
-        The report's path.
+        The path of the report.
 
     Raises:
-        UsageError: Too few minutes, or `out` holds what no demo wrote.
-        OutputExistsError: `out` holds an earlier demo, and overwrite is False.
-        ParityError: The exported graphs, or what runs here, do not give PyTorch's scores.
+        UsageError: `minutes` is too low, or `out` holds files that no demo wrote.
+        OutputExistsError: `out` holds an earlier demo, and `overwrite` is False.
+        ParityError: The exported graphs, or the engine that runs them here, do not give PyTorch's scores.
     """
     if not (math.isfinite(minutes) and minutes >= LEAST_MINUTES):
         raise UsageError(f"--minutes must be at least {LEAST_MINUTES:g}: export and scoring take about two of them")
@@ -145,7 +146,7 @@ def run(out: Path, *, minutes: float, overwrite: bool, console: Console) -> Path
 
 
 def _make_room(out: Path, overwrite: bool) -> None:
-    """Clear what an earlier demo wrote; refuse a folder that holds anything else."""
+    """Remove what an earlier demo wrote, and refuse a folder that holds other files."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; --out names a folder")
     if out.exists() and any(out.iterdir()):

@@ -1,7 +1,7 @@
-"""What is rewritten in a model before it is traced, so that engines run it well. It computes the same.
+"""Rewriting of a model before it is traced, so that engines run it well. The rewritten model computes the same.
 
-In: a model of any family. Out: a copy to trace. One file holds what a family's own modules want, and `backbones` what
-timm's do.
+In: a model of any family. Out: a copy to trace. Each family has one file that rewrites its own modules, and `backbones`
+rewrites timm's modules.
 
 Other folders use: export_form of table.
 """

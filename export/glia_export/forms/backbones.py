@@ -1,4 +1,4 @@
-"""timm's modules that are traced in another form: those of the stems of the hybrid ViTs."""
+"""Rewriting of timm's modules before tracing: those of the stems of the hybrid ViTs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 def rewrite_backbone(model: nn.Module) -> None:
-    """Rewrite a model in place: weight-standardised convolutions are folded, group norms take two passes."""
+    """Fold the weight-standardised convolutions of a model, and make its group norms two-pass, in place."""
     for name, module in list(model.named_modules()):
         parent, _, child = name.rpartition(".")
         if isinstance(module, StdConv2d | StdConv2dSame):
@@ -23,7 +23,7 @@ def rewrite_backbone(model: nn.Module) -> None:
 
 
 class _FoldedConv(nn.Conv2d):
-    """A weight-standardised convolution after its weights were standardised once and for all."""
+    """A weight-standardised convolution whose weights were standardised once, beforehand."""
 
     same_padding: bool = False
 
@@ -36,8 +36,8 @@ class _FoldedConv(nn.Conv2d):
 class _TwoPassGroupNorm(nn.Module):
     """Group normalisation in float32 around the mean, as ONNX Runtime and OpenVINO compute it.
 
-    PyTorch's kernel for CPUs takes both moments in one pass, which on a dark photograph costs a relative 1e-5 of the
-    cls feature: as much as an exported graph may be off.
+    PyTorch's kernel for CPUs computes both moments in one pass. On a dark photograph this causes a relative error of
+    1e-5 in the cls feature, which is as much as an exported graph may be off.
     """
 
     def __init__(self, norm: GroupNormAct) -> None:

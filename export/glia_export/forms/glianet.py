@@ -1,4 +1,4 @@
-"""GLIANet's own modules in the form that is traced."""
+"""Rewriting of GLIANet's own modules before tracing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from glia_train.models.glianet import CrossAttention, GliaBlock
 
 
 def pack_glia_blocks(model: nn.Module) -> None:
-    """Rewrite a GLIANet in place: GLIA blocks take packed projections."""
+    """Give the GLIA blocks of a GLIANet packed projections, in place."""
     for name, module in list(model.named_modules()):
         if isinstance(module, GliaBlock) and module.refinement is not None:
             parent, _, child = name.rpartition(".")
@@ -19,10 +19,11 @@ def pack_glia_blocks(model: nn.Module) -> None:
 
 
 class _PackedGliaBlock(nn.Module):
-    """A GLIA block with one projection a stream in the place of two.
+    """A GLIA block with one projection for each stream instead of two.
 
-    z is the query of the fusion and the context of the refinement, F_sd the other way round: so [q | k, v] of each
-    stream is one product, and TensorRT cuts it into heads with one kernel (docs/tensorrt.md has the comparison).
+    z is the query of the fusion and the context of the refinement. F_sd is the query of the refinement and the context
+    of the fusion. So [q | k, v] of each stream is one product, and TensorRT splits it into heads with one kernel
+    (docs/tensorrt.md has the comparison).
     """
 
     def __init__(self, block: GliaBlock, fusion: CrossAttention, refinement: CrossAttention) -> None:

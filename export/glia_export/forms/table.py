@@ -1,4 +1,4 @@
-"""Which rewriting each family wants."""
+"""The table of the families' rewriting, and the function that applies it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from glia_export.forms.glianet import pack_glia_blocks
 from glia_train.models.base import Model
 from glia_train.models.glianet import GLIANet
 
-#: What a family changes in place, by its name. A family without an entry is traced as it is.
+#: The function that rewrites a family's own modules in place, by the family's name. Without one they stay as they are.
 FORMS: Final[Mapping[str, Callable[[Model], None]]] = {GLIANet.family: pack_glia_blocks}
 
 
 def export_form(model: Model) -> Model:
-    """Return a copy of the model to trace, in eval mode, which computes the same."""
+    """Return a copy of the model to trace, in eval mode. It computes the same."""
     form = copy.deepcopy(model)
     rewrite_backbone(form)
     if form.family in FORMS:

@@ -1,4 +1,4 @@
-"""Arrays of other libraries in a GPU's memory, read where they lie, by DLPack or `__cuda_array_interface__`."""
+"""Arrays of other libraries in GPU memory, read in place through DLPack or `__cuda_array_interface__`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ _DLPACK_CUDA: Final = (2, 13)  # kDLCUDA and kDLCUDAManaged
 
 
 class GpuArray(NamedTuple):
-    """An array of another library: uint8, C-contiguous; held until what reads it is done."""
+    """An array of another library in GPU memory: uint8, C-contiguous.
+
+    Attributes:
+        ptr: Address on the GPU.
+        shape: Shape of the array.
+        owner: The object that keeps the memory alive. Hold it until the work that reads the array is done.
+    """
 
     ptr: int
     shape: tuple[int, ...]
@@ -25,16 +31,18 @@ class GpuArray(NamedTuple):
 
 
 def on_gpu(array: Any, stream: Stream, device: Device, *, ranks: tuple[int, ...]) -> GpuArray:
-    """Return where an array on the GPU lies. It is not copied. The stream waits for what its owner has queued.
+    """Return the address and the shape of an array on the GPU.
+
+    The array is not copied. The stream waits for the work that the array's owner has queued.
 
     Args:
-        array: uint8, the last dimension RGB; C-contiguous.
-        stream: What will read the array.
-        device: The GPU that it must lie on.
-        ranks: How many dimensions it may have: 3 for a picture, 4 for a batch of them.
+        array: uint8, C-contiguous. The last dimension is RGB.
+        stream: The stream that will read the array.
+        device: The GPU that the array must be on.
+        ranks: The numbers of dimensions that are taken: 3 for a picture, 4 for a batch of pictures.
 
     Raises:
-        UsageError: It is no such array.
+        UsageError: The array does not meet one of these conditions.
     """
     if hasattr(array, "__dlpack__"):
         found, dtype, strides = _from_dlpack(array, stream, device)
@@ -68,8 +76,8 @@ def _from_cuda_array_interface(array: Any, stream: Stream) -> tuple[GpuArray, st
     from cuda.core import LEGACY_DEFAULT_STREAM, PER_THREAD_DEFAULT_STREAM, Stream
 
     interface = array.__cuda_array_interface__
-    # Version 2 names no stream, and PyCUDA names none: both work on the default one unless they are told otherwise,
-    # which a stream of ours does not wait for by itself.
+    # Version 2 of the interface names no stream, and neither does PyCUDA. Both work on the default stream unless they
+    # are told otherwise. A stream of ours does not wait for the default stream by itself.
     queued = interface.get("stream") or 1
     known = {1: LEGACY_DEFAULT_STREAM, 2: PER_THREAD_DEFAULT_STREAM}
     stream.wait(known[queued] if queued in known else Stream.from_handle(queued))

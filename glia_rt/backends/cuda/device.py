@@ -1,7 +1,7 @@
 """NVIDIA GPUs: whether there is a driver, and which GPUs it knows.
 
-The driver's own library is asked, so that the answer is there before anything else is installed; it is the first
-thing to know about a machine.
+These are the first facts to know about a machine. This module asks the driver's own library for them, so it works
+before any other package is installed.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import Any, Final
 
 from glia_rt.errors import BackendError
 
-#: CUDA 13, which all packages here are built for, and the least driver that has it.
+#: The version of CUDA that all packages here are built for.
 CUDA: Final = 13
+#: The oldest driver that supports CUDA 13.
 LEAST_DRIVER: Final = 580
 
 _NO_DEVICE: Final = 100  # CUDA_ERROR_NO_DEVICE
@@ -24,13 +25,13 @@ _CAPABILITY_MINOR: Final = 76
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU.
+    """An NVIDIA GPU.
 
     Attributes:
-        index: Its number, as `--device` takes it.
-        name: "NVIDIA GeForce RTX 4090", say.
-        capability: Compute capability, "8.9" say.
-        cuda: Version of CUDA that the driver has, "13.0" say.
+        index: Number of the GPU, as `--device` takes it.
+        name: Name of the GPU, for example "NVIDIA GeForce RTX 4090".
+        capability: Compute capability, for example "8.9".
+        cuda: Version of CUDA that the driver supports, for example "13.0".
     """
 
     index: int
@@ -40,10 +41,10 @@ class Gpu:
 
     @classmethod
     def open(cls, index: int) -> Gpu:
-        """The GPU of this number.
+        """Return the GPU of this number.
 
         Raises:
-            BackendError: There is none.
+            BackendError: There is no GPU of this number.
         """
         gpus = list_gpus()
         if not 0 <= index < len(gpus):
@@ -53,10 +54,10 @@ class Gpu:
 
 
 def list_gpus() -> list[Gpu]:
-    """All GPUs that the driver knows, at least one.
+    """Return all GPUs that the driver knows. There is at least one.
 
     Raises:
-        BackendError: No driver, too old a driver, or no GPU; the message says what to do.
+        BackendError: There is no driver, the driver is too old, or there is no GPU. The message says what to do.
     """
     driver = _driver()
     status = driver.cuInit(0)
@@ -84,7 +85,7 @@ def list_gpus() -> list[Gpu]:
 
 
 def why_no_gpu() -> str | None:
-    """Why nothing can run on a GPU here, and what to do about it; None if it can."""
+    """Return why no GPU can be used on this machine and what to do about it; None if one can."""
     try:
         list_gpus()
     except BackendError as error:

@@ -1,8 +1,9 @@
-"""TensorRT engines of a bundle: which files they are, and what is written down about each.
+"""The TensorRT engines of a bundle: their files, and the record of each.
 
-An engine lies in NAME.glia/engines/ as TensorRT wrote it, with a record beside it in JSON. Its name says what it is
-for, TARGET.INPUT.PRECISION.smXX[-smYY].VERSION.engine, so that one bundle on a shared disk serves unlike GPUs.
-`glia_engines` writes both files. The runtime reads the record, and hashes the engine before TensorRT sees a byte of it.
+An engine is stored in NAME.glia/engines/ as TensorRT wrote it, with a record in JSON beside it. Its file name is
+TARGET.INPUT.PRECISION.smXX[-smYY].VERSION.engine, so that one bundle on a shared disk can serve different GPUs.
+`glia_engines` writes both files. The runtime reads the record and checks the hash of the engine before it gives the
+engine to TensorRT.
 """
 
 from __future__ import annotations
@@ -26,19 +27,20 @@ from glia_rt.errors import BackendError, BundleError, EngineError
 SCHEMA: Final = 2
 FOLDER: Final = "engines"
 
-#: Least, most usual and greatest shape of each input.
+#: Smallest, usual and largest shape of each input.
 Profile = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
 class Target:
-    """One of the two TensorRTs.
+    """One of the two TensorRT libraries.
 
     Attributes:
-        name: As on the command line, and the backend's.
-        package: What Python imports.
-        extra: The extra of glia-rt that installs it.
-        portable: Whether one engine serves many GPUs and is built without one; else it is built on the GPU it is for.
+        name: Name of the target on the command line. The backend has the same name.
+        package: The package that Python imports.
+        extra: The extra of glia-rt that installs the package.
+        portable: True if one engine serves many GPUs and is built without a GPU. False if an engine is built on the GPU
+            that it is for.
     """
 
     name: str
@@ -58,25 +60,25 @@ TARGETS: Final = {
 
 @dataclass(frozen=True)
 class EngineRecord:
-    """What stands in the JSON beside an engine.
+    """The record of an engine, as the JSON beside it holds it.
 
     Attributes:
         target: "tensorrt-rtx" or "tensorrt".
-        library_version: Of the TensorRT that built it; no other loads it.
-        capabilities: Compute capabilities it was built for, "8.9" say. Empty in records of schema 1 for the set that
-            tensorrt-rtx builds for by itself, 8.0 and later.
-        system: Operating system and processor it was built on, "Linux x86_64" say.
+        library_version: Version of the TensorRT that built the engine. No other version loads it.
+        capabilities: Compute capabilities that the engine was built for, for example "8.9". Empty in a record of schema
+            1 if the engine was built for the default set of tensorrt-rtx, 8.0 and later.
+        system: Operating system and processor that the engine was built on, for example "Linux x86_64".
         input: Which graph: "views" or "image".
         precision: "fp16" or "fp32".
-        profile: Shapes it takes.
-        onnx: The bundle's file it was built from.
+        profile: Shapes that the engine takes.
+        onnx: The bundle's file that the engine was built from.
         onnx_sha256: Hash of that file.
-        bundle_identity: Of the bundle it was built from.
+        bundle_identity: Identity of the bundle that the engine was built from.
         engine_sha256: Hash of the engine.
-        engine_size: Bytes of the engine.
-        layers: What the engine's own kernel list says; see `glia_engines.kernels.summary`.
-        build_seconds: How long TensorRT took.
-        glia_rt: The version of glia-rt that built it.
+        engine_size: Size of the engine, bytes.
+        layers: Counts from the engine's own list of kernels; see `glia_engines.kernels.summary`.
+        build_seconds: Time that TensorRT took, seconds.
+        glia_rt: Version of glia-rt that built the engine.
     """
 
     target: str
@@ -97,17 +99,17 @@ class EngineRecord:
 
     @property
     def min_batch(self) -> int:
-        """Fewest pictures the engine takes at once."""
+        """Smallest batch that the engine takes."""
         return max(least[0] for least, _, _ in self.profile.values())
 
     @property
     def usual_batch(self) -> int:
-        """Pictures at once that the engine is fastest at."""
+        """Batch size that the engine is fastest at."""
         return max(usual[0] for _, usual, _ in self.profile.values())
 
     @property
     def max_batch(self) -> int:
-        """Most pictures the engine takes at once."""
+        """Largest batch that the engine takes."""
         return max(greatest[0] for _, _, greatest in self.profile.values())
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,7 +125,7 @@ class EngineRecord:
         """Read a record, also one of schema 1.
 
         Raises:
-            EngineError: It is not there, not a record, or of a newer schema.
+            EngineError: The record is missing or damaged, or its schema is newer.
         """
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -151,17 +153,17 @@ REBUILD: Final = "build the engine again, with glia-rt build and --overwrite"
 
 
 def engine_path(record: EngineRecord, bundle: Bundle) -> Path:
-    """Return where an engine of a bundle lies."""
+    """Return the path of an engine in a bundle."""
     architectures = "-".join(f"sm{capability.replace('.', '')}" for capability in record.capabilities)
     name = f"{record.target}.{record.input}.{record.precision}.{architectures}.{record.library_version}.engine"
     return bundle.path / FOLDER / name
 
 
 def find_engines(bundle: Bundle, target: str, input: GraphKind, precision: str) -> list[tuple[Path, EngineRecord]]:
-    """Return a bundle's engines of one kind with their records, by file name.
+    """Return a bundle's engines of one kind and their records, in the order of file names.
 
     Raises:
-        EngineError: A record is missing or damaged.
+        EngineError: A record is missing or damaged, or describes another engine.
     """
     folder = bundle.path / FOLDER
     names = sorted(os.listdir(folder)) if folder.is_dir() else []
@@ -178,12 +180,12 @@ def _may_be(path: Path, target: str, input: GraphKind, precision: str) -> bool:
 
 
 def record_path(engine: Path) -> Path:
-    """The record of an engine."""
+    """Return the path of the record of an engine."""
     return engine.with_suffix(".json")
 
 
 def build_command(bundle: Bundle, target: str, input: GraphKind, precision: str) -> str:
-    """The command that makes an engine, to be read by people."""
+    """Return the command that builds an engine, as text for people to read."""
     words = ["glia-rt build", shlex.quote(str(bundle.path)), "--target", target]
     if input == "image":
         words += ["--input image --batch 1:4:8 --size 224x224:768x1024:3000x4000"]
@@ -195,19 +197,22 @@ def build_command(bundle: Bundle, target: str, input: GraphKind, precision: str)
 def checked_engine(
     bundle: Bundle, target: str, input: GraphKind, precision: str, *, library_version: str, capability: str
 ) -> tuple[bytes, EngineRecord]:
-    """Read a bundle's engine and make sure that it is whole, of this bundle, and for this machine.
+    """Read a bundle's engine and check that it is complete, belongs to this bundle and fits this machine.
 
     Args:
-        bundle: What it belongs to.
+        bundle: The bundle that the engine belongs to.
         target: "tensorrt-rtx" or "tensorrt".
-        input: Which graph.
+        input: Which graph: "views" or "image".
         precision: "fp16" or "fp32".
-        library_version: Of the TensorRT here.
-        capability: Compute capability of the GPU here, "8.9" say.
+        library_version: Version of the TensorRT on this machine.
+        capability: Compute capability of the GPU on this machine, for example "8.9".
+
+    Returns:
+        The bytes of the engine, and its record.
 
     Raises:
-        EngineError: There is none, it was changed since it was built, it is another bundle's, or it was built for
-            another TensorRT, GPU or operating system. The message says what to do.
+        EngineError: There is no engine, it was changed after the build, it belongs to another bundle, or it was built
+            for another version of TensorRT, GPU or operating system. The message says what to do.
     """
     found = find_engines(bundle, target, input, precision)
     if not found:
@@ -215,7 +220,8 @@ def checked_engine(
             f"{bundle.path / FOLDER} holds no engine of {target} for {input} in {precision}: "
             f"{build_command(bundle, target, input, precision)}"
         )
-    # The one for this machine, if there is one; else the one that comes nearest, and below the reason why not it.
+    # This picks the engine for this machine, or else the one that comes closest. The checks below then say why that one
+    # does not fit.
     path, record = max(found, key=lambda one: _fitness(one[1], library_version, capability))
     content = path.read_bytes()
     if len(content) != record.engine_size:
@@ -231,7 +237,7 @@ def checked_engine(
             f"{path} was built by {target} {record.library_version}, here is {library_version}, and engines do not "
             f"travel between versions; {REBUILD}"
         )
-    # What a portable engine runs on is for the library to say: Runtime.get_engine_validity.
+    # The library itself decides which GPUs a portable engine runs on: Runtime.get_engine_validity.
     if not TARGETS[target].portable:
         if capability not in record.capabilities:
             raise EngineError(
@@ -244,9 +250,10 @@ def checked_engine(
 
 
 def _fitness(record: EngineRecord, library_version: str, capability: str) -> tuple[bool, bool, int]:
-    """Return how well an engine suits a machine, to be compared; the first difference counts."""
+    """Return how well an engine fits a machine, as a sort key. The first difference decides."""
     is_of_this_version = record.library_version == library_version
-    # A portable engine may run on later GPUs than those it names. The more it names the better; schema 1 names none.
+    # A portable engine may also run on later GPUs than those its record names, so the record with more names is
+    # better. A record of schema 1 may name none.
     return is_of_this_version, capability in record.capabilities, len(record.capabilities)
 
 
@@ -254,7 +261,7 @@ def require_in_profile(record: EngineRecord, shapes: Mapping[str, tuple[int, ...
     """Refuse inputs whose shapes the engine was not built for.
 
     Raises:
-        BackendError: With the sizes it takes.
+        BackendError: A shape is outside of the profile. The message gives the sizes that the engine takes.
     """
     for name, shape in shapes.items():
         least, _, greatest = record.profile[name]
@@ -268,12 +275,12 @@ def require_in_profile(record: EngineRecord, shapes: Mapping[str, tuple[int, ...
 
 
 def system() -> str:
-    """Operating system and processor, "Linux x86_64" say."""
+    """Return the operating system and the processor, for example "Linux x86_64"."""
     return f"{platform.system()} {platform.machine()}"
 
 
 def engines(bundle: Bundle) -> list[EngineRecord]:
-    """Records of all engines in a bundle's folder, by file name."""
+    """Return the records of all engines of a bundle, in the order of file names."""
     folder = bundle.path / FOLDER
     names = sorted(os.listdir(folder)) if folder.is_dir() else []
     return [EngineRecord.read(folder / name) for name in names if name.endswith(".json")]

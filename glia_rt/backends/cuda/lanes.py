@@ -1,10 +1,10 @@
-"""What the backends on NVIDIA GPUs share: memory on both sides, streams, and who waits for whom.
+"""What the backends on NVIDIA GPUs share: memory on the host and on the GPU, streams, and their synchronisation.
 
-A lane is a stream with pinned memory on the host and memory on the GPU, for each shape of batch. There are two lanes:
-while one computes, the other copies its next batch in or its last scores out. A call of `run` takes a free lane, so the
-pipeline has only to call from as many threads as there are lanes.
+A lane is a stream with memory of its own: for each shape of batch, pinned memory on the host and memory on the GPU.
+There are two lanes. While one lane computes, the other copies its next batch to the GPU or its last scores back. A call
+of `run` takes a free lane, so the pipeline calls `run` from as many threads as there are lanes.
 
-Batches are padded to a few sizes, because what an engine prepares (a context, a captured CUDA graph) is for one shape.
+Batches are padded to a few sizes, because a context or a captured CUDA graph that an engine prepares is for one shape.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from glia_rt.backends.cuda.views import CudaViews
 
 LANES: Final = 2
-#: Shapes a lane is ready for at once. Views have about eight, one a batch size; of pictures any size is one.
+#: Shapes of batch that a lane keeps ready, by the graph's input. The contract's inputs have about eight shapes, one for
+#: each padded batch size. With decoded pictures, every size of picture is another shape.
 _SHAPES: Final[Mapping[str, int]] = {"views": 16, "image": 2}
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -43,7 +44,7 @@ class Engine(Protocol):
     """A loaded engine.
 
     Attributes:
-        batches: Least and greatest batch it takes.
+        batches: Smallest and largest batch that it takes.
     """
 
     batches: tuple[int, int]
@@ -51,25 +52,25 @@ class Engine(Protocol):
     def prepare(
         self, shapes: Shapes, addresses: Addresses, score: int, stream: Stream, *, repeated: bool
     ) -> Callable[[], None]:
-        """Get ready to run on inputs of these shapes at these addresses.
+        """Prepare to run on inputs of these shapes at these addresses.
 
         Args:
-            shapes: Of each input.
-            addresses: On the GPU, of each input, uint8.
-            score: Address on the GPU of room for the scores, float32 (N,).
-            stream: Where to run.
-            repeated: Whether it will run often, so that a captured CUDA graph pays.
+            shapes: Shape of each input, with N.
+            addresses: Address on the GPU of each input, uint8.
+            score: Address on the GPU to write the scores to, float32 (N,).
+            stream: The stream to run on.
+            repeated: Whether the run will be repeated often, so that a captured CUDA graph pays.
 
         Returns:
-            What starts one run on the stream, and does not wait for it.
+            A function that starts one run on the stream and does not wait for it.
         """
 
     def close(self) -> None:
-        """Free it; nothing runs any more."""
+        """Free the engine. All runs have ended before this call."""
 
 
 class GpuBackend:
-    """An engine on a GPU; see `Backend`. Threads may share it."""
+    """An engine on a GPU as a `Backend`. Threads may share it."""
 
     parallel = LANES
 
@@ -108,7 +109,8 @@ class GpuBackend:
     def run(self, inputs: Mapping[str, Any]) -> npt.NDArray[np.float32]:
         """Score a batch; see `Backend.run`.
 
-        Arrays on the GPU, with DLPack or `__cuda_array_interface__`, are read where they lie, all inputs alike.
+        The inputs may also be arrays on the GPU, with DLPack or `__cuda_array_interface__`. They are read in place. All
+        inputs must then be on the GPU.
         """
         if any(not isinstance(array, np.ndarray) for array in inputs.values()):
             with self._lane() as lane:
@@ -118,24 +120,24 @@ class GpuBackend:
             return lane.run(inputs, padded)
 
     def run_images(self, images: Sequence[Any]) -> npt.NDArray[np.float32]:
-        """Score pictures that are on the GPU: the GPU makes their views as well.
+        """Score pictures that are on the GPU. The GPU also makes the model's inputs.
 
         Args:
-            images: Arrays on the GPU, with DLPack or `__cuda_array_interface__`, uint8 (H, W, 3), RGB, of any sizes. No
-                more than the engine's largest batch.
+            images: The pictures: arrays on the GPU with DLPack or `__cuda_array_interface__`, uint8 (H, W, 3), RGB, of
+                any sizes. At most as many as the engine's largest batch.
 
         Returns:
-            float32 (N,), in order.
+            Scores, float32 (N,), in the order of the pictures.
 
         Raises:
-            BackendError: The engine failed, or there are too many.
-            UsageError: One is not such an array, or a rule of the model has no CUDA kernels.
+            BackendError: The engine failed, or there are too many pictures.
+            UsageError: A picture is not such an array, or a rule of the model has no CUDA kernels.
         """
         padded = self._padded(len(images))
         with self._lane() as lane:
-            if self._input == "image":  # the engine makes the inputs, one picture a run
+            if self._input == "image":  # the graph makes the inputs itself, of one picture per run
                 return np.concatenate([lane.run_in_place({IMAGE: image}, self._ranks) for image in images])
-            if self._views is None:  # two lanes that come here at once make two, and one is dropped
+            if self._views is None:  # two lanes may do this at once; one of the two objects is then dropped
                 from glia_rt.backends.cuda.views import CudaViews
 
                 self._views = CudaViews(self._contract, self._device)
@@ -143,14 +145,14 @@ class GpuBackend:
             return lane.run_images(images, shapes, self._views)
 
     def prepare(self, inputs: Mapping[str, npt.NDArray[np.uint8]]) -> None:
-        """Run every lane once, so that what takes long the first time is done."""
+        """Run every lane once, because the first run of a lane is slow."""
         padded = self._padded(len(next(iter(inputs.values()))))
         with contextlib.ExitStack() as lanes:
             for lane in [lanes.enter_context(self._lane()) for _ in range(LANES)]:
                 lane.run(inputs, padded)
 
     def close(self) -> None:
-        """Free the engine, once all runs have ended."""
+        """Free the engine after all runs have ended."""
         lanes = [self._idle.get() for _ in range(LANES)]
         try:
             with cuda_errors(self.name, self.batch_size):
@@ -162,7 +164,7 @@ class GpuBackend:
                     self._engine.close()
         finally:
             for _ in range(LANES):
-                self._idle.put(None)  # whoever comes now learns that it is closed
+                self._idle.put(None)  # a later call takes None and raises "closed"
 
     def _padded(self, count: int) -> int:
         for size in self._sizes:
@@ -180,7 +182,7 @@ class GpuBackend:
             if lane is None:
                 raise BackendError(f"backend {self.name}: closed")
             with cuda_errors(self.name, self.batch_size):
-                self._device.set_current()  # CUDA keeps it by thread
+                self._device.set_current()  # CUDA keeps the current device per thread
                 yield lane
         finally:
             self._idle.put(lane)
@@ -188,7 +190,12 @@ class GpuBackend:
 
 @contextlib.contextmanager
 def cuda_errors(name: str, batch_size: int) -> Iterator[None]:
-    """Turn what CUDA raises into the project's own error, of a backend of this name."""
+    """Turn errors that CUDA raises in the block into BackendError.
+
+    Args:
+        name: Name of the backend, for the message.
+        batch_size: Its batch size. If memory runs out, the message suggests half of it.
+    """
     from cuda.core._utils.cuda_utils import CUDAError  # cuda-core has no public name for it
 
     try:
@@ -201,7 +208,7 @@ def cuda_errors(name: str, batch_size: int) -> Iterator[None]:
 
 
 class _Lane:
-    """A stream, and what is ready to run on it."""
+    """A stream, and the batches that are ready to run on it."""
 
     def __init__(self, device: Device, engine: Engine, shapes: int) -> None:
         self._device = device
@@ -211,7 +218,7 @@ class _Lane:
         self._most = shapes
 
     def run(self, inputs: Mapping[str, npt.NDArray[np.uint8]], padded: int) -> npt.NDArray[np.float32]:
-        """Score arrays on the host; of the rows after the last one anything may be scored, and is dropped."""
+        """Score arrays on the host. The padding holds arbitrary pictures, whose scores are dropped."""
         batch = self._batch({name: (padded, *array.shape[1:]) for name, array in inputs.items()})
         for name, array in inputs.items():
             batch.write(name, array, self._stream)
@@ -219,7 +226,7 @@ class _Lane:
         return batch.scores(len(next(iter(inputs.values()))), self._stream)
 
     def run_images(self, images: Sequence[Any], shapes: Shapes, views: CudaViews) -> npt.NDArray[np.float32]:
-        """Score pictures on the GPU, whose inputs are made in the batch's own memory."""
+        """Score pictures on the GPU. Their inputs are made directly in the memory of the batch."""
         batch = self._batch(shapes)
         held = [on_gpu(image, self._stream, self._device, ranks=(3,)) for image in images]
         for i, image in enumerate(held):
@@ -230,11 +237,11 @@ class _Lane:
         return batch.scores(len(images), self._stream)
 
     def run_in_place(self, inputs: Mapping[str, Any], ranks: Mapping[str, int]) -> npt.NDArray[np.float32]:
-        """Score arrays on the GPU where they lie.
+        """Score arrays on the GPU in place.
 
         Args:
-            inputs: By input name. A batch of one may lack the dimension N.
-            ranks: Dimensions of a batch of each input.
+            inputs: Arrays by input name. A batch of one may lack the dimension N.
+            ranks: Number of dimensions of a batch of each input.
         """
         held = {
             name: on_gpu(array, self._stream, self._device, ranks=(ranks[name] - 1, ranks[name]))
@@ -271,7 +278,7 @@ class _Lane:
 
 
 class _Batch:
-    """Memory for batches of one shape, and the engine's run on it."""
+    """The memory for batches of one shape, and the prepared run on it."""
 
     def __init__(self, device: Device, engine: Engine, shapes: Shapes, stream: Stream) -> None:
         from cuda.core import LegacyPinnedMemoryResource
@@ -312,13 +319,13 @@ class _Batch:
 
 
 def padded_sizes(least: int, greatest: int, batch_size: int) -> list[int]:
-    """Sizes that batches are padded to: powers of two, the usual batch, and the engine's own limits."""
+    """Return the sizes that batches are padded to: powers of two, the usual batch, and the engine's own limits."""
     powers = (1 << i for i in range(greatest.bit_length()))
     return sorted(size for size in {*powers, least, greatest, batch_size} if least <= size <= greatest)
 
 
 def out_of_memory(name: str, batch_size: int) -> BackendError:
-    """The error for a GPU whose memory does not suffice."""
+    """Return the error for a GPU without enough memory."""
     smaller = max(1, batch_size // 2)
     return BackendError(
         f"backend {name}: the GPU's memory does not suffice. Free it, or take smaller batches, --batch-size {smaller}; "
@@ -327,12 +334,15 @@ def out_of_memory(name: str, batch_size: int) -> BackendError:
 
 
 def unavailable(package: str, extra: str) -> str | None:
-    """Why a GPU backend cannot be used: driver and GPU first, then its package, then cuda-core."""
+    """Return why a GPU backend cannot be used here; None if it can.
+
+    The driver and the GPU are checked first, then the backend's package, then cuda-core.
+    """
     return why_no_gpu() or why_not_importable(package, extra) or why_not_importable("cuda.core", extra)
 
 
 def _host_array(buffer: Buffer, dtype: Any) -> npt.NDArray[Any]:
-    """Memory on the host as a flat array; it must not outlive the buffer."""
+    """Return memory on the host as a flat array. The array must not outlive the buffer."""
     memory = (ctypes.c_uint8 * buffer.size).from_address(int(buffer.handle))
     return np.frombuffer(memory, dtype)
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime on an NVIDIA GPU: runs the bundle's own files, no engine to build."""
+"""ONNX Runtime on an NVIDIA GPU. It runs the bundle's own files, so no engine has to be built."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 NAME: Final = "onnxruntime-cuda"
 PROVIDER: Final = "CUDAExecutionProvider"
-#: Pictures a run, unless told otherwise; and the most it is asked for at once.
+#: Default batch size.
 _BATCH_SIZE: Final = 32
+#: Largest batch, unless a larger batch size was asked for.
 _LARGEST: Final = 4096
 _OUT_OF_MEMORY: Final = ("Failed to allocate memory", "out of memory", "ALLOC_FAILED")
 
@@ -40,7 +41,7 @@ def open(bundle: Bundle, options: BackendOptions) -> lanes.GpuBackend:
         raise BackendError(f"backend {NAME} computes in fp16 or fp32, not {precision}")
     batch_size = options.batch_size or _BATCH_SIZE
     gpu = Gpu.open(options.device or 0)
-    # The picture's graph has nodes that ONNX Runtime computes on the CPU, and then it captures nothing.
+    # ONNX Runtime computes some nodes of the image graph on the CPU, so it cannot capture that graph.
     capture = options.input == "views"
     session = create_session(bundle.checked_file(GRAPHS[options.input, precision]), gpu.index, capture=capture)
     engine = _Session(session, gpu.index, max(_LARGEST, batch_size), capture=capture)
@@ -52,21 +53,22 @@ def open(bundle: Bundle, options: BackendOptions) -> lanes.GpuBackend:
         except GliaError:
             backend.close()
             raise
-        # While ONNX Runtime captures, nobody in the process may allocate on the GPU: so it captured the usual batch
-        # now, and other sizes run without a graph.
+        # Nothing else in the process may allocate on the GPU while ONNX Runtime captures. The usual batch is therefore
+        # captured now, and other batch sizes run without a CUDA graph.
         engine.capture = False
     return backend
 
 
 def create_session(path: Path, device: int, *, capture: bool) -> Any:
-    """An ONNX Runtime session on a GPU.
+    """Return an ONNX Runtime session on a GPU.
 
     Raises:
-        BackendError: The graph cannot be loaded, or not onto the GPU: ONNX Runtime itself would then go on on the CPU.
+        BackendError: The graph cannot be loaded, or cannot be loaded onto the GPU. In the second case ONNX Runtime
+            itself would continue on the CPU.
     """
     import onnxruntime as ort
 
-    with contextlib.redirect_stdout(sys.stderr):  # where it says what it did not find
+    with contextlib.redirect_stdout(sys.stderr):  # preload_dlls prints there what it did not find
         ort.preload_dlls()  # CUDA and cuDNN from NVIDIA's packages
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
@@ -80,10 +82,10 @@ def create_session(path: Path, device: int, *, capture: bool) -> Any:
 
 
 def require_cuda(session: Any) -> None:
-    """Refuse a session that ONNX Runtime, with no more than a line in its log, made for the CPU.
+    """Refuse a session that runs on the CPU. ONNX Runtime reports that fallback only by a line in its log.
 
     Raises:
-        BackendError: It runs on the CPU.
+        BackendError: The session runs on the CPU.
     """
     if (provider := session.get_providers()[0]) != PROVIDER:
         raise BackendError(
@@ -93,7 +95,7 @@ def require_cuda(session: Any) -> None:
 
 
 def unavailable() -> str | None:
-    """Why this backend cannot be used here; None if it can."""
+    """Return why this backend cannot be used here; None if it can."""
     if reason := lanes.unavailable("onnxruntime", "gpu"):
         return reason
     import onnxruntime as ort
@@ -107,12 +109,12 @@ def unavailable() -> str | None:
 
 
 def default_precision() -> str:
-    """Always fp16."""
+    """Return "fp16"."""
     return "fp16"
 
 
 class _Session:
-    """A session as `gpu.Engine`."""
+    """A session as a `lanes.Engine`."""
 
     def __init__(self, session: Any, device: int, largest: int, *, capture: bool) -> None:
         self.batches = (1, largest)
@@ -120,13 +122,16 @@ class _Session:
         self._device = device
         self.capture = capture
         self._graphs = itertools.count(1)
-        # ONNX Runtime keeps its CUDA graphs by thread, and captures one at a time: so one thread runs them all.
+        # ONNX Runtime keeps its CUDA graphs per thread and captures one at a time. One thread therefore runs them all.
         self._thread = ThreadPoolExecutor(1, "onnxruntime-cuda")
 
     def prepare(
         self, shapes: lanes.Shapes, addresses: lanes.Addresses, score: int, stream: Stream, *, repeated: bool
     ) -> Callable[[], None]:
-        """See `gpu.Engine`. The run itself is waited for: ONNX Runtime has a stream of its own."""
+        """Prepare a run; see `lanes.Engine`.
+
+        The returned function waits for the run to end, because ONNX Runtime has a stream of its own.
+        """
         import onnxruntime as ort
 
         binding = self._session.io_binding()
@@ -135,18 +140,18 @@ class _Session:
         count = next(iter(shapes.values()))[0]
         binding.bind_output(SCORE, "cuda", self._device, np.float32, (count,), score)
         options = ort.RunOptions()
-        # A graph is for these addresses; -1 runs without one.
+        # A CUDA graph is bound to these addresses. The id -1 means a run without one.
         options.add_run_config_entry("gpu_graph_id", str(next(self._graphs) if repeated and self.capture else -1))
 
         def run() -> None:
             try:
                 self._session.run_with_iobinding(binding, options)
                 binding.synchronize_outputs()
-            except Exception as error:  # as above
+            except Exception as error:  # the exceptions share no base class, as above
                 raise _failure(error, count) from error
 
         def launch() -> None:
-            stream.sync()  # the inputs are there
+            stream.sync()  # the inputs have arrived
             self._thread.submit(run).result()
 
         return launch

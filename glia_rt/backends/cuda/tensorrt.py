@@ -1,4 +1,4 @@
-"""TensorRT on an NVIDIA GPU: engines that `glia-rt build` made, for TensorRT for RTX and for TensorRT."""
+"""TensorRT and TensorRT for RTX on an NVIDIA GPU. Both run engines that `glia-rt build` made."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ from glia_rt.errors import BackendError, EngineError, GliaError
 if TYPE_CHECKING:
     from cuda.core import Stream
 
-#: What `Runtime.get_engine_validity` may say against an engine, what to do about it, and whose fault it is.
+#: For each reason that `Runtime.get_engine_validity` may give against an engine: the error to raise, and what to do. An
+#: EngineError is the engine's fault, a BackendError the machine's.
 INVALIDITY: Final[dict[str, tuple[type[GliaError], str]]] = {
     "VERSION_MISMATCH": (EngineError, "another version of TensorRT for RTX built it: build it again"),
     "UNSUPPORTED_CC": (
@@ -52,7 +53,7 @@ INVALIDITY: Final[dict[str, tuple[type[GliaError], str]]] = {
 
 
 class Library:
-    """One of the two TensorRTs, as a backend to open."""
+    """One of the two TensorRT libraries, as a backend to open."""
 
     def __init__(self, target: Target) -> None:
         self.target = target
@@ -76,7 +77,7 @@ class Library:
         from cuda.core import Device
 
         with lanes.cuda_errors(name, batch_size):
-            Device(gpu.index).set_current()  # TensorRT loads onto the current one
+            Device(gpu.index).set_current()  # TensorRT loads onto the current device
             load = _RtxEngine if self.target.portable else _PlanEngine
             engine = load(trt, content, record, gpu)
         library = f"{self.target.package} {trt.__version__}"
@@ -91,11 +92,11 @@ class Library:
         return backend
 
     def unavailable(self) -> str | None:
-        """Why this backend cannot be used here; None if it can."""
+        """Return why this backend cannot be used here; None if it can."""
         return lanes.unavailable(self.target.package, self.target.extra)
 
     def default_precision(self) -> str:
-        """Always fp16."""
+        """Return "fp16"."""
         return "fp16"
 
 
@@ -105,7 +106,7 @@ TENSORRT: Final = Library(TARGETS["tensorrt"])
 
 @dataclass(frozen=True)
 class _Replay:
-    """A captured CUDA graph; it uses the context's memory, which must live as long."""
+    """A captured CUDA graph. It uses the context's memory, so it keeps the context alive."""
 
     graph: Any
     stream: Stream
@@ -116,7 +117,11 @@ class _Replay:
 
 
 class _PlanEngine:
-    """An engine of `tensorrt`: a context for each shape and stream, captured into a CUDA graph where it runs often."""
+    """An engine of `tensorrt`.
+
+    A repeated run has a context of its own, for one shape and one stream, and is captured into a CUDA graph. All other
+    runs on a stream share one context.
+    """
 
     def __init__(self, trt: TensorRT, content: bytes, record: EngineRecord, gpu: Gpu) -> None:
         self._record = record
@@ -137,13 +142,13 @@ class _PlanEngine:
     def prepare(
         self, shapes: lanes.Shapes, addresses: lanes.Addresses, score: int, stream: Stream, *, repeated: bool
     ) -> Callable[[], None]:
-        """See `gpu.Engine`."""
+        """Prepare a run; see `lanes.Engine`."""
         if not repeated:
             return self._enqueue(self._loose(stream), shapes, addresses, score, stream)
         context = self._context(repeated=True)
         enqueue = self._enqueue(context, shapes, addresses, score, stream)
-        # Once outside the graph: the first run after a change of shapes does work that must not be captured. A graph
-        # is for one state of one context, so the context is not used again by anything else.
+        # The first run after a change of shapes does work that must not be captured, so one run precedes the capture. A
+        # CUDA graph is for one state of one context, so nothing else uses this context again.
         enqueue()
         stream.sync()
         builder = stream.create_graph_builder().begin_building("thread_local")
@@ -151,11 +156,11 @@ class _PlanEngine:
             enqueue()
             graph = builder.end_building().complete()
         finally:
-            builder.close()  # which also ends a capture that failed
+            builder.close()  # this also ends a capture that failed
         return _Replay(graph, stream, context)
 
     def _loose(self, stream: Stream) -> IExecutionContext:
-        """The context of a stream for shapes and addresses that change from run to run."""
+        """Return a stream's context for shapes and addresses that change from run to run."""
         key = int(stream.handle)
         if key not in self._loose_contexts:
             self._loose_contexts[key] = self._context(repeated=False)
@@ -183,10 +188,10 @@ class _PlanEngine:
         return context
 
     def keep(self) -> None:
-        """Keep what was compiled for this GPU: nothing, such engines are compiled when they are built."""
+        """Do nothing. An engine of `tensorrt` is compiled when it is built, so there is nothing to keep."""
 
     def close(self) -> None:
-        """Free the engine, then the runtime that it came from."""
+        """Free the engine, then the runtime that loaded it."""
         self._loose_contexts.clear()
         self._engine = None
         self._runtime = None
@@ -200,33 +205,34 @@ class _PlanEngine:
 
 
 class _RtxEngine(_PlanEngine):
-    """An engine of `tensorrt_rtx`: it compiles itself for the GPU it meets, and captures its own CUDA graphs."""
+    """An engine of `tensorrt_rtx`. It compiles itself for the GPU that it runs on, and captures its own CUDA graphs."""
 
     def _load(self, trt: TensorRT, content: bytes, gpu: Gpu) -> ICudaEngine | None:
         rtx = cast(TensorRTRtx, trt)
         require_valid(rtx, cast(RuntimeRtx, self._runtime), content)
         engine = super()._load(trt, content, gpu)
         configs = [cast(ICudaEngineRtx, engine).create_runtime_config() for _ in range(2)]
-        # Arrays of others come at other addresses each time, where capturing would not pay.
+        # Arrays of other libraries are at other addresses each time, so capturing would not pay for them.
         configs[False].cuda_graph_strategy = rtx.CudaGraphStrategy.DISABLED
         configs[True].cuda_graph_strategy = rtx.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         self._cache = configs[True].create_runtime_cache()
         for config in configs:
             config.set_runtime_cache(self._cache)
-            # By default kernels for a new shape are compiled in the background while others stand in for them, and the
-            # scores of one batch change when they are ready.
+            # By default the kernels for a new shape are compiled in the background while other kernels stand in for
+            # them. The scores of one batch then change as soon as the compiled kernels are ready.
             config.dynamic_shapes_kernel_specialization_strategy = rtx.DynamicShapesKernelSpecializationStrategy.EAGER
         self._configs = configs
         self._cache_file = runtime_cache_file(self._record, gpu.name, driver_version(gpu))
         if self._cache_file is not None and self._cache_file.is_file():
-            # False where another driver or version wrote it: it is then compiled, and written, anew.
+            # It returns False if another driver or version wrote the file. The kernels are then compiled and written
+            # again.
             self._cache.deserialize(self._cache_file.read_bytes())
         return engine
 
     def prepare(
         self, shapes: lanes.Shapes, addresses: lanes.Addresses, score: int, stream: Stream, *, repeated: bool
     ) -> Callable[[], None]:
-        """See `gpu.Engine`."""
+        """Prepare a run; see `lanes.Engine`."""
         context = self._context(repeated=True) if repeated else self._loose(stream)
         return self._enqueue(context, shapes, addresses, score, stream)
 
@@ -238,19 +244,19 @@ class _RtxEngine(_PlanEngine):
         return context
 
     def keep(self) -> None:
-        """Write what was compiled for this GPU into the user's cache, so that the next start finds it."""
+        """Write the kernels compiled for this GPU into the user's cache, so that the next start finds them."""
         if self._cache_file is None:
             return
         compiled = bytes(self._cache.serialize())
         if self._cache_file.is_file() and self._cache_file.read_bytes() == compiled:
             return
-        with contextlib.suppress(OSError):  # a full disk costs the next start time, and this one nothing
+        with contextlib.suppress(OSError):  # if the disk is full, only the next start takes longer
             files.write_whole(self._cache_file, compiled)
 
     def close(self) -> None:
-        """Free the engine, after keeping what later batch sizes compiled."""
+        """Keep the kernels that were compiled since the start for other batch sizes, then free the engine."""
         self.keep()
-        self._loose_contexts.clear()  # before the cache that their kernels are in
+        self._loose_contexts.clear()  # they go before the cache that holds their kernels
         self._configs.clear()
         del self._cache
         super().close()
@@ -260,8 +266,8 @@ def require_valid(trt: TensorRTRtx, runtime: RuntimeRtx, content: bytes) -> None
     """Refuse an engine that would not run here, before it is loaded.
 
     Raises:
-        EngineError: It is no such engine, or one of another version or for other GPUs.
-        BackendError: The driver, the CUDA runtime or the GPU's memory stand in the way.
+        EngineError: The file is not an engine of TensorRT for RTX, or was built by another version or for other GPUs.
+        BackendError: The driver or the CUDA runtime is too old or does not work, or the GPU has too little memory.
     """
     validity, diagnostics = runtime.get_engine_validity(content)
     if validity != trt.EngineValidity.INVALID:
@@ -270,20 +276,23 @@ def require_valid(trt: TensorRTRtx, runtime: RuntimeRtx, content: bytes) -> None
     for name, (error, text) in INVALIDITY.items():
         if int(diagnostics) & known[name]:
             raise error(f"the engine does not run here: {text}")
-    # It says nothing where there is no driver.
+    # TensorRT for RTX gives no reason if there is no driver.
     error, text = INVALIDITY["CUDA_ERROR"]
     raise error(f"the engine does not run here: {text}")
 
 
 def runtime_cache_file(record: EngineRecord, gpu_name: str, driver: str) -> Path | None:
-    """Where kernels compiled for this engine, GPU and driver are kept; None if the user has no such place."""
+    """Return the file that keeps kernels for this engine, GPU and driver; None without a writable cache folder."""
     folder = cache_folder("tensorrt-rtx")
     name = re.sub(r"[^A-Za-z0-9]+", "-", gpu_name)
     return None if folder is None else folder / f"{record.engine_sha256[:16]}-{name}-{driver}.cache"
 
 
 def driver_version(gpu: Gpu) -> str:
-    """The driver's own version, "580.65.6" say; where NVML is missing, as in some containers, that of its CUDA."""
+    """Return the driver's own version, for example "580.65.6".
+
+    Without NVML, as in some containers, return the version of CUDA that the driver supports, for example "cuda13.0".
+    """
     from cuda.core import system
 
     try:

@@ -1,8 +1,8 @@
 """The part of TensorRT's Python API that is called here, as types.
 
-`tensorrt_rtx` and `tensorrt` come without type hints, and on a machine without them mypy has nothing to look at. What
-stands here is all that the runner and the builder use, so a test that walks these classes knows that the libraries
-have every name. Methods whose calls differ between the two have a class of their own, ending in Rtx.
+`tensorrt_rtx` and `tensorrt` have no type hints, and on a machine without them mypy has nothing to check against. The
+classes here hold every name that the runner and the builder use. A test walks them and checks that the libraries have
+every name. Methods that the two libraries call differently are in classes of their own, whose names end in Rtx.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from glia_rt.backends.cuda.engine import Target
 
 
 class TensorRT(Protocol):
-    """The module, as far as running goes."""
+    """The module `tensorrt` or `tensorrt_rtx`: the names that running needs."""
 
     __version__: str
     ILogger: Any
@@ -35,7 +35,7 @@ class ICudaEngine(Protocol):
 
 
 class IExecutionContext(Protocol):
-    """What runs an engine, on one stream at a time."""
+    """Runs an engine, on one stream at a time."""
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool: ...
 
@@ -45,7 +45,7 @@ class IExecutionContext(Protocol):
 
 
 class TensorRTRtx(TensorRT, Protocol):
-    """tensorrt_rtx, as far as running goes."""
+    """The module `tensorrt_rtx`: the names that running needs."""
 
     CudaGraphStrategy: Any
     DynamicShapesKernelSpecializationStrategy: Any
@@ -54,7 +54,7 @@ class TensorRTRtx(TensorRT, Protocol):
 
 
 class RuntimeRtx(Runtime, Protocol):
-    """Loads engines, and knows beforehand whether they will run."""
+    """Loads engines, and says beforehand whether an engine will run."""
 
     def get_engine_validity(self, buffer: bytes) -> tuple[Any, int]: ...
 
@@ -68,7 +68,7 @@ class ICudaEngineRtx(Protocol):
 
 
 class IRuntimeConfigRtx(Protocol):
-    """How an engine runs."""
+    """The settings that an engine runs with."""
 
     cuda_graph_strategy: Any
     dynamic_shapes_kernel_specialization_strategy: Any
@@ -79,7 +79,7 @@ class IRuntimeConfigRtx(Protocol):
 
 
 class IRuntimeCacheRtx(Protocol):
-    """Kernels compiled for the GPU that was found."""
+    """The kernels compiled for the GPU of this machine."""
 
     def serialize(self) -> Any: ...
 
@@ -87,7 +87,7 @@ class IRuntimeCacheRtx(Protocol):
 
 
 class TensorRTBuilder(Protocol):
-    """The module, as far as building goes."""
+    """The module `tensorrt` or `tensorrt_rtx`: the names that building needs."""
 
     __version__: str
     Builder: Any
@@ -98,7 +98,7 @@ class TensorRTBuilder(Protocol):
 
 
 class TensorRTBuilderRtx(TensorRTBuilder, Protocol):
-    """tensorrt_rtx, as far as building goes."""
+    """The module `tensorrt_rtx`: the names that building needs."""
 
     ComputeCapability: Any
 
@@ -134,13 +134,13 @@ class OnnxParser(Protocol):
 
 
 class IOptimizationProfile(Protocol):
-    """The shapes an engine takes."""
+    """The shapes that an engine takes."""
 
     def set_shape(self, input: str, min: Sequence[int], opt: Sequence[int], max: Sequence[int]) -> None: ...
 
 
 class IBuilderConfig(Protocol):
-    """How an engine is built."""
+    """The settings that an engine is built with."""
 
     def clear_flag(self, flag: Any) -> None: ...
 
@@ -148,7 +148,7 @@ class IBuilderConfig(Protocol):
 
 
 class IBuilderConfigRtx(IBuilderConfig, Protocol):
-    """How an engine is built for many GPUs."""
+    """The settings that an engine for many GPUs is built with."""
 
     num_compute_capabilities: int
 
@@ -156,12 +156,12 @@ class IBuilderConfigRtx(IBuilderConfig, Protocol):
 
 
 def load(target: Target) -> Any:
-    """The target's module; raises ImportError."""
+    """Import the target's module and return it; raises ImportError."""
     return importlib.import_module(target.package)
 
 
 def collecting_logger(trt: TensorRT | TensorRTBuilder) -> tuple[Any, list[str]]:
-    """A logger that keeps errors, and the list it keeps them in."""
+    """Return a logger that collects errors, and the list that it collects them in."""
     messages: list[str] = []
     severity = trt.ILogger.Severity
 

@@ -1,8 +1,9 @@
-"""A picture in GPU memory -> a model's inputs, where it lies: rules of the contract as CUDA kernels, equal to the bit.
+"""A picture in GPU memory -> a model's inputs: rules of the contract as CUDA kernels, equal to the bit.
 
-What depends on the size of a picture alone is worked out here, in tables of whole numbers: which pixels each pixel of
-an input is made of, and their weights. The kernels, in views.cu, do the arithmetic on the pixels. A rule without a
-twin in `TWINS` is refused: its inputs are made on the host.
+This module works out what depends only on the size of a picture: which pixels each pixel of an input is made of, and
+their weights. It puts them into tables of whole numbers. The kernels in views.cu do the arithmetic on the pixels.
+
+A rule without a twin in `TWINS` is refused. Its inputs have to be made on the host.
 """
 
 from __future__ import annotations
@@ -26,7 +27,13 @@ Table = npt.NDArray[np.int32]
 
 
 class Launch(NamedTuple):
-    """One kernel over so many rows of pixels; its arguments are addresses and numbers, 64 bits each."""
+    """One launch of a kernel.
+
+    Attributes:
+        kernel: Name of the kernel in views.cu.
+        rows: Number of rows of pixels that it makes.
+        arguments: Addresses and numbers, 64 bits each.
+    """
 
     kernel: str
     rows: int
@@ -34,14 +41,14 @@ class Launch(NamedTuple):
 
 
 class ResizePlan(NamedTuple):
-    """What makes an input of the rule `resize` of pictures of one size.
+    """The plan that makes an input by the rule `resize` from pictures of one size.
 
     Attributes:
-        height: Of the picture, pixels.
-        width: Of the picture, pixels.
-        size: Of the input, pixels.
+        height: Height of the picture, pixels.
+        width: Width of the picture, pixels.
+        size: Height and width of the input, pixels.
         across: Table of the horizontal pass, int32 (1 + taps, size); see `bicubic_table`.
-        down: Table of the vertical pass, likewise.
+        down: Table of the vertical pass, of the same form.
     """
 
     height: int
@@ -52,16 +59,23 @@ class ResizePlan(NamedTuple):
 
     @property
     def table(self) -> Table:
-        """Both tables, one after the other: what the GPU has to be given."""
+        """Both tables, one after the other, as they are copied to the GPU."""
         return np.concatenate([self.across, self.down])
 
     @property
     def scratch(self) -> int:
-        """Bytes of room that the kernels need: the picture resized horizontally, uint8 (height, size, 3)."""
+        """Bytes that the kernels need for the picture resized horizontally, uint8 (height, size, 3)."""
         return self.height * self.size * 3
 
     def launches(self, image: int, table: int, scratch: int, out: int) -> list[Launch]:
-        """Return the kernels to run, in order; see `Plan.launches`."""
+        """Return the kernels to run, in order.
+
+        Args:
+            image: Address on the GPU of the picture.
+            table: Address on the GPU of `table`.
+            scratch: Address on the GPU of `scratch` bytes.
+            out: Address on the GPU to write the input to.
+        """
         down = table + self.across.nbytes
         return [
             Launch("resize_across", self.height, (image, scratch, table, self.width, len(self.across) - 1)),
@@ -70,13 +84,14 @@ class ResizePlan(NamedTuple):
 
 
 class FragmentsPlan(NamedTuple):
-    """What makes an input of the rule `fragments` of pictures of one size.
+    """The plan that makes an input by the rule `fragments` from pictures of one size.
 
     Attributes:
-        width: Of the picture, pixels.
-        size: Of the input, pixels.
-        table: int32 (6, size): for each row of the mosaic the two rows of the picture to blend and the second one's
-            weight times 2**22, then the same for its columns.
+        width: Width of the picture, pixels.
+        size: Height and width of the input, pixels.
+        table: int32 (6, size). The first three rows are for the rows of the mosaic: the two rows of the picture to
+            blend, and the weight of the second one times 2**22. The last three rows are the same for its columns.
+        scratch: Bytes of further memory that the kernels need: none.
     """
 
     width: int
@@ -85,7 +100,7 @@ class FragmentsPlan(NamedTuple):
     scratch: int = 0
 
     def launches(self, image: int, table: int, scratch: int, out: int) -> list[Launch]:
-        """Return the kernels to run, in order; see `Plan.launches`."""
+        """Return the kernels to run, in order; see `ResizePlan.launches`."""
         return [Launch("read_fragments", self.size, (image, out, table, self.width))]
 
 
@@ -103,12 +118,12 @@ def plan_fragments(height: int, width: int, rule: Fragments) -> FragmentsPlan:
     shorter = min(height, width)
     tall, wide = (enlarged_side(side, shorter, rule.size) for side in (height, width))
     rows, columns = fragment_positions(tall, wide, rule)
-    # Of a picture that is not enlarged every weight is 0.
+    # Every weight is 0 if the picture is not enlarged.
     table = np.array([*neighbours(rows.ravel(), height, tall), *neighbours(columns.ravel(), width, wide)], np.int32)
     return FragmentsPlan(width, rule.size, table)
 
 
-#: How each rule that has kernels is planned, by the rule's name.
+#: The function that plans each rule that has kernels, by the rule's name.
 TWINS: Final[Mapping[str, Callable[[int, int, Any], Plan]]] = {
     Resize.rule: plan_resize,
     Fragments.rule: plan_fragments,
@@ -116,10 +131,10 @@ TWINS: Final[Mapping[str, Callable[[int, int, Any], Plan]]] = {
 
 
 def require_twins(contract: Contract) -> None:
-    """Refuse a model one of whose inputs no kernel makes.
+    """Refuse a model that has an input which no kernel makes.
 
     Raises:
-        UsageError: It names the input and the rule.
+        UsageError: The model has such an input. The message names the input and its rule.
     """
     for one in contract.inputs:
         if one.rule.rule not in TWINS:
@@ -130,7 +145,7 @@ def require_twins(contract: Contract) -> None:
 
 
 def plan(height: int, width: int, model_input: ModelInput) -> Plan:
-    """Work out how an input is made of pictures of height x width.
+    """Work out how an input is made from pictures of height x width.
 
     Raises:
         UsageError: A side is under 1 or over 65,535 pixels.
@@ -144,11 +159,11 @@ def compile_kernels(arch: str, size: int) -> ObjectCode:
     """Compile the kernels with NVRTC, which needs no GPU.
 
     Args:
-        arch: The GPU to compile for: "sm_90", say.
-        size: Height and width of the input they make, pixels.
+        arch: The architecture of the GPU to compile for, for example "sm_90".
+        size: Height and width of the inputs that the kernels make, pixels.
 
     Raises:
-        BackendError: NVRTC is not there, or does not know the GPU.
+        BackendError: NVRTC is missing, or does not know the architecture.
     """
     from cuda.core import Program, ProgramOptions
 
@@ -164,21 +179,21 @@ def compile_kernels(arch: str, size: int) -> ObjectCode:
 
 
 class CudaViews:
-    """The inputs of a model, made of pictures that are on the GPU already.
+    """Makes a model's inputs from pictures that are already on the GPU.
 
-    Threads may share it, each on a stream of its own. The device must be current in all of them.
+    Threads may share it if each uses a stream of its own. The device must be current in every thread.
     """
 
     def __init__(self, contract: Contract, device: Device) -> None:
         """Compile the kernels for a GPU.
 
         Args:
-            contract: Which inputs, and by which rules.
-            device: The GPU, current in this thread.
+            contract: The model's inputs and their rules.
+            device: The GPU. It must be current in this thread.
 
         Raises:
-            UsageError: An input's rule has no kernels.
-            BackendError: They cannot be compiled for this GPU.
+            UsageError: The rule of an input has no kernels.
+            BackendError: The kernels cannot be compiled for this GPU.
         """
         require_twins(contract)
         self._contract = contract
@@ -192,14 +207,18 @@ class CudaViews:
         self._uploads = device.create_stream()
 
     def make(self, image: int, height: int, width: int, outputs: Mapping[str, int], stream: Stream) -> None:
-        """Start the making of all inputs of a picture. It waits neither for its end nor for earlier work on the stream.
+        """Queue the work that makes all inputs of a picture.
+
+        The call does not wait for this work to end, nor for earlier work on the stream.
 
         Args:
             image: Address of the picture on the GPU, uint8 (height, width, 3), RGB, C-contiguous.
-            height: 1 to 65,535.
-            width: 1 to 65,535.
-            outputs: Addresses on the GPU to write to, by input name: room for uint8 of the input's shape.
-            stream: Where the work is queued. Not one that is being captured into a graph: tables are uploaded.
+            height: Height of the picture, 1 to 65,535 pixels.
+            width: Width of the picture, 1 to 65,535 pixels.
+            outputs: Addresses on the GPU to write the inputs to, by input name. Each has room for one array of the
+                input's shape, uint8.
+            stream: The stream to queue the work on. It must not be under capture into a CUDA graph, because tables are
+                uploaded.
 
         Raises:
             UsageError: A side is out of range.
@@ -215,14 +234,14 @@ class CudaViews:
                 config = LaunchConfig(grid=(3, rows), block=work.size)
                 launch(stream, config, self._kernels[work.size][kernel], *arguments)
             at += work.table.nbytes
-        tables.close(stream)  # freed in the order of the stream, after the kernels
+        tables.close(stream)  # freed in the order of the stream, so after the kernels
         scratch.close(stream)
 
     def _upload(self, tables: Sequence[Table]) -> Buffer:
         from cuda.core import Buffer
 
-        # On a stream of its own: there a copy from pageable memory, and the wait for its end, after which the array may
-        # go, do not wait for the work on the caller's stream.
+        # The array must live until the copy has ended, so this waits for the copy. Uploads have a stream of their own.
+        # On the caller's stream, the copy from pageable memory and the wait would also wait for the caller's work.
         flat = np.concatenate([table.ravel() for table in tables])
         buffer = self._device.allocate(flat.nbytes, stream=self._uploads)
         buffer.copy_from(Buffer.from_handle(flat.ctypes.data, flat.nbytes, owner=flat), stream=self._uploads)

@@ -27,7 +27,7 @@ from glia_rt.results import COLUMNS
 GliaRt = Callable[..., "subprocess.CompletedProcess[str]"]
 Capture = pytest.CaptureFixture[str]
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 #: The smallest that trains in seconds.
 BACKBONE = "vit_tiny_r_s16_p8_224"
 HEAVY = {"torch", "timm", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pyarrow", "scipy", "skimage"}
@@ -456,20 +456,20 @@ def test_verify(tiny_bundle: Path, capsys: Capture) -> None:
 
 
 def test_info_of_a_bundle(tiny_bundle: Path, capsys: Capture) -> None:
-    assert main(["info", str(tiny_bundle)]) == 0
+    assert main(["info", str(tiny_bundle), "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["bundle"] == str(tiny_bundle)
     assert len(record["identity"]) == 64
-    assert record["contract"]["score_range"] == [1, 5]
+    assert record["contract"]["score"]["range"] == [1, 5]
     assert {"model", "checkpoint", "files", "parity", "tools"} < set(record)
 
 
 def test_info_of_a_checkpoint(tiny_checkpoint: Path, capsys: Capture) -> None:
-    assert main(["info", str(tiny_checkpoint)]) == 0
+    assert main(["info", str(tiny_checkpoint), "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["checkpoint"] == str(tiny_checkpoint)
-    assert record["backbone_source"] == "random"
-    assert record["contract"]["score_range"] == [1, 5]
+    assert record["backbones"]["backbone"]["source"] == "random"
+    assert record["contract"]["score"]["range"] == [1, 5]
 
 
 def test_info_of_nothing_needs_no_package(without_packages: Callable[..., dict[str, str]], tmp_path: Path) -> None:

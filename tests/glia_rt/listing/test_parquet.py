@@ -79,7 +79,7 @@ def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
     shown = f"{tmp_path}/\\udcfe.parquet"
     assert [(picture.name, picture.source, picture.refused) for picture in all_rows(path)] == [
         (f"{tmp_path}/a.jpg", f"{tmp_path}/a.jpg", None),
-        (f"{shown}/1", None, "a path that is not UTF-8, as strings of Arrow are"),
+        (f"{shown}/1", None, "a path that is not UTF-8, which strings of Arrow must be"),
         (f"{tmp_path}/b.jpg", f"{tmp_path}/b.jpg", None),
     ]
 
@@ -135,7 +135,7 @@ def test_a_file_that_cannot_be_opened_is_a_row(tmp_path: Path, edit: Any) -> Non
     path.write_bytes(edit(path.read_bytes()))
     [row] = all_rows(path)
     assert (row.name, row.source) == (str(path), None)
-    assert str(row.refused).startswith("no Parquet file, or damaged at its end (")
+    assert str(row.refused).startswith("not a Parquet file, or damaged at its end (")
     assert Sources([path]).summary().pictures == 1
 
 
@@ -144,7 +144,7 @@ def test_a_cell_that_is_no_picture_but_a_bomb(tmp_path: Path, monkeypatch: pytes
     path = write_parquet(tmp_path / "a.parquet", pa.array([b"x" * 1000, b"y" * 1001], pa.binary()))
     assert [picture.refused for picture in all_rows(path)] == [
         None,
-        "1001 bytes, over the limit of 1000 for a picture in a shard",
+        "1001 bytes, over the limit of 1000 for a picture in an archive",
     ]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from glia_rt.errors import SourceError
-from glia_rt.listing.pieces import DamagedShard, File, Picture
+from glia_rt.listing.pieces import DamagedArchive, File, Picture
 from glia_rt.listing.sources import Sources
 
 
@@ -19,12 +19,12 @@ def test_a_file_is_one_picture() -> None:
     assert list(file.pictures(1)) == []
 
 
-def test_a_damaged_shard_is_one_row(tmp_path: Path) -> None:
+def test_a_damaged_archive_is_one_row(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_text("x")
-    shard = DamagedShard(str(tmp_path / "a.parquet"), "why")
-    assert (shard.count, shard.key().startswith(f"{tmp_path}/a.parquet 1 ")) == (1, True)
-    assert list(shard.pictures()) == [Picture(f"{tmp_path}/a.parquet", None, "why")]
-    assert list(shard.pictures(1)) == []
+    archive = DamagedArchive(str(tmp_path / "a.parquet"), "why")
+    assert (archive.count, archive.key().startswith(f"{tmp_path}/a.parquet 1 ")) == (1, True)
+    assert list(archive.pictures()) == [Picture(f"{tmp_path}/a.parquet", None, "why")]
+    assert list(archive.pictures(1)) == []
 
 
 @pytest.mark.parametrize("name", ["0.tar", "0.parquet"])

@@ -207,7 +207,7 @@ def test_what_an_argument_is_decides_how_it_is_read(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     sources = Sources(["a.jpg", "album", Path("0.TAR"), "t.parquet", "missing.jpg"], column="image")
     assert pieces(sources) == [
-        "File a.jpg", "File album/10.jpg", "File album/2.jpg", "TarShard 0.TAR", "RowGroup t.parquet",
+        "File a.jpg", "File album/10.jpg", "File album/2.jpg", "TarArchive 0.TAR", "RowGroup t.parquet",
         "RowGroup t.parquet", "File missing.jpg",
     ]  # fmt: skip
     assert listed(sources) == [
@@ -293,7 +293,7 @@ def test_a_list_is_relative_to_its_folder(tmp_path: Path, content: bytes, null: 
     assert found == [f"{tmp_path}/a.jpg", f"{tmp_path}/sub/b c.jpg", "/d.jpg"]
 
 
-def test_a_list_may_name_shards_and_comes_after_the_paths(tmp_path: Path) -> None:
+def test_a_list_may_name_archives_and_comes_after_the_paths(tmp_path: Path) -> None:
     tar(tmp_path / "0.tar", "p.jpg")
     (tmp_path / "list.txt").write_text("b.jpg\n0.tar\n")
     found = listed(Sources(["a.jpg"], tmp_path / "list.txt"))
@@ -372,7 +372,7 @@ def test_it_goes_on_from_any_position(tmp_path: Path) -> None:
         assert list(sources.pictures(after)) == everything[i + 1 :]
 
 
-def test_the_digest_is_of_names_and_of_what_shards_are(tmp_path: Path) -> None:
+def test_the_digest_is_of_names_and_of_what_archives_are(tmp_path: Path) -> None:
     make(tmp_path, "album/a.jpg", "album/b.jpg")
     tar(tmp_path / "0.tar", "p.jpg")
     sources = Sources([tmp_path / "album", tmp_path / "0.tar"])
@@ -405,7 +405,7 @@ def test_the_name_of_a_listing_in_messages() -> None:
     assert str(Sources([f"{i}.jpg" for i in range(1000)])) == "0.jpg, 1.jpg, 998 more"
 
 
-def test_a_folder_of_shards_is_told_from_one_of_pictures(tmp_path: Path) -> None:
+def test_a_folder_of_archives_is_told_from_one_of_pictures(tmp_path: Path) -> None:
     make(tmp_path, "shards/0.tar", "shards/0.json")
     sources = Sources([tmp_path / "shards"])
     assert listed(sources) == []

@@ -1,4 +1,4 @@
-"""Tar shards, made with the standard library: whole, hostile and damaged."""
+"""Tar archives, made with the standard library: whole, hostile and damaged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from glia_rt.errors import SourceError
 from glia_rt.listing.pieces import MAX_ENCODED_BYTES, Picture
-from glia_rt.listing.tar import TarShard
+from glia_rt.listing.tar import TarArchive
 from glia_rt.pixels.names import picture_extensions
 
 Members = Iterable[tuple[str, bytes]]
@@ -31,7 +31,7 @@ def make_tar(path: Path, members: Members, mode: str = "w") -> Path:
 
 
 def pictures(path: Path, first: int = 0) -> list[Picture]:
-    return list(TarShard(str(path)).pictures(first))
+    return list(TarArchive(str(path)).pictures(first))
 
 
 def sources(found: Iterable[Picture]) -> list[tuple[str, str | bytes | None]]:
@@ -39,7 +39,7 @@ def sources(found: Iterable[Picture]) -> list[tuple[str, str | bytes | None]]:
 
 
 @pytest.mark.parametrize(("ending", "mode"), [(".tar", "w"), (".tar.gz", "w:gz"), (".tgz", "w:gz")])
-def test_pictures_of_a_shard_in_its_order(tmp_path: Path, ending: str, mode: str) -> None:
+def test_pictures_of_an_archive_in_its_order(tmp_path: Path, ending: str, mode: str) -> None:
     members = [
         ("b.jpg", b"1"), ("b.json", b"{}"), ("b.cls", b"7"), ("a.PNG", b"22"), ("deep/er/c.webp", b"333"),
         (".hidden.jpg", b"4"), ("deep/._d.jpg", b"5"), ("none", b"6"),
@@ -121,12 +121,13 @@ def test_a_member_that_would_fill_the_memory_is_refused_unread(tmp_path: Path) -
     tracemalloc.stop()
     assert (bomb.source, after.source) == (None, b"x")
     assert (
-        bomb.refused == f"{MAX_ENCODED_BYTES + 1} bytes, over the limit of {MAX_ENCODED_BYTES} for a picture in a shard"
+        bomb.refused
+        == f"{MAX_ENCODED_BYTES + 1} bytes, over the limit of {MAX_ENCODED_BYTES} for a picture in an archive"
     )
     assert peak < 20e6
 
 
-def test_a_shard_inside_a_shard_is_no_picture(tmp_path: Path) -> None:
+def test_an_archive_inside_an_archive_is_no_picture(tmp_path: Path) -> None:
     inner = make_tar(tmp_path / "inner.tar", [("a.jpg", b"x")])
     assert sources(pictures(make_tar(tmp_path / "0.tar", [("inner.tar", inner.read_bytes()), ("b.jpg", b"y")]))) == [
         ("b.jpg", b"y")
@@ -161,7 +162,7 @@ def overwritten(at: int) -> Any:
     ],
     ids=["empty", "first header", "first content", "second header", "third content", "no header", "bad header", "text"],
 )
-def test_a_damaged_shard_ends_in_a_row_that_says_so(tmp_path: Path, edit: Any, whole: int) -> None:
+def test_a_damaged_archive_ends_in_a_row_that_says_so(tmp_path: Path, edit: Any, whole: int) -> None:
     path = make_tar(tmp_path / "0.tar", [(f"{i}.jpg", b"x" * 300) for i in range(4)])
     found = damaged(path, edit)
     assert sources(found)[:-1] == [(f"{i}.jpg", b"x" * 300) for i in range(whole)]
@@ -193,7 +194,7 @@ def test_a_damaged_gzip(tmp_path: Path, edit: Any) -> None:
     ],
     ids=["no end", "two archives", "rubbish"],
 )
-def test_the_end_of_a_shard_is_looked_at(tmp_path: Path, mode: str, edit: Any, reason: str) -> None:
+def test_the_end_of_an_archive_is_looked_at(tmp_path: Path, mode: str, edit: Any, reason: str) -> None:
     content = edit(make_tar(tmp_path / "0.tar", [(f"{i}.jpg", b"x" * 300) for i in range(4)]).read_bytes())
     (tmp_path / "0.tar").write_bytes(gzip.compress(content) if mode == "w:gz" else content)
     found = pictures(tmp_path / "0.tar")
@@ -209,9 +210,9 @@ def test_the_checksum_of_a_gzip_is_looked_at(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("members", [[], [("a.json", b"{}"), ("b.img", b"x")]], ids=["empty", "others"])
-def test_a_shard_without_a_picture_says_so(tmp_path: Path, members: Members) -> None:
+def test_an_archive_without_a_picture_says_so(tmp_path: Path, members: Members) -> None:
     [row] = pictures(make_tar(tmp_path / "0.tar", members))
-    assert row.refused == "a tar file without a picture: no name in it has the extension of one"
+    assert row.refused == "a tar file without a picture: no member has a picture's extension"
     assert pictures(tmp_path / "0.tar", 1) == []
 
 
@@ -228,12 +229,12 @@ def test_a_header_that_would_fill_the_memory(tmp_path: Path, kind: bytes, before
     [*_, row] = pictures(tmp_path / "0.tar.gz")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    reason = "a header of 100000000 bytes" if before else "no tar file, or damaged at its start"
+    reason = "a header of 100000000 bytes" if before else "not a tar file, or damaged at its start"
     assert row.refused == f"a damaged tar file, not read further ({reason})"
     assert peak < 10e6
 
 
-def test_whatever_bytes_change_a_shard_ends_in_rows(tmp_path: Path) -> None:
+def test_whatever_bytes_change_an_archive_ends_in_rows(tmp_path: Path) -> None:
     import random
 
     pax = {"path": "ä" * 120 + ".jpg", "GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "9"}
@@ -253,7 +254,7 @@ def test_whatever_bytes_change_a_shard_ends_in_rows(tmp_path: Path) -> None:
             for at in headers:
                 changed[at : at + 512] = with_checksum(changed[at : at + 512])
         path.write_bytes(changed)
-        refused += any(picture.refused for picture in itertools.islice(TarShard(str(path)).pictures(), 100))
+        refused += any(picture.refused for picture in itertools.islice(TarArchive(str(path)).pictures(), 100))
     assert refused > 300
 
 
@@ -295,7 +296,7 @@ def test_headers_that_lead_back_or_nowhere(tmp_path: Path, second: bytes) -> Non
     """A negative size once made an archive that never ends."""
     path = tmp_path / "0.tar"
     path.write_bytes(header("a.jpg", 1) + b"x".ljust(512, b"\0") + second)
-    first, last = itertools.islice(TarShard(str(path)).pictures(), 100)
+    first, last = itertools.islice(TarArchive(str(path)).pictures(), 100)
     assert (first.source, last.source) == (b"x", None)
     assert str(last.refused).startswith("a damaged tar file, not read further (")
 
@@ -308,19 +309,19 @@ def test_a_damaged_archive_compressed_otherwise(tmp_path: Path, mode: str) -> No
     assert str(last.refused).startswith("a damaged tar file, not read further (")
 
 
-def test_a_shard_that_is_gone(tmp_path: Path) -> None:
-    shard = TarShard(str(tmp_path / "0.tar"))
-    for act in (shard.key, lambda: list(shard.pictures())):
+def test_an_archive_that_is_gone(tmp_path: Path) -> None:
+    archive = TarArchive(str(tmp_path / "0.tar"))
+    for act in (archive.key, lambda: list(archive.pictures())):
         with pytest.raises(SourceError, match=r"0\.tar: cannot be read: No such file or directory"):
             act()  # type: ignore[operator]
 
 
-def test_the_key_of_a_shard_changes_with_it(tmp_path: Path) -> None:
-    shard = TarShard(str(make_tar(tmp_path / "0.tar", [("a.jpg", b"x")])))
-    before = shard.key()
-    assert shard.key() == before
+def test_the_key_of_an_archive_changes_with_it(tmp_path: Path) -> None:
+    archive = TarArchive(str(make_tar(tmp_path / "0.tar", [("a.jpg", b"x")])))
+    before = archive.key()
+    assert archive.key() == before
     make_tar(tmp_path / "0.tar", [("a.jpg", b"x"), ("b.jpg", b"x" * 20_000)])
-    assert shard.key() != before
+    assert archive.key() != before
 
 
 def test_headers_are_not_kept(tmp_path: Path) -> None:
@@ -328,7 +329,7 @@ def test_headers_are_not_kept(tmp_path: Path) -> None:
     path = make_tar(tmp_path / "0.tar", ((f"{i:06}.jpg", b"") for i in range(20_000)))
     picture_extensions()  # loads every plugin of Pillow, which would be counted
     tracemalloc.start()
-    assert sum(1 for _ in TarShard(str(path)).pictures()) == 20_000
+    assert sum(1 for _ in TarArchive(str(path)).pictures()) == 20_000
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 5e6

@@ -15,11 +15,11 @@ import pytest
 from helpers.runs import BAD, ROWS, Stop, after, names
 
 from glia_rt import Result, Scorer
-from glia_rt.runs import journal as parts
 from glia_rt.errors import GliaError, OutputExistsError, UsageError
-from glia_rt.runs.run import Outcome, Progress, score_to_file
-from glia_rt.runs.journal import Parts
 from glia_rt.listing.sources import Position, Sources
+from glia_rt.runs import journal as parts
+from glia_rt.runs.journal import Parts
+from glia_rt.runs.run import Outcome, Progress, score_to_file
 
 
 def test_parts_go_into_the_folder_as_whole_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,17 +62,17 @@ def test_an_output_is_on_the_disk_before_its_parts_go(
     monkeypatch.setattr(os, "replace", replaced)
     monkeypatch.setattr(Path, "unlink", unlinked)
     score_to_file(scorer, listing, tmp_path / "scores.csv")
-    merged = calls.index(("fsync", "scores.csv.parts/merged"))
+    merged, partial = calls.index(("fsync", "scores.csv.parts/merged")), f".partial-{os.getpid()}"
     assert calls[merged:-2] == [
         ("fsync", "scores.csv.parts/merged"),
         # First this, so that killed in between the run takes the output for its own.
-        ("fsync", "scores.csv.parts/run.json.partial"),
-        ("replace", "scores.csv.parts/run.json.partial", "scores.csv.parts/run.json"),
+        ("fsync", f"scores.csv.parts/.run.json{partial}"),
+        ("replace", f"scores.csv.parts/.run.json{partial}", "scores.csv.parts/run.json"),
         ("fsync", "scores.csv.parts"),
         ("replace", "scores.csv.parts/merged", "scores.csv"),
         ("fsync", "."),
-        ("fsync", "scores.csv.meta.json.partial"),
-        ("replace", "scores.csv.meta.json.partial", "scores.csv.meta.json"),
+        ("fsync", f".scores.csv.meta.json{partial}"),
+        ("replace", f".scores.csv.meta.json{partial}", "scores.csv.meta.json"),
         ("fsync", "."),
         ("unlink", "scores.csv.parts/run.json"),
     ]
@@ -191,7 +191,7 @@ def test_a_bundle_with_another_identity_is_another_run(
     output = tmp_path / "scores.csv"
     with pytest.raises(Stop):
         score_to_file(scorer, listing, output, on_row=after(3, Stop()))
-    other = edited_bundle(lambda folder, manifest: manifest.update(note="exported again"))
+    other = edited_bundle(lambda folder, manifest: manifest.update(card={"text": "exported again"}))
     message = r"rows of another run: .*bundle_identity was"
     with Scorer.open(other, "onnxruntime", batch_size=2) as opened, pytest.raises(UsageError, match=message):
         score_to_file(opened, listing, output, resume=True)

@@ -21,9 +21,9 @@ from pyarrow import parquet
 
 from glia_rt import Scorer
 from glia_rt.errors import UsageError
-from glia_rt.runs.ray_data import score_dataset
 from glia_rt.results import Result
 from glia_rt.runs.outputs import METADATA_KEY
+from glia_rt.runs.ray_data import score_dataset
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -203,18 +203,18 @@ def test_columns_of_paths_are_kept(score: Score, photographs: Path, expected: di
         assert [row["score"] for row in rows] == [expected[path].score for path in found]
 
 
-def test_tar_shards(score: Score, photographs: Path, expected: dict[str, Result], tmp_path: Path) -> None:
+def test_tar_archives(score: Score, photographs: Path, expected: dict[str, Result], tmp_path: Path) -> None:
     import ray
 
-    with tarfile.open(tmp_path / "shard.tar", "w") as shard:
+    with tarfile.open(tmp_path / "archive.tar", "w") as archive:
         for name in ("00.jpg", "01.jpg"):
-            shard.add(photographs / name, name)
-    shards = str(tmp_path / "shard.tar")
-    rows = score(ray.data.read_webdataset(shards, decoder=None), column="jpg", actors=1).take_all()
+            archive.add(photographs / name, name)
+    archives = str(tmp_path / "archive.tar")
+    rows = score(ray.data.read_webdataset(archives, decoder=None), column="jpg", actors=1).take_all()
     found = {row["__key__"]: row["score"] for row in rows}
     assert found == {key: expected[str(photographs / f"{key}.jpg")].score for key in ("00", "01")}
     with pytest.raises(ray.exceptions.RayError, match=r"column 'jpg' holds ndarray; pictures are .* decoder=None"):
-        score(ray.data.read_webdataset(shards), column="jpg", actors=1).take_all()
+        score(ray.data.read_webdataset(archives), column="jpg", actors=1).take_all()
 
 
 def test_a_bundle_that_is_not_there(score: Score, photographs: Path, tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_an_actor_with_a_gpu_never_computes_on_the_cpu(score: Score, photographs
         (
             "bytes",
             ["bytes", "width", "height"],
-            "columns that the scores come with, width, height: rename or drop them",
+            "already has columns width, height, which scoring adds: rename or drop them",
         ),
     ],
 )
@@ -309,7 +309,7 @@ def test_a_job_that_is_killed_goes_on(
 
 
 def test_without_ray(without_packages: Callable[..., dict[str, str]]) -> None:
-    program = "import glia_rt.ray; glia_rt.ray.score_dataset(None, 'a.glia', actors=1)"
+    program = "from glia_rt.runs import ray_data; ray_data.score_dataset(None, 'a.glia', actors=1)"
     command = [sys.executable, "-S", "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=without_packages("ray"), check=False)
     assert done.stderr.splitlines()[-1].endswith(

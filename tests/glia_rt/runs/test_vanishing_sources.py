@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
-from pyarrow import parquet
 from helpers.runs import Stop, after
+from pyarrow import parquet
 
 from glia_rt import Result, Scorer
 from glia_rt.errors import ListingChangedError, SourceError, UsageError
-from glia_rt.runs.run import Outcome, Progress, score_to_file
 from glia_rt.listing.sources import Sources
+from glia_rt.runs.run import Outcome, Progress, score_to_file
 
 
 def test_a_source_that_goes_away_is_an_error_and_what_was_scored_is_kept(
@@ -149,8 +149,8 @@ def test_a_file_that_is_deleted_while_it_is_read(scorer: Scorer, pictures: Path,
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
         for path in paths:
             tar.add(path, path.name)
-    shard, names = tmp_path / "0.tar", tmp_path / "list.txt"
-    sources = Sources([shard]) if source == "0.tar" else Sources(list_file=names)
+    archive, names = tmp_path / "0.tar", tmp_path / "list.txt"
+    sources = Sources([archive]) if source == "0.tar" else Sources(list_file=names)
 
     def on_row(progress: Progress, result: Result) -> None:
         (tmp_path / source).unlink(missing_ok=True)
@@ -211,8 +211,8 @@ def test_a_source_that_is_still_gone_after_a_bad_picture(scorer: Scorer, picture
 
 
 @pytest.mark.usefixtures("often")
-def test_a_file_that_is_missing_is_a_row_after_a_shard_too(scorer: Scorer, pictures: Path, tmp_path: Path) -> None:
-    """Rows of a shard are named as if it were a folder, which no run that goes on must take it for."""
+def test_a_file_that_is_missing_is_a_row_after_an_archive_too(scorer: Scorer, pictures: Path, tmp_path: Path) -> None:
+    """Rows of an archive are named as if it were a folder, which no run that goes on must take it for."""
     paths = sorted(pictures.iterdir())[:4]
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
         for path in paths:
@@ -230,7 +230,7 @@ def test_a_file_that_is_missing_is_a_row(scorer: Scorer, pictures: Path, tmp_pat
     assert score_to_file(scorer, Sources(paths), tmp_path / "scores.csv") == Outcome(len(paths), 1)
 
 
-def test_a_shard_that_goes_after_its_last_row_is_missed_by_the_report_alone(
+def test_an_archive_that_goes_after_its_last_row_is_missed_by_the_report_alone(
     scorer: Scorer, pictures: Path, tmp_path: Path
 ) -> None:
     paths = sorted(pictures.iterdir())[:4]

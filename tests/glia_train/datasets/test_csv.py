@@ -169,8 +169,9 @@ def read(picture: LabelledPicture) -> np.ndarray:
 
 def test_evaluation_sees_the_views_of_scoring(pictures: list[LabelledPicture]) -> None:
     batches = list(loader(pictures).batches([3, 0, 5], 2, epoch=None))
-    assert [len(labels) for _, _, labels in batches] == [2, 1]
-    global_views, fragments, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    assert [len(labels) for _, labels in batches] == [2, 1]
+    global_views, fragments = (torch.cat(parts) for parts in zip(*(inputs for inputs, _ in batches), strict=True))
+    labels = torch.cat([labels for _, labels in batches])
     assert (global_views.dtype, fragments.dtype, labels.dtype) == (torch.uint8, torch.uint8, torch.float32)
     assert labels.tolist() == [3, 0, 5]
     for place, index in enumerate([3, 0, 5]):
@@ -232,7 +233,7 @@ def test_flips_are_even(tmp_path: Path) -> None:
 def test_draws_depend_on_seed_epoch_and_index_and_not_on_workers(pictures: list[LabelledPicture]) -> None:
     def load(seed: int, epoch: int, workers: int = 1) -> torch.Tensor:
         batches = loader(pictures, seed, workers).batches(range(6), 4, epoch)
-        return torch.cat([fragments for _, fragments, _ in batches])
+        return torch.cat([fragments for (_, fragments), _ in batches])
 
     first = load(1, 1)
     assert torch.equal(load(1, 1), first)

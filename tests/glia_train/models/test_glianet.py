@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 from typing import Any
 
@@ -11,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glia_rt.errors import BundleError, UsageError
+from glia_rt.errors import UsageError
 from glia_train.models.glianet import CrossAttention, GLIANet, ModelConfig
-from glia_train.models.table import untrained
+from glia_train.models.table import read_config, untrained
 
 TINY = "vit_tiny_patch16_224"
 HYBRID = "vit_tiny_r_s16_p8_224"
@@ -226,9 +228,10 @@ def test_impossible_configs_are_refused(config: dict[str, Any], message: str) ->
 
 def test_config_round_trip_and_unknown_field() -> None:
     config = ModelConfig(backbone=HYBRID, latent=64, mlp="loda")
-    assert ModelConfig.from_dict(config.to_dict()) == config
-    with pytest.raises(BundleError, match="unknown field depth"):
-        ModelConfig.from_dict(config.to_dict() | {"depth": 3})
+    record = dataclasses.asdict(config)
+    assert read_config("glianet", json.loads(json.dumps(record))) == config
+    with pytest.raises(UsageError, match="glianet has no option depth; it has backbone, "):
+        read_config("glianet", record | {"depth": 3})
 
 
 def test_untrained_is_fixed_by_its_seed_and_leaves_the_global_generator_alone() -> None:

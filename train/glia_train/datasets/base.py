@@ -1,4 +1,4 @@
-"""The table that every dataset becomes: a row a picture."""
+"""The table that every dataset is read into, with one row for each picture."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-#: Columns of a labels file, as `datasets.csv` reads and the demo writes it; `reference` may be left out.
+#: Columns of a labels file, which `datasets.csv` reads and the demo writes; `reference` may be left out.
 COLUMNS: Final = ("path", "score", "reference")
 
 
@@ -15,10 +15,10 @@ class LabelledPicture:
     """One row of a labels file.
 
     Attributes:
-        name: The path as the file writes it.
-        path: Where the picture is.
-        score: Its label; rises with quality.
-        reference: Name of the content it shows, where the file has that column.
+        name: The path as it stands in the labels file.
+        path: The file of the picture.
+        score: The label. It rises with quality.
+        reference: Name of the content that the picture shows; None where the labels file lacks that column.
     """
 
     name: str

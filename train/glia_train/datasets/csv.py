@@ -1,4 +1,4 @@
-"""A user's own labels: a CSV of path,score[,reference]."""
+"""Reader of a user's own labels: a CSV with the columns path,score[,reference]."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from glia_train.datasets.base import COLUMNS, LabelledPicture
 
 
 def read_labels(labels: str | os.PathLike[str]) -> list[LabelledPicture]:
-    """Read a labels file.
+    """Return the rows of a labels file.
 
     Args:
-        labels: A CSV in UTF-8, with or without BOM, whose first line is path,score or path,score,reference, in any
+        labels: A CSV in UTF-8, with or without BOM. Its first line is path,score or path,score,reference, in any
             order. Relative paths start at the folder that the CSV is in. Scores rise with quality.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which pictures are trained on, and which are held out."""
+"""Split of a dataset into a training part and a held-out part."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from glia_rt.errors import UsageError
 from glia_train.datasets.base import COLUMNS, LabelledPicture
 
 TRAIN_FRACTION: Final = 0.8
-#: Fewer references (or pictures) than this cannot be cut 80 to 20.
+#: Least number of references (or pictures) that can be split 80 to 20.
 MIN_GROUPS: Final = 5
 
 
 @dataclass(frozen=True)
 class Split:
-    """The two parts of a data set, each sorted by name.
+    """The two parts of a dataset, each sorted by name.
 
     Attributes:
-        train: About 80 % of the references, or of the pictures where there are none.
+        train: About 80 % of the references, or of the pictures where there are no references.
         test: The held-out rest.
-        by: What was drawn; by "reference", no content is in both parts.
+        by: What was drawn. If it is "reference", no content is in both parts.
     """
 
     train: tuple[LabelledPicture, ...]
@@ -33,7 +33,7 @@ class Split:
     by: Literal["reference", "picture"]
 
     def to_csv(self) -> str:
-        """The split as a table, path,score,reference,split; the last is "train" or "test"."""
+        """Return the split as a CSV of path,score,reference,split; the last column is "train" or "test"."""
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow([*COLUMNS, "split"])
@@ -43,14 +43,16 @@ class Split:
 
 
 def split_pictures(pictures: Iterable[LabelledPicture], seed: int) -> Split:
-    """Draw the training and the held-out part, 80 to 20, from sorted names, so that only the seed decides.
+    """Split pictures at random into a training part and a held-out part, 80 to 20.
+
+    The parts are drawn from sorted names, so that only the seed decides.
 
     Args:
-        pictures: All with a reference, or all without.
+        pictures: Either all have a reference, or none has.
         seed: At least 0.
 
     Raises:
-        UsageError: Too few references or pictures, or all training pictures have the same score.
+        UsageError: There are too few references or pictures, or all training pictures have the same score.
     """
     pictures = sorted(pictures, key=lambda picture: picture.name)
     by: Literal["reference", "picture"] = "reference" if pictures[0].reference is not None else "picture"

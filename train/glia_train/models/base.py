@@ -1,6 +1,7 @@
-"""What a family of models must provide. Training, checkpoints and export speak to this class and to no family.
+"""The base class of all families of models, which defines what a family must provide.
 
-A new family is one file beside this one, a line in the table of `glia_train.models`, and its tests:
+Training, checkpoints and export use this class alone, and no family by name. A new family is one file beside this one,
+a line in `glia_train.models.table`, and its tests:
 
     @dataclass(frozen=True)
     class LinearConfig:
@@ -24,7 +25,7 @@ A new family is one file beside this one, a line in the table of `glia_train.mod
         def raw_score(self, features: Tensor) -> Tensor:
             return self.linear(features).squeeze(-1)
 
-Shapes: N pictures, D the width of what the head reads.
+Shapes: N pictures, D the width of the features, which the head reads.
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a model that half precision converts whole, or keeps in float32.
+    """A part of a model that is either converted to half precision as a whole or kept in float32.
 
     Attributes:
-        modules: What belongs to it. Their inputs and outputs are watched for activations that half cannot hold.
-        parameters: What belongs to it besides the parameters of the modules.
-        attends: Whether attention is computed in it. TensorRT builds no float32 Attention operator, so one such stage
-            in float32 is enough for a graph without that operator.
+        modules: The modules of the stage. Their inputs and outputs are watched for activations that half cannot hold.
+        parameters: The parameters of the stage that belong to none of its modules.
+        attends: Whether the stage computes attention. TensorRT builds no float32 Attention operator. So if one such
+            stage is in float32, the whole graph does without that operator.
     """
 
     modules: tuple[nn.Module, ...]
@@ -65,15 +66,16 @@ class Model(nn.Module):
     define `stages`, `backbones` and `form`.
 
     Attributes:
-        config: The options that it was made with, a `Config`.
-        pixels: Mean and standard deviation of pixels in [0, 1], per channel; what `normalise` starts with.
-        calibration: float32 (2,), the linear map (scale, offset) from raw scores to label units; (1, 0) until fitted.
-            A checkpoint holds it beside the weights.
+        config: The `Config` that the model was made with.
+        pixels: Mean and standard deviation of pixels in [0, 1], per channel. They are the first values of the buffers
+            `mean` and `std`, which `normalise` uses.
+        calibration: float32 (2,), the linear map (scale, offset) from raw scores to label units. It is (1, 0) until it
+            is fitted. A checkpoint holds it beside the weights.
     """
 
     #: The name of the family in checkpoints and bundles.
     family: ClassVar[str]
-    #: A frozen dataclass: everything that fixes the architecture. Its fields are JSON types.
+    #: A frozen dataclass of everything that fixes the architecture. Its fields are JSON types.
     Config: ClassVar[type[Any]]
 
     mean: Tensor
@@ -95,61 +97,64 @@ class Model(nn.Module):
 
     @abstractmethod
     def features(self, *inputs: Tensor) -> Tensor:
-        """Return what the head reads, (N, D).
+        """Return the features (N, D), which the head reads.
 
         Args:
-            inputs: As the contract has them: uint8 (N, *shape).
+            inputs: The inputs of the contract, in its order, uint8 (N, *shape).
         """
 
     @abstractmethod
     def raw_score(self, features: Tensor) -> Tensor:
-        """Return the score before calibration, float32 (N,): what the loss sees, and what the calibration is fitted to.
+        """Return the scores before calibration, float32 (N,).
+
+        The loss compares these scores with the labels, and the calibration is fitted to them.
 
         Args:
-            features: As `features` gives them.
+            features: (N, D), what `features` returns.
         """
 
     def stages(self) -> dict[str, Stage]:
-        """Return the parts that half precision may keep in float32 one by one, by name, in the order they run.
+        """Return the stages by name, in the order they run.
 
-        What is in no stage stays in float32. A stage casts its own inputs to the type of its weights.
+        Half precision may keep each stage in float32 on its own. What is in no stage stays in float32. A stage casts its
+        own inputs to the dtype of its weights.
         """
         return {}
 
     def backbones(self) -> dict[str, nn.Module]:
-        """Return the pretrained networks inside, by the name of their attribute.
+        """Return the pretrained networks inside the model, by the name of their attribute.
 
-        Their weights come from elsewhere (`glia_train.backbones`). An adapter-only checkpoint leaves out the frozen
-        ones, those of which no parameter requires a gradient.
+        `glia_train.backbones` loads their weights. An adapter-only checkpoint leaves out the frozen backbones. A
+        backbone is frozen if none of its parameters requires a gradient.
         """
         return {}
 
     def contract(self) -> Contract:
-        """Return the contract of this model, without a score range until it is calibrated."""
+        """Return the contract of this model. It has no score range, which calibration adds."""
         mean, std = self.pixels
         return Contract(inputs=self.inputs(self.config), mean=mean, std=std)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Return raw scores, float32 (N,); arguments as `features`."""
+        """Return raw scores, float32 (N,); arguments as for `features`."""
         return self.raw_score(self.features(*inputs))
 
     def score(self, *inputs: Tensor) -> Tensor:
-        """Return scores in label units, float32 (N,); arguments as `features`."""
+        """Return scores in label units, float32 (N,); arguments as for `features`."""
         return self.calibrated(self(*inputs))
 
     def calibrated(self, raw: Tensor) -> Tensor:
-        """Return raw scores in label units, float32 (N,)."""
+        """Return raw scores (N,) converted to label units, float32 (N,)."""
         return raw * self.calibration[0] + self.calibration[1]
 
     def normalise(self, view: Tensor) -> Tensor:
-        """uint8 (N, S, S, 3) -> float32 (N, 3, S, S), (v / 255 - mean) / std per channel."""
+        """Return a view, uint8 (N, S, S, 3), as (v / 255 - mean) / std per channel, float32 (N, 3, S, S)."""
         x = view.to(torch.float32).permute(0, 3, 1, 2)
         gain = (1 / (255 * self.std)).view(1, 3, 1, 1)
         shift = (self.mean / self.std).view(1, 3, 1, 1)
         return x * gain - shift
 
     def train(self, mode: bool = True) -> Self:
-        """Switch to training; frozen backbones stay in eval mode."""
+        """Switch to training mode, or to eval mode. Frozen backbones stay in eval mode."""
         super().train(mode)
         for backbone in self.frozen_backbones().values():
             backbone.eval()
@@ -164,5 +169,5 @@ class Model(nn.Module):
         }
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """Return what the optimiser sees."""
+        """Return the parameters that the optimiser updates."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]

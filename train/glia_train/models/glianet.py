@@ -1,7 +1,7 @@
-"""GLIANet: a frozen ViT that sees the whole picture and a mosaic of fragments, joined by GLIA blocks.
+"""GLIANet: a frozen ViT reads the whole picture and a mosaic of fragments, and GLIA blocks join the two streams.
 
 "Unleashing Vision Transformer Potential in Image Quality Assessment via Global-Local Adaptive Interaction",
-arXiv 2605.17748. Where the paper is silent, each decision is a field of `ModelConfig`.
+arXiv 2605.17748. Each decision that the paper leaves open is a field of `ModelConfig`.
 
 Shapes below: N pictures, T tokens (197 for a ViT with patches of 16), D the backbone's width, r the latent width.
 """
@@ -23,7 +23,7 @@ from glia_train.models.base import Model, Stage
 #: Names of the two inputs.
 GLOBAL_VIEW = "global_view"
 FRAGMENTS = "fragments"
-#: FAST-VQA's grid of fragments: the paper leaves it open.
+#: Fragments along each side of the mosaic. The paper leaves the number open; this is FAST-VQA's.
 GRID = 7
 
 DEFAULT_BACKBONE = "vit_base_patch16_224.augreg2_in21k_ft_in1k"
@@ -37,14 +37,14 @@ class ModelConfig:
 
     Attributes:
         backbone: Name of a timm VisionTransformer with a cls token and 224x224 input.
-        latent: Latent width r; None for a quarter of the backbone's width.
-        heads: Heads of the cross-attentions; None for heads of width 32, at least three.
-        mlp: Hidden width of the two-layer projections: "narrow" is r everywhere; "loda" gives the upward
-            projection hidden width D, as LoDa's code does.
-        residual: F_d + s * up(.) where True; Eq. 3 to the letter, F_d = up(.), where False.
+        latent: Latent width r. None means a quarter of the backbone's width.
+        heads: Number of heads of the cross-attentions. None means heads of width 32, and at least three of them.
+        mlp: Hidden width of the two-layer projections. "narrow" is r everywhere. "loda" gives the upward projection
+            hidden width D, as LoDa's code does.
+        residual: If True, F_d' = F_d + s * up(.). If False, F_d' = up(.), which is Eq. 3 as printed.
         interaction_init: First value of lambda_d and lambda_s.
-        dropout: Before the head, while training.
-        tune_backbone: The backbone is trained too.
+        dropout: Dropout probability before the head, while training.
+        tune_backbone: Whether the backbone is trained too.
     """
 
     backbone: str = DEFAULT_BACKBONE
@@ -68,7 +68,7 @@ class ModelConfig:
 
 
 def two_layer(d_in: int, d_hidden: int, d_out: int) -> nn.Sequential:
-    """Linear, GELU, Linear: the form of every projection between D and r."""
+    """Return Linear, GELU, Linear, the form of every projection between D and r."""
     return nn.Sequential(nn.Linear(d_in, d_hidden), nn.GELU(), nn.Linear(d_hidden, d_out))
 
 
@@ -89,7 +89,7 @@ class CrossAttention(nn.Module):
         return self.attend(q, k, v)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The same from projected heads, (N, heads, Tq, r/heads) and (N, heads, Tk, r/heads) twice."""
+        """Attend from `q` (N, heads, Tq, r/heads) to `k` and `v` (N, heads, Tk, r/heads); returns (N, Tq, r)."""
         x = F.scaled_dot_product_attention(q, k, v)
         return cast(Tensor, self.out(x.transpose(1, 2).flatten(2)))
 
@@ -106,12 +106,12 @@ class GliaBlock(nn.Module):
         self.scale: nn.Parameter | None = None
         if config.residual:
             self.scale = nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02))
-        # Nothing reads what the last block would refine, so that one has no refinement.
+        # The last block has no refinement, because nothing would read its result.
         self.refinement = CrossAttention(latent, heads) if refine else None
         self.lambda_s = nn.Parameter(torch.full((latent,), config.interaction_init)) if refine else None
 
     def forward(self, local: Tensor, latent_global: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix the streams: `local` F_d (N, T, D) and `latent_global` F_sd (N, T, r), both returned anew."""
+        """Return both streams after their interaction: `local` F_d (N, T, D) and `latent_global` F_sd (N, T, r)."""
         z = self.down(local)  # (N, T, r)
         fusion = self.fusion(z, latent_global)
         refinement = None if self.refinement is None else self.refinement(latent_global, z)
@@ -120,18 +120,18 @@ class GliaBlock(nn.Module):
     def mix(
         self, local: Tensor, latent_global: Tensor, z: Tensor, fusion: Tensor, refinement: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """What follows the two attentions, whose outputs `fusion` and `refinement` are (N, T, r)."""
+        """Return both streams, mixed from the outputs of the two attentions, `fusion` and `refinement` (N, T, r)."""
         # Eq. 3, Local-Global Fusion: F_d' = up(z + lambda_d * MHCA(z, F_sd))
         fused = self.up(z + self.lambda_d * fusion)  # (N, T, D)
         mixed = fused if self.scale is None else local + self.scale * fused
         if refinement is not None and self.lambda_s is not None:
-            # Eq. 4, Global-Local Refined: F_sd' = F_sd + lambda_s * MHCA(F_sd, z), z as it was before the fusion
+            # Eq. 4, Global-Local Refined: F_sd' = F_sd + lambda_s * MHCA(F_sd, z), where z is from before the fusion
             latent_global = latent_global + self.lambda_s * refinement  # (N, T, r)
         return mixed, latent_global
 
 
 class GLIANet(Model):
-    """Two uint8 views of a picture -> one quality score."""
+    """A model that gives one quality score for two uint8 views of a picture."""
 
     family = "glianet"
     Config = ModelConfig
@@ -164,7 +164,7 @@ class GLIANet(Model):
     def stages(self) -> dict[str, Stage]:
         """Return the embedding, the projection, and each ViT block with the GLIA block before it.
 
-        The final norm belongs to the last block, whose output it reads.
+        The final norm belongs to the stage of the last block, because it reads that block's output.
         """
         vit = self.backbone
         own = tuple(vit.parameters(recurse=False))  # cls token, registers, positions
@@ -183,14 +183,14 @@ class GLIANet(Model):
         return {"backbone": self.backbone}
 
     def global_tokens(self, global_view: Tensor) -> Tensor:
-        """F_s: all tokens (N, T, D) of the whole picture after the backbone's final norm."""
+        """Return F_s, all tokens (N, T, D) of the whole picture after the backbone's final norm."""
         x = embed(self.backbone, self.normalise(global_view))
         for block in self.backbone.blocks:
             x = block(x.to(_dtype(block)))
         return cast(Tensor, self.backbone.norm(x.to(_dtype(self.backbone.norm))))
 
     def features(self, global_view: Tensor, fragments: Tensor) -> Tensor:  # type: ignore[override]
-        """Return the local stream's cls token (N, D) after the last block and the final norm: what the head reads.
+        """Return the features (N, D): the local stream's cls token after the last block and the final norm.
 
         Args:
             global_view: uint8 (N, 224, 224, 3), RGB, the whole picture.
@@ -204,18 +204,18 @@ class GLIANet(Model):
         for i, (glia, block) in enumerate(zip(self.glia, self.backbone.blocks, strict=True)):
             f_d, f_sd = glia(f_d.to(_dtype(glia)), f_sd.to(_dtype(glia)))
             f_d = f_d.to(_dtype(block))
-            # Only the cls row leaves the last block, so only that row is computed there: exact, and cheaper.
+            # Only the cls row of the last block is used, so only that row is computed there. The result is exact.
             f_d = block(f_d) if i < last else block_cls_row(block, f_d)
         return cast(Tensor, self.backbone.norm(f_d.to(_dtype(self.backbone.norm)))[:, 0])  # (N, D)
 
     def raw_score(self, features: Tensor) -> Tensor:
         """Return the regression head's output for cls features (N, D), float32 (N,)."""
-        # The head's one output as a product and a sum: engines that run matrix products in bfloat16 keep these in
-        # float32, where a bfloat16 score would have three digits.
+        # The head is written as a product and a sum, not as a matrix product. Engines that run matrix products in
+        # bfloat16 keep these in float32. A bfloat16 score would have three digits.
         raw: Tensor = (self.dropout(features.float()) * self.head.weight[0]).sum(-1) + self.head.bias
         return raw
 
 
 def _dtype(module: nn.Module) -> torch.dtype:
-    """The type a stage computes in; stages of a half model may stay in float32 one by one."""
+    """Return the dtype that a stage computes in. Each stage of a half-precision model may stay in float32."""
     return next(module.parameters()).dtype

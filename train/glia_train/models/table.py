@@ -1,4 +1,4 @@
-"""The table of families, and how a model is made of a name and a config."""
+"""The table of families, and functions that read a config and make a model of it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def family_of(config: Any) -> type[Model]:
     """Return the family that a config belongs to.
 
     Raises:
-        UsageError: It is no family's config.
+        UsageError: The config belongs to no family.
     """
     for family in FAMILIES.values():
         if type(config) is family.Config:
@@ -33,11 +33,11 @@ def family_of(config: Any) -> type[Model]:
 
 
 def read_config(family: str, record: Mapping[str, Any]) -> Any:
-    """Return the config of a family, made of JSON types.
+    """Return the config of a family, made from JSON types.
 
     Raises:
-        BundleError: No such family.
-        UsageError: An unknown field, or a value that a field does not take.
+        BundleError: There is no such family.
+        UsageError: A field is unknown, or a field does not take its value.
     """
     if family not in FAMILIES:
         raise BundleError(f"this version knows no family {family!r}, only {', '.join(FAMILIES)}: upgrade glia-rt")
@@ -46,7 +46,8 @@ def read_config(family: str, record: Mapping[str, Any]) -> Any:
     if unknown := sorted(set(record) - set(fields)):
         raise UsageError(f"{family} has no option {', '.join(unknown)}; it has {', '.join(fields)}")
     try:
-        # As JSON, in which a strict check takes a list for a tuple and an object for a dataclass.
+        # The record is checked as JSON, because a strict check of JSON takes a list for a tuple and an object for a
+        # dataclass.
         return TypeAdapter(kind).validate_json(json.dumps(dict(record)), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
@@ -56,15 +57,17 @@ def read_config(family: str, record: Mapping[str, Any]) -> Any:
 
 
 def untrained(config: Any, backbone_weights: str = "random", seed: int = 0) -> tuple[Model, Contract]:
-    """Return a fresh model in eval mode, and its contract: how training starts, and what speed is measured with.
+    """Return an untrained model in eval mode, and its contract.
+
+    Training starts with this model, and speed is measured with it.
 
     Args:
-        config: The architecture.
-        backbone_weights: As `load_backbone_weights` takes it, for each backbone of the model.
-        seed: Of every random weight.
+        config: The config of a family, which fixes the architecture.
+        backbone_weights: Source of the weights of each backbone, as for `load_backbone_weights`.
+        seed: Seed of every random weight.
 
     Raises:
-        UsageError: As `load_backbone_weights`, or a config that no model can have.
+        UsageError: `load_backbone_weights` cannot get the weights, or no model can have this config.
         BundleError: The file does not hold the backbone's weights.
     """
     with torch.random.fork_rng(devices=[]):

@@ -1,0 +1,88 @@
+"""A further model costs one class: a family of ten lines goes through the whole chain, with no other line changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch import Tensor, nn
+
+from glia_engines.build import build
+from glia_export.export import export
+from glia_rt import Scorer
+from glia_rt.backends.cuda.engine import find_engines
+from glia_rt.bundle import Bundle
+from glia_rt.contract import ModelInput, Resize
+from glia_rt.verify import require, selftest
+from glia_train.checkpoint import Checkpoint
+from glia_train.models.base import Model
+from glia_train.models.table import FAMILIES
+from glia_train.options import TrainOptions
+from glia_train.train import train
+
+
+@dataclass(frozen=True)
+class LinearConfig:
+    size: int = 16
+
+
+class Linear(Model):
+    family, Config = "linear", LinearConfig
+
+    def __init__(self, config: LinearConfig) -> None:
+        super().__init__(config)
+        self.linear = nn.Linear(3 * config.size**2, 1)
+
+    @classmethod
+    def inputs(cls, config: LinearConfig) -> tuple[ModelInput, ...]:
+        return (ModelInput("picture", Resize(config.size)),)
+
+    def features(self, picture: Tensor) -> Tensor:  # type: ignore[override]
+        return self.normalise(picture).flatten(1)
+
+    def raw_score(self, features: Tensor) -> Tensor:
+        return self.linear(features).squeeze(-1)
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    """Plain pictures, the brighter the better."""
+    rows = ["path,score"]
+    for i in range(20):
+        Image.new("RGB", (40 + i, 30 + 2 * i), (10 * i, 8 * i, 5 * i)).save(tmp_path / f"{i}.png")
+        rows.append(f"{i}.png,{i}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
+    return tmp_path / "labels.csv"
+
+
+def test_a_family_of_ten_lines(labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FAMILIES, "linear", Linear)
+    options = TrainOptions(epochs=2, batch_size=8, lr=1e-2, score_range=(0.0, 19.0))
+    trained = train(labels, tmp_path / "run", LinearConfig(), options, "random")
+    checkpoint = Checkpoint.load(trained.checkpoint)
+    assert checkpoint.describe()["model"] == {"family": "linear", "config": {"size": 16}}
+    model = checkpoint.build_model()
+
+    bundle = export(trained.checkpoint, tmp_path / "linear.glia").path
+    assert Bundle.open(bundle).manifest["model"]["family"] == "linear"
+    assert Bundle.open(bundle).contract.shapes("views") == {"picture": (16, 16, 3)}
+
+    pictures = sorted(tmp_path.glob("*.png"), key=lambda path: int(path.stem))
+    for backend in ("onnxruntime", "openvino"):
+        with Scorer.open(bundle, backend, precision="fp32") as scorer:
+            require(selftest(scorer))
+            scores = scorer.score_batch(pictures)  # type: ignore[arg-type]
+            assert np.corrcoef(scores, np.arange(20))[0, 1] > 0.9
+            views = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+            import torch
+
+            with torch.inference_mode():
+                expected = model.score(torch.from_numpy(views)).numpy()
+            np.testing.assert_allclose(scorer.score_views(picture=views), expected, atol=19e-5)
+
+    build(bundle, "tensorrt-rtx")
+    [(_, record)] = find_engines(Bundle.open(bundle), "tensorrt-rtx", "views", "fp16")
+    assert record.profile == {"picture": ((1, 16, 16, 3), (32, 16, 16, 3), (64, 16, 16, 3))}

@@ -1,0 +1,78 @@
+"""What `glia-rt info` shows a person, and what --json has beside it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glia_rt.cli.main import main
+
+Capture = pytest.CaptureFixture[str]
+EditedBundle = Callable[[Callable[[Path, "dict[str, Any]"], None]], Path]
+
+
+def shown(path: Path, capsys: Capture) -> dict[str, str]:
+    """The lines by their first word; those without one belong to the line before."""
+    assert main(["info", str(path)]) == 0
+    lines: dict[str, str] = {}
+    for line in capsys.readouterr().out.splitlines():
+        name, text = line[:14].strip(), line[14:].strip()
+        name = name or list(lines)[-1]
+        lines[name] = f"{lines[name]}; {text}" if name in lines else text
+    return lines
+
+
+def test_a_bundle_in_a_dozen_lines(tiny_bundle: Path, capsys: Capture) -> None:
+    lines = shown(tiny_bundle, capsys)
+    assert len(lines) <= 12
+    assert lines["model"] == "glianet on vit_tiny_patch16_224, started from random"
+    assert lines["inputs"] == "global_view: resize, 224 x 224 x 3; fragments: fragments, 224 x 224 x 3"
+    assert lines["score"] == "quality, 1 to 5, higher is better"
+    assert lines["trained on"] == "nothing"
+    assert "scorer.onnx 24.2 MB" in lines["files"]
+    assert "PyTorch FP16 on the CPU" in lines["worst parity"]
+    assert lines["engine"].startswith("none yet; glia-rt build ")
+
+
+def test_what_it_was_trained_on_and_its_card(edited_bundle: EditedBundle, capsys: Capture) -> None:
+    def edit(_folder: Path, manifest: dict[str, Any]) -> None:
+        manifest["checkpoint"]["trained_on"] = {"labels": "koniq.csv", "pictures": {"train": 8058}}
+        manifest["checkpoint"]["metrics"] = {"srcc": 0.9401}
+        manifest["card"] = {"text": "Photographs, rated by people.", "figures": {"SRCC on LIVEC": 0.835}}
+
+    lines = shown(edited_bundle(edit), capsys)
+    assert lines["trained on"] == "koniq.csv, 8058 pictures; held-out SRCC 0.940"
+    assert lines["card"] == "Photographs, rated by people.; SRCC on LIVEC: 0.835"
+
+
+def test_a_checkpoint(tiny_checkpoint: Path, capsys: Capture) -> None:
+    lines = shown(tiny_checkpoint, capsys)
+    assert lines["model"].startswith("glianet on vit_tiny_patch16_224")
+
+
+def test_json_has_the_rest(tiny_bundle: Path, tiny_checkpoint: Path, capsys: Capture) -> None:
+    assert main(["info", str(tiny_bundle), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert len(record["parity"]) == 13
+    assert record["contract"]["schema"] == 2
+    assert main(["info", str(tiny_checkpoint), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["calibrated"] is True
+
+
+def test_engines_are_lines(tiny_engine: Path, capsys: Capture) -> None:
+    line = shown(tiny_engine, capsys)["engine"]
+    assert line.startswith("tensorrt-rtx 1.")
+    assert "views, fp16, compute capability 8.0, 8.6" in line
+
+
+def test_a_pipe_gets_the_same(
+    tiny_bundle: Path, glia_rt_command: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    done = glia_rt_command("info", tiny_bundle)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(line == line.rstrip() for line in done.stdout.splitlines())
