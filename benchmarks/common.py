@@ -1,4 +1,4 @@
-"""What several benchmarks need: a machine's name, a model with random weights, its inputs, and a closed loop."""
+"""What the benchmarks share: the machine's name, a model with random weights, its inputs, and a closed loop."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from glia_train.models.base import Model
 from glia_train.models.glianet import ModelConfig
 from glia_train.models.table import untrained
 
-#: Length of each timing in a closed loop.
+#: Length of each timing in a closed loop, seconds.
 SECONDS = 4.0
-#: Whose versions are written beside figures.
+#: The packages whose versions are written beside the figures.
 PACKAGES = ("torch", "timm", "onnxruntime", "openvino", "numpy", "pillow")
 
 
 def hardware() -> str:
-    """The processor, its cores and its matrix instructions."""
+    """Return the processor, its cores and its matrix instructions."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     lines = dict(line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
     fields = {key.strip(): value.strip() for key, value in lines.items()}
@@ -36,7 +36,7 @@ def hardware() -> str:
 
 
 def random_bundle(backbone: str, folder: Path) -> tuple[Model, Path]:
-    """A GLIANet with random weights, and the bundle that is exported of it."""
+    """Return a GLIANet with random weights, and the bundle that is exported from it."""
     model, contract = untrained(ModelConfig(backbone=backbone))
     checkpoint = folder / f"{backbone}.pt"
     make_checkpoint(model, contract, "random").save(checkpoint)
@@ -44,13 +44,13 @@ def random_bundle(backbone: str, folder: Path) -> tuple[Model, Path]:
 
 
 def random_inputs(contract: Contract, batch: int) -> dict[str, np.ndarray]:
-    """Inputs of noise: the work does not depend on what they show."""
+    """Return a batch of inputs of noise. The amount of work does not depend on what they show."""
     rng = np.random.default_rng(batch)
     return {one.name: rng.integers(0, 256, (batch, *one.shape), dtype=np.uint8) for one in contract.inputs}
 
 
 def throughput(run: Callable[[Any], object], inputs: Mapping[str, np.ndarray], threads: int = 1) -> float:
-    """Images a second of `run` called from so many threads."""
+    """Return the pictures per second of `run`, called from `threads` threads at once."""
     batch = len(next(iter(inputs.values())))
-    # Few calls at the least: on a CPU one of ViT-B takes seconds.
+    # The least number of calls is low, because one call of ViT-B takes seconds on a CPU.
     return batch * closed_loop(lambda: run(inputs), seconds=SECONDS, least=1, warm_up=2, callers=threads).rate

@@ -1,11 +1,11 @@
-"""Throughput of the engines on a CPU, side by side, from views; benchmarks/pictures.py has whole pictures.
+"""Throughput of the engines on a CPU, side by side, from views. benchmarks/pictures.py measures whole pictures.
 
     python benchmarks/cpu.py                 # ViT-B with random weights; about 15 minutes on 2 cores
     python benchmarks/cpu.py --backbone vit_tiny_patch16_224 --rounds 2
 
-Everything is timed in one process, contender after contender, round after round; ratios are taken round by round and
-the median is reported, so that a machine that slows down for a while slows all contenders. Random weights do not
-change the amount of work. Writes results/cpu-NAME.json and prints the README's tables.
+Everything is timed in one process, contender after contender, round after round. Ratios are taken round by round, and
+the median is reported. So a machine that slows down for a while slows all contenders. Random weights do not change the
+amount of work. The script writes results/cpu-NAME.json and prints the README's tables.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def from_views(model: Model, bundle: Path, rounds: int) -> dict[str, Any]:
-    """Images a second of each engine, and its ratio to PyTorch eager FP32 in the same round."""
+    """Return the pictures per second of each engine, and its ratio to PyTorch eager FP32 in the same round."""
     contenders: dict[str, Callable[[dict[str, np.ndarray]], Any]] = {
         "PyTorch eager FP32": lambda inputs: eager(model, inputs, autocast=False),
         "PyTorch eager bf16 autocast": lambda inputs: eager(model, inputs, autocast=True),
@@ -103,13 +103,13 @@ def from_views(model: Model, bundle: Path, rounds: int) -> dict[str, Any]:
 
 
 def eager(model: Model, inputs: dict[str, np.ndarray], *, autocast: bool) -> torch.Tensor:
-    """One pass of the PyTorch model on the CPU."""
+    """Return the scores of one pass of the PyTorch model on the CPU."""
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         return model.score(*(torch.from_numpy(array) for array in inputs.values()))
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The README's tables."""
+    """Return the README's tables."""
 
     def lines() -> Iterator[str]:
         yield f"{result['hardware']}; " + ", ".join(f"{k} {v}" for k, v in result["versions"].items())

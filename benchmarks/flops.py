@@ -1,4 +1,4 @@
-"""How much arithmetic a graph is: the floating-point operations of its matrix products."""
+"""The amount of arithmetic in a graph: the floating-point operations of its matrix products."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from onnx import NodeProto, helper, shape_inference
 
 from glia_rt.errors import UsageError
 
-#: Matrix products too, in no graph of a GLIANet: met, they would make the count wrong.
+#: Operators that are matrix products too. They are refused, because the count would leave them out. GLIANet has none.
 UNCOUNTED: Final = {"ConvInteger", "ConvTranspose", "Einsum", "MatMulInteger", "QLinearConv", "QLinearMatMul"}
 
 
 def count_flops(graph: str | os.PathLike[str] | onnx.ModelProto, batch: int = 1) -> int:
-    """Count one run's floating-point operations: two for each multiply-add of its matrix products.
+    """Return the floating-point operations of one run: two for each multiply-add of the graph's matrix products.
 
-    MatMul, Gemm, Conv and Attention count; what is done element by element does not.
+    MatMul, Gemm, Conv and Attention are counted. Element-wise operators are not.
 
     Args:
-        graph: An ONNX file, or a model in memory; all its shapes must follow from N.
+        graph: An ONNX file, or a model in memory. All its shapes must follow from N.
         batch: N, the first dimension of every input.
 
     Raises:
@@ -31,7 +31,7 @@ def count_flops(graph: str | os.PathLike[str] | onnx.ModelProto, batch: int = 1)
     model.CopyFrom(graph if isinstance(graph, onnx.ModelProto) else onnx.load(graph))
     for value in model.graph.input:
         value.type.tensor_type.shape.dim[0].dim_value = batch
-    # With data_prop, since reshapes take their shapes from what other nodes compute.
+    # data_prop is needed, because reshapes take their shapes from what other nodes compute.
     inferred = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
     shapes = {value.name: _shape(value) for value in [*inferred.input, *inferred.value_info, *inferred.output]}
     shapes |= {value.name: tuple(value.dims) for value in inferred.initializer}
@@ -59,7 +59,8 @@ def _node_flops(node: NodeProto, shapes: dict[str, tuple[int, ...] | None]) -> i
         case "Conv":
             depth = math.prod(shape(node.input[1])[1:])  # (C_out, C_in / groups, height, width)
         case "Attention":
-            # Each value of q, (N, h, Tq, d) or (N, Tq, h * d), meets every key, and each output is a sum over them.
+            # Each value of q, (N, h, Tq, d) or (N, Tq, h * d), is multiplied once for every key. Each output is a sum
+            # over the keys.
             keys = shape(node.input[1])[-2]
             return 2 * keys * (math.prod(shape(node.input[0])) + math.prod(shape(node.output[0])))
         case _:

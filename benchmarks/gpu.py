@@ -1,19 +1,22 @@
-"""GLIANet on an NVIDIA GPU: PyTorch, ONNX Runtime and TensorRT, whichever of them are installed.
+"""Benchmark of GLIANet on an NVIDIA GPU: PyTorch, ONNX Runtime and TensorRT, whichever of them are installed.
 
     python benchmarks/gpu.py --out benchmarks/results      # ViT-B with random weights
     python benchmarks/gpu.py --out gpu --quick             # fewer batch sizes, shorter loops
     python benchmarks/gpu.py --out gpu --checkpoint c.pt --bundle c.glia    # exported elsewhere
 
-One contender has the GPU at a time, and is opened anew for each batch size, so that memory is its own. Its scores are
-held against PyTorch FP32 on the same GPU, then it is called in closed loops, from arrays on the host to scores on the
-host: by one caller for latency, by as many as it works for at once for throughput; and, to show the engine alone, from
-inputs that are on the GPU already. All take turns, round after round, of which the median is reported. Random weights
-do not change the amount of work. The ceiling is PyTorch's fastest FP16 matrix product, looked for again before each
-contender.
+One contender has the GPU at a time. It is opened anew for each batch size, so that the memory measured is its own. Its
+scores are compared with those of PyTorch FP32 on the same GPU. Then it is called in three closed loops:
 
-Needs torch, timm, onnx and matplotlib; to export here also onnxscript and an ONNX Runtime. After each contender
-OUT/gpu-GPU-BACKBONE.json, .md and .png are written; what could not run stands there with its reason. The exit status
-is 4 where scores were off, 6 without a GPU.
+- latency: one caller, from arrays on the host to scores on the host
+- throughput from the host: as many callers as it works for at once, from arrays on the host to scores on the host
+- throughput from the GPU, to show the engine alone: as many callers, from inputs that are on the GPU already
+
+The loops take turns, round after round, and the median of the rounds is reported. Random weights do not change the
+amount of work. The ceiling is PyTorch's fastest FP16 matrix product, which is measured again before each contender.
+
+The script needs torch, timm, onnx and matplotlib. To export here, it also needs onnxscript and an ONNX Runtime. After
+each contender it writes OUT/gpu-GPU-BACKBONE.json, .md and .png. They list what could not run, with the reason. The
+exit status is 4 if scores were off, and 6 without a GPU.
 """
 
 from __future__ import annotations
@@ -61,20 +64,21 @@ from glia_train.models.glianet import DEFAULT_BACKBONE, GLIANet
 
 BATCHES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 QUICK_BATCHES: Final = (1, 8, 64)
-USUAL_BATCH: Final = 32  # that engines are tuned for
-#: Built for by name: 7.5 is not in the portable set of tensorrt_rtx, 9.0 not in its list, so there 8.0 is tried.
+USUAL_BATCH: Final = 32  # the batch size that engines are tuned for
+#: The capabilities that a tensorrt_rtx engine is built for, by the GPU's capability, where they have to be named. The
+#: portable set of tensorrt_rtx lacks 7.5. Its list lacks 9.0, so 8.0 is tried there.
 RTX_CAPABILITIES: Final = {"7.5": ("7.5",), "9.0": ("8.0",)}
 SQUARES: Final = (4096, 8192)
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Something that scores views.
+    """An engine or a PyTorch model that scores views.
 
     Attributes:
-        name: In the tables.
+        name: Its name in the tables.
         open: Makes it ready for a batch size.
-        prepare: Done once before that; gives facts for the report.
+        prepare: Is called once before `open`, and returns facts for the report.
     """
 
     name: str
@@ -84,19 +88,19 @@ class Contender:
 
 @dataclass(frozen=True)
 class Task:
-    """What every contender is given.
+    """The inputs and the settings that every contender is given.
 
     Attributes:
-        views: By input name, uint8 (P, 224, 224, 3).
+        views: The views of P pictures by input name, uint8 (P, 224, 224, 3).
         pictures: Names of the P pictures.
-        reference: PyTorch FP32's scores of them on this device, float32 (P,).
+        reference: PyTorch FP32's scores of the pictures on this device, float32 (P,).
         span: Width of the score range.
         device: "cuda", or "cpu" for a rehearsal.
         batches: Batch sizes, rising from 1.
-        seconds: Length of each loop, and
-        calls: the least calls in it.
-        rounds: How often each loop is run.
-        products: M, K, N of the matrix products among which the ceiling is looked for.
+        seconds: Length of each loop, seconds.
+        calls: Least number of calls in each loop.
+        rounds: Number of times that each loop is run.
+        products: M, K, N of the matrix products. The fastest of them is the ceiling.
     """
 
     views: Mapping[str, npt.NDArray[np.uint8]]
@@ -112,7 +116,7 @@ class Task:
 
 
 class Scores(nn.Module):
-    """A model whose call gives scores in label units."""
+    """A model whose call returns scores in label units."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -123,7 +127,7 @@ class Scores(nn.Module):
 
 
 class TorchBackend:
-    """A PyTorch model, called as the runtime's backends are."""
+    """A PyTorch model with the interface of the runtime's backends."""
 
     parallel = 1
 
@@ -152,7 +156,7 @@ class TorchBackend:
 
 
 def pytorch(name: str, model: nn.Module, precision: str, device: torch.device, *, compiled: bool = False) -> Contender:
-    """A model in its own types, as it is or through torch.compile."""
+    """Return the contender of a model in its own dtypes, as it is or through torch.compile."""
 
     def open(batch: int) -> TorchBackend:
         module: Any = copy.deepcopy(model).to(device)
@@ -164,7 +168,7 @@ def pytorch(name: str, model: nn.Module, precision: str, device: torch.device, *
 
 
 def runtime(name: str, bundle: Bundle, precision: str, batches: Sequence[int]) -> Contender:
-    """One of the runtime's backends, its engine built first where it needs one."""
+    """Return the contender of one of the runtime's backends, which builds its engine first if it needs one."""
 
     def open(batch: int) -> Backend:
         return open_backend(name, bundle, BackendOptions(precision=precision, batch_size=batch))[0]
@@ -185,12 +189,14 @@ def runtime(name: str, bundle: Bundle, precision: str, batches: Sequence[int]) -
 
 
 def compete(contenders: Sequence[Contender], task: Task, facts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Measure one contender after the other; what cannot run is reported with its reason.
+    """Measure one contender after the other.
+
+    A contender that cannot run is reported with the reason.
 
     Args:
-        contenders: In the order of the tables.
-        task: What they are given.
-        facts: To stand at the report's top; `flops_per_image` among them.
+        contenders: The contenders in the order of the tables.
+        task: The inputs and the settings.
+        facts: Facts for the top of the report, `flops_per_image` among them.
 
     Yields:
         The report so far, as plain JSON types, after each contender.
@@ -208,7 +214,7 @@ def compete(contenders: Sequence[Contender], task: Task, facts: Mapping[str, Any
 
 
 def matrix_products(task: Task, at_once: int = 10) -> Iterator[tuple[str, float]]:
-    """Floating-point operations a second of PyTorch's matrix products, in FP16 on a GPU, in FP32 on a CPU."""
+    """Yield the floating-point operations per second of PyTorch's matrix products: FP16 on a GPU, FP32 on a CPU."""
     dtype = torch.float16 if task.device.type == "cuda" else torch.float32
     for m, k, n in task.products:
         a, b = (torch.randn(shape, dtype=dtype, device=task.device) for shape in ((m, k), (k, n)))
@@ -216,14 +222,14 @@ def matrix_products(task: Task, at_once: int = 10) -> Iterator[tuple[str, float]
         def multiply(a: torch.Tensor = a, b: torch.Tensor = b) -> None:
             for _ in range(at_once):
                 product = a @ b
-            product[0, 0].item()  # waits
+            product[0, 0].item()  # waits for the result
 
         loop = closed_loop(multiply, seconds=task.seconds / 2, least=3)
         yield f"{m}x{k} {k}x{n}", loop.rate * at_once * 2 * m * k * n
 
 
 def measure(contender: Contender, task: Task) -> dict[str, Any]:
-    """What a contender does at each batch size, and the reasons for what it does not."""
+    """Return the results of a contender at each batch size, and the reason where it does not run."""
     row: dict[str, Any] = {"batches": {}, "failed": {}}
     say(contender.name)
     try:
@@ -236,7 +242,7 @@ def measure(contender: Contender, task: Task) -> dict[str, Any]:
         say(f"{contender.name}: batch {batch}")
         try:
             found, scores = measure_batch(contender, batch, task)
-        except (GliaError, RuntimeError) as error:  # as PyTorch's out of memory is
+        except (GliaError, RuntimeError) as error:  # PyTorch's out of memory is a RuntimeError
             row["failed"][f"batch {batch}"] = in_short(error)
         else:
             alone = scores if batch == 1 else alone
@@ -250,13 +256,16 @@ def measure(contender: Contender, task: Task) -> dict[str, Any]:
 
 
 def measure_batch(contender: Contender, batch: int, task: Task) -> tuple[dict[str, Any], npt.NDArray[np.float32]]:
-    """Parity, times and memory at one batch size; and the scores of the pictures in turn, as many as fill batches."""
+    """Return parity, times and memory at one batch size, and the scores.
+
+    The pictures are repeated in turn until they fill whole batches, and every one of these has a score.
+    """
     pictures = len(task.pictures)
     order = np.resize(np.arange(pictures), -(-pictures // batch) * batch)
     batches: list[dict[str, Any]]
     batches = [{key: view[part] for key, view in task.views.items()} for part in order.reshape(-1, batch)]
     host = resident = batches[0]
-    if task.device.type == "cuda":  # backends on a CPU know arrays on the host alone
+    if task.device.type == "cuda":  # backends on a CPU take only arrays on the host
         resident = {key: torch.from_numpy(view).to(task.device) for key, view in host.items()}
     with contextlib.closing(contender.open(batch)) as backend:
         scores = np.concatenate([backend.run(views) for views in batches])
@@ -279,7 +288,7 @@ def measure_batch(contender: Contender, batch: int, task: Task) -> tuple[dict[st
 
 
 def summary(loops: Sequence[Timings], batch: int, callers: int) -> dict[str, Any]:
-    """The median round's rate, and percentiles over the calls of all rounds."""
+    """Return the median rate of the rounds, and percentiles over the calls of all rounds."""
     rates = [batch * timings.rate for timings in loops]
     pooled = Timings(tuple(itertools.chain(*(t.calls for t in loops))), sum(t.elapsed for t in loops))
     percentiles = {f"p{share}_ms": 1000 * pooled.percentile(share) for share in PERCENTILES}
@@ -288,9 +297,10 @@ def summary(loops: Sequence[Timings], batch: int, callers: int) -> dict[str, Any
 
 
 def memory_used(device: torch.device) -> int:
-    """Bytes of the GPU that are taken, by whatever library: PyTorch's own counters see PyTorch alone. 0 on a CPU.
+    """Return the bytes of GPU memory that all libraries take, 0 on a CPU.
 
-    Libraries keep what they took while they ran, so that read after running it is their peak.
+    PyTorch's own counters see PyTorch alone. Libraries keep what they took while they ran, so the value after a run is
+    their peak.
     """
     if device.type == "cpu":
         return 0
@@ -299,7 +309,7 @@ def memory_used(device: torch.device) -> int:
 
 
 def release(device: torch.device) -> None:
-    """Give back what PyTorch keeps for later: each batch size starts from the same memory."""
+    """Free the memory that PyTorch keeps for later, so that each batch size starts from the same memory."""
     torch.compiler.reset()
     gc.collect()
     if device.type == "cuda":
@@ -315,7 +325,10 @@ def say(what: str) -> None:
 
 
 def make_bundle(folder: Path, backbone: str, checkpoint: Path | None, bundle: Path | None) -> tuple[Bundle, Checkpoint]:
-    """A bundle in `folder`, where engines may be built into it, and its checkpoint; both are made where not given."""
+    """Return a bundle in `folder` and its checkpoint. Each is made if it is not given.
+
+    A given bundle is copied to `folder`, so that engines may be built into it.
+    """
     path = folder / "model.glia"
     if checkpoint is None:
         checkpoint = folder / "model.pt"
@@ -333,7 +346,7 @@ def make_bundle(folder: Path, backbone: str, checkpoint: Path | None, bundle: Pa
 def make_task(
     bundle: Bundle, model: GLIANet, device: torch.device, batches: Sequence[int], *, seconds: float, rounds: int
 ) -> Task:
-    """The selftest's photographs, and their scores in FP32."""
+    """Return the task of scoring the selftest's photographs, with their scores in FP32 as the reference."""
     if (span := bundle.contract.score.span) is None:
         raise UsageError("the checkpoint was never calibrated, so parity has no unit: train it, or leave it out")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -352,7 +365,7 @@ def make_task(
 
 
 def benchmark(options: argparse.Namespace) -> None:
-    """Measure everything that runs here, and write it down."""
+    """Measure everything that runs here, and write the results."""
     if options.bundle and not options.checkpoint:
         raise UsageError("--bundle needs the --checkpoint it was exported from: PyTorch runs that")
     Gpu.open(0)
@@ -377,7 +390,7 @@ def benchmark(options: argparse.Namespace) -> None:
         }
         contenders = [pytorch("pytorch-eager-fp16", Scores(half), "fp16", device)]
         contenders += [runtime(name, bundle, "fp16", batches) for name in ("onnxruntime-cuda", *TARGETS)]
-        # Last: a run that is stopped while this one tunes has the others' results already.
+        # This contender is the last one: a run that is stopped while it tunes has the results of the others already.
         contenders += [pytorch("pytorch-compile-fp16", Scores(half), "fp16", device, compiled=True)]
         for report in compete(contenders, task, facts):
             path = write(options.out, report)
@@ -386,7 +399,7 @@ def benchmark(options: argparse.Namespace) -> None:
 
 
 def require_parity(report: Mapping[str, Any]) -> None:
-    """Raise ParityError if scores of any contender were off by more than the limit."""
+    """Raise ParityError if the scores of any contender were off by more than the limit."""
     found = [at["parity"] for row in report["contenders"].values() for at in row["batches"].values()]
     if wrong := [parity["what"] for parity in found if not parity["passed"]]:
         raise ParityError(f"scores are off by more than the limit: {'; '.join(wrong)}")

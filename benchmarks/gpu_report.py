@@ -1,4 +1,4 @@
-"""What gpu.py found and on what machine, as JSON, as tables in Markdown and as a plot."""
+"""The report of gpu.py: its results and the machine, as JSON, as tables in Markdown and as a plot."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Report = Mapping[str, Any]
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """The GPU, what drives it, and the processor that feeds it."""
+    """Return the GPU, its driver and CUDA version, and the processor and system of the host."""
     cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     cpu = re.search(r"model name\s*: (.+)", cpuinfo)
     found = {"CPU": f"{cpu[1] if cpu else platform.machine()} ({cpu_count()} cores)", "system": platform.platform()}
@@ -38,7 +38,7 @@ def machine(device: torch.device) -> dict[str, str]:
         return {"GPU": "none", **found}
     gpu = torch.cuda.get_device_properties(device)
     ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    driver = "unknown"  # a container may lack the tool
+    driver = "unknown"  # a container may lack nvidia-smi
     with contextlib.suppress(FileNotFoundError):
         driver = subprocess.run(ask, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[0]
     size = f"{gpu.total_memory / 2**30:.0f} GiB, capability {gpu.major}.{gpu.minor}"
@@ -46,7 +46,7 @@ def machine(device: torch.device) -> dict[str, str]:
 
 
 def write(folder: Path, report: Report) -> Path:
-    """Write gpu-GPU-BACKBONE.json, .md and .png, each by rename; gives the first one's path."""
+    """Write gpu-GPU-BACKBONE.json, .md and .png, each by rename, and return the path of the JSON."""
     gpu = re.sub(r"\W+", "-", report["machine"]["GPU"]).lower()
     path = folder / f"gpu-{gpu}-{report['backbone'].split('.')[0]}.json"
     image = io.BytesIO()
@@ -64,7 +64,7 @@ def write(folder: Path, report: Report) -> Path:
 
 
 def markdown(report: Report) -> Iterator[str]:
-    """Lines: what was measured on what, answers and latency, rates, and what could not run."""
+    """Yield the lines of the tables: the setup, parity and latency, throughput, and what could not run."""
     rows, ceiling, batches = report["contenders"], report["ceiling"], report["batches"]
     for facts in (report["machine"], report["versions"]):
         yield "; ".join(f"{key} {value}" for key, value in facts.items()) + "  "
@@ -101,7 +101,7 @@ def markdown(report: Report) -> Iterator[str]:
 
 
 def plot(report: Report) -> Figure:
-    """Latency and throughput against batch size, both axes logarithmic, with the ceiling."""
+    """Return a plot of latency and throughput against batch size, with the ceiling. Both axes are logarithmic."""
     figure = Figure(figsize=(12, 5), layout="constrained")
     latency, throughput = figure.subplots(1, 2)
     for i, (name, row) in enumerate(report["contenders"].items()):

@@ -1,15 +1,16 @@
-"""Whole pictures on a CPU: decoding, end to end from files, tar and Parquet, memory, start, and pyiqa beside it.
+"""Benchmark of whole pictures on a CPU: decoding, scoring from files, tar and Parquet, memory, start, and pyiqa.
 
     pip install -e ".[all]" opencv-python-headless PyTurboJPEG
     python benchmarks/pictures.py            # ViT-B with random weights; about an hour on 2 cores
     python benchmarks/pictures.py --quick    # a twentieth of the pictures
 
-What is compared is timed in one process in turn, and ratios are taken of neighbours, so that a machine that slows down
-for a while slows all. pyiqa is timed where it is installed; it is not for commercial use, and nothing here needs it.
-The pictures are few photographs, copied, and read once more before each timing: they come from the system's cache, and
-disks are not measured.
-Writes results/pictures.json and prints the README's tables. With --only, other parts measured on the same machine with
-the same versions are kept.
+All contenders are timed in one process, in turn, and ratios are taken of neighbouring timings. So a machine that slows
+down for a while slows all contenders. pyiqa is timed if it is installed. It is not for commercial use, and nothing here
+needs it. The pictures are copies of a few photographs. They are read once more before each timing, so that they come
+from the system's cache and disks are not measured.
+
+The script writes results/pictures.json and prints the README's tables. With --only, it keeps the other parts if they
+were measured on the same machine with the same versions.
 """
 
 from __future__ import annotations
@@ -52,12 +53,13 @@ from glia_rt.versions import installed_versions
 from glia_train.models.glianet import DEFAULT_BACKBONE, ModelConfig
 from glia_train.models.table import untrained
 
-#: Of each set in each form, with both halves alone timed around each of them.
+#: Runs over each set in each form. The engine alone and decoding alone are timed around each run.
 RUNS = 4
-#: Width, height and how many, and into how many parts they are cut: each run scores one of four, or the one part again.
-#: Of a run of fewer than 200, the pipeline's filling and emptying would be a good part.
+#: Width, height, number of pictures, and number of parts that they are split into. Each run scores one of the four
+#: parts, or the only part again. A run has 200 pictures or more: the filling and emptying of the pipeline would be a
+#: large share of a shorter run.
 SETS = {"768x512": (768, 512, 2000, 4), "1024x768": (1024, 768, 2000, 4), "4000x3000": (4000, 3000, 200, 1)}
-#: For memory and faults the engine does not matter, and the smallest is the quickest.
+#: The backbone for measuring memory and faults. The engine does not matter there, and the smallest one is the quickest.
 SMALL_BACKBONE = "vit_tiny_patch16_224"
 MEMORY = (200, 2_000, 20_000)
 STARTS = 5
@@ -134,7 +136,7 @@ def main() -> None:
 
 
 class Bench:
-    """Bundles and pictures, made when they are first asked for."""
+    """Makes bundles and pictures when they are first asked for."""
 
     def __init__(self, folder: Path, backbone: str, divisor: int) -> None:
         self.folder = folder
@@ -155,7 +157,7 @@ class Bench:
 
 
 def decoders(bench: Bench) -> dict[str, Any]:
-    """Milliseconds of each decoder on each kind of JPEG, one thread, and whether its pixels are Pillow's."""
+    """Return the milliseconds of each decoder per kind of JPEG in one thread, and whether its pixels are Pillow's."""
     contenders: dict[str, Callable[[bytes], Any]] = {
         "Pillow": lambda data: np.asarray(Image.open(io.BytesIO(data)).convert("RGB")),
         "simplejpeg": lambda data: simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False),
@@ -192,7 +194,10 @@ def decoders(bench: Bench) -> dict[str, Any]:
 
 
 def views_of_large(bench: Bench) -> dict[str, Any]:
-    """Decoding and both views of 12 MP, beside Pillow's open, convert and resize alone, on one core and on all."""
+    """Return the time of decoding 12 MP and making both views, on one core and on all.
+
+    Pillow's open, convert and resize alone are timed beside it.
+    """
     contract = untrained(ModelConfig(backbone="vit_tiny_patch16_224"))[1]
     paths = [str(path) for path in sorted(bench.pictures("4000x3000").iterdir())][:24]
 
@@ -221,7 +226,10 @@ def views_of_large(bench: Bench) -> dict[str, Any]:
 
 
 def end_to_end(bench: Bench) -> dict[str, Any]:
-    """Pictures a second of `Scorer.score_files` from files, tar and Parquet, beside its two halves alone."""
+    """Return the pictures per second of `Scorer.score_files` from files, tar and Parquet.
+
+    Its two halves, the engine and decoding, are timed alone beside it.
+    """
     result: dict[str, Any] = {}
     with Scorer.open(bench.bundle(), "openvino") as scorer:
         inputs = random_inputs(scorer.contract, scorer.batch_size)
@@ -235,7 +243,7 @@ def end_to_end(bench: Bench) -> dict[str, Any]:
             for kind, parts in forms(folder, paths, count).items():
                 seconds = 0.0
                 rows = []
-                # Both halves before, between and after the runs that they are held against.
+                # Both halves are timed before, between and after the runs that they are compared with.
                 keep_cached(some)
                 halves = [(engine_rate(scorer, inputs), decode_rate(scorer, some))]
                 for part in parts * (RUNS // count):
@@ -254,7 +262,7 @@ def end_to_end(bench: Bench) -> dict[str, Any]:
                     "engine_per_s": engine,
                     "decode_per_s": decode,
                     "engine_and_decode_around_each_run": halves,
-                    # The work of both on the same cores, in turn, is what overlap cannot beat.
+                    # The ceiling is the work of both halves in turn on the same cores. Overlap cannot beat it.
                     "share_of_ceiling": rate * (1 / engine + 1 / decode),
                 }
                 print(f"{size} {kind}: {rate:.1f}/s", file=sys.stderr)
@@ -262,7 +270,10 @@ def end_to_end(bench: Bench) -> dict[str, Any]:
 
 
 def keep_cached(paths: Iterable[str | os.PathLike[str]]) -> None:
-    """Read files, and all in folders, as some machines drop from the cache what was not read for a minute or two."""
+    """Read files, and all files in folders, so that they stay in the system's cache.
+
+    Some machines drop from the cache what was not read for a minute or two.
+    """
     for path in map(Path, paths):
         for file in path.iterdir() if path.is_dir() else [path]:
             with file.open("rb") as opened:
@@ -271,12 +282,12 @@ def keep_cached(paths: Iterable[str | os.PathLike[str]]) -> None:
 
 
 def engine_rate(scorer: Scorer, inputs: dict[str, np.ndarray]) -> float:
-    """Pictures a second of the engine alone."""
+    """Return the pictures per second of the engine alone."""
     return throughput(scorer.backend.run, inputs, scorer.backend.parallel)
 
 
 def decode_rate(scorer: Scorer, paths: list[str]) -> float:
-    """Pictures a second of reading, decoding and both views, without an engine, on all cores."""
+    """Return the pictures per second of reading, decoding and making both views on all cores, without an engine."""
     began = time.perf_counter()
     with ThreadPoolExecutor(cpu_count()) as pool:
         ahead = scorer.batch_size + cpu_count()  # as in `score_stream`
@@ -286,7 +297,10 @@ def decode_rate(scorer: Scorer, paths: list[str]) -> float:
 
 
 def forms(folder: Path, paths: list[str], count: int) -> dict[str, list[Sources]]:
-    """A folder of pictures as files, as tar shards and as Parquet with row groups of 100, each in so many parts."""
+    """Return a folder of pictures in three forms, each in `count` parts.
+
+    The forms are files, tar archives, and Parquet with row groups of 100.
+    """
     tars, tables = ([folder.with_suffix(f".{i}.{kind}") for i in range(count)] for kind in ("tar", "parquet"))
     schema = pa.schema([("bytes", pa.binary())])
     for i, (tar, table) in enumerate(zip(tars, tables, strict=True)):
@@ -308,7 +322,7 @@ def forms(folder: Path, paths: list[str], count: int) -> dict[str, list[Sources]
 
 
 def peak_memory(bench: Bench) -> dict[str, float]:
-    """Peak resident memory of `glia-rt score` on the smallest ViT over ever more pictures, MB."""
+    """Return the peak resident memory of `glia-rt score`, MB, on the smallest ViT over more and more pictures."""
     pictures = sorted(bench.pictures("768x512").iterdir())
     bundle = bench.bundle(SMALL_BACKBONE)
     result = {}
@@ -328,16 +342,19 @@ def peak_memory(bench: Bench) -> dict[str, float]:
 
 
 def peak_of_score(bundle: Path, args: list[str]) -> float:
-    """Peak resident memory of `glia-rt score`, MB."""
+    """Return the peak resident memory of `glia-rt score`, MB."""
     with tempfile.TemporaryDirectory() as name:
         score = [sys.executable, "-m", "glia_rt", "score", str(bundle), *args, "-o", f"{name}/scores.csv"]
-        # Through a small process: a child's peak starts at that of the process that started it.
+        # A small process starts it, because a child's peak starts at that of the process that started it.
         done = subprocess.run([sys.executable, "-c", PEAK_OF_CHILD, *score], check=True, stdout=subprocess.PIPE)
     return int(done.stdout) / 1024
 
 
 def cold_start(bench: Bench) -> dict[str, Any]:
-    """Seconds from nothing to the first score of one picture, with OpenVINO's cache warm: in stages, and as a whole."""
+    """Return the seconds from the start of the process to the score of one picture, in stages and as a whole.
+
+    OpenVINO's cache is warm. One further run, as a whole, has an empty cache.
+    """
     picture = next(bench.pictures("768x512").iterdir())
     command = [sys.executable, "-m", "glia_rt", "score", str(bench.bundle()), str(picture)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # fills the cache
@@ -361,7 +378,7 @@ def cold_start(bench: Bench) -> dict[str, Any]:
 
 
 def beside_pyiqa(bench: Bench) -> dict[str, Any]:
-    """Pictures a second of pyiqa's topiq_nr and musiq with random weights, and of glia-rt, on the same pictures."""
+    """Return the pictures per second of glia-rt and of pyiqa's topiq_nr and musiq, random weights, same pictures."""
     try:
         topiq = importlib.import_module("pyiqa.archs.topiq_arch")
         musiq = importlib.import_module("pyiqa.archs.musiq_arch")
@@ -395,7 +412,7 @@ def beside_pyiqa(bench: Bench) -> dict[str, Any]:
 
 
 def score_by_pyiqa(model: torch.nn.Module, paths: list[str]) -> None:
-    """One picture after the other in float32, as pyiqa's command line does."""
+    """Score one picture after the other in float32, as pyiqa's command line does."""
     with torch.inference_mode():
         for path in paths:
             pixels = np.asarray(Image.open(path).convert("RGB"))
@@ -403,14 +420,14 @@ def score_by_pyiqa(model: torch.nn.Module, paths: list[str]) -> None:
 
 
 def timed(work: Callable[..., Any], *args: Any) -> float:
-    """Seconds of one call."""
+    """Return the seconds of one call."""
     began = time.perf_counter()
     work(*args)
     return time.perf_counter() - began
 
 
 def encoded(photograph: Image.Image, *, mode: str = "RGB", orientation: int | None = None, **options: Any) -> bytes:
-    """A photograph as a JPEG."""
+    """Return a photograph as a JPEG."""
     file = io.BytesIO()
     if orientation is not None:
         exif = Image.Exif()
@@ -421,7 +438,10 @@ def encoded(photograph: Image.Image, *, mode: str = "RGB", orientation: int | No
 
 
 def make_jpegs(folder: Path, width: int, height: int, count: int) -> Path:
-    """Photographs of that size: the selftest's, turned and enlarged, with grain, so that they compress like photos."""
+    """Write JPEGs of the given size and return their folder.
+
+    They are the selftest's photographs, turned and enlarged. Added grain makes them compress like photos.
+    """
     folder.mkdir()
     rng = np.random.default_rng(0)
     grain = rng.normal(0, 4, (height, width, 1)).astype(np.float32)
@@ -436,7 +456,7 @@ def make_jpegs(folder: Path, width: int, height: int, count: int) -> Path:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The tables of README and docs/scale.md."""
+    """Return the tables of README and docs/scale.md."""
 
     def lines() -> Iterator[str]:
         yield f"{result['hardware']}; " + ", ".join(f"{k} {v}" for k, v in result["versions"].items())

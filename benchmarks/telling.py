@@ -1,4 +1,4 @@
-"""An untrained model whose scores tell pictures apart: to measure parity and speed with where none is trained."""
+"""An untrained model whose scores tell pictures apart, for measuring parity and speed without a trained one."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ SCORE_RANGE: Final = (1.0, 5.0)
 
 
 def telling_model(backbone: str) -> tuple[GLIANet, Contract]:
-    """Random weights, calibrated: the selftest's photographs score from 1 to 5.
+    """Return a model with random weights, calibrated so that the selftest's photographs score from 1 to 5.
 
-    Random weights tell photographs apart less well than trained ones, and a model whose scores hardly differ has no
-    parity to measure: half the range would be rounding. So the head reads the features along the direction in which
-    the photographs differ most, as a trained head would.
+    Random weights tell photographs apart less well than trained ones. Parity cannot be measured on a model whose scores
+    hardly differ, because half of its range would be rounding. So the head reads the features along the direction in
+    which the photographs differ most, as a trained head would.
 
     Args:
         backbone: Name of a timm ViT.
 
     Returns:
-        The model in eval mode, always the same, and its contract.
+        The model in eval mode, and its contract. Every call makes the same model.
 
     Raises:
-        UsageError: No backbone for GLIANet.
+        UsageError: GLIANet cannot use this backbone.
     """
     model, contract = untrained(ModelConfig(backbone=backbone))
     photographs = read_pictures([], contract)

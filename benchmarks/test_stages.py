@@ -1,6 +1,6 @@
-"""The stages of scoring one by one: `python -m pytest benchmarks` prints a table.
+"""Benchmarks of the stages of scoring, one by one. `python -m pytest benchmarks` prints a table.
 
-On the smallest model, so that the stages around the engine show.
+They use the smallest model, so that the time of the stages around the engine shows.
 """
 
 from __future__ import annotations

@@ -6,7 +6,9 @@
 - `tiny_model`: such a model on ViT-Ti.
 - `tiny_checkpoint`: that model's checkpoint.pt.
 - `tiny_bundle`: what `glia-rt export` makes of it. Shared: copy it before changing anything in it.
-- `edited_bundle`: a copy of it after a change, with a manifest that fits: whole, but another model.
+- `plain_bundle`: a bundle of a linear model on 16x16 pixels, which scores thousands of pictures a second. For tests to
+  which the model does not matter. Its scores of the six photographs go from 1 to 5, too. Shared.
+- `edited_bundle`: a copy of `tiny_bundle` after a change, with a manifest that fits: whole, but another model.
 - `shifted_bundle`: such a copy whose scores are all off by so much.
 - `pictures`: a folder of 32 small JPEGs of many sizes, named 00.jpg to 31.jpg; shared, too.
 - `many`: a folder of 3,000 pictures, more than anything waits for.
@@ -102,6 +104,27 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     from glia_export.export import export
 
     return export(tiny_checkpoint, tmp_path_factory.mktemp("bundle") / "tiny.glia").path
+
+
+@pytest.fixture(scope="session")
+def plain_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+    from helpers.linear import Linear, LinearConfig
+
+    from glia_export.export import export
+    from glia_export.parity import read_pictures, run_model
+    from glia_train.checkpoint import make_checkpoint
+    from glia_train.models.table import FAMILIES, untrained
+
+    folder = tmp_path_factory.mktemp("plain")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(FAMILIES, "linear", Linear)
+        model, contract = untrained(LinearConfig())
+        raw = run_model(model, read_pictures([], contract)).scores
+        scale = 4 / float(np.ptp(raw))
+        model.calibration.copy_(torch.tensor([scale, 1 - scale * float(raw.min())]))
+        make_checkpoint(model, contract.with_range(1.0, 5.0), "random").save(folder / "plain.pt")
+        return export(folder / "plain.pt", folder / "plain.glia").path
 
 
 @pytest.fixture

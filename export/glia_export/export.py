@@ -104,7 +104,7 @@ def export(
         parity = [
             compare("PyTorch FP16 on the CPU", run_model(half_model, pictures), reference, pictures, contract, "fp16")
         ]
-        require(parity)  # before tracing, which takes long: no graph could mend it
+        require(parity)  # before tracing, which takes long: no graph can mend this
         opsets: dict[str, int] = {}
         stage("trace the rules")
         rules = trace.trace_rules(contract)
@@ -134,7 +134,7 @@ def export(
 def _write_selftest(folder: Path, pictures: Sequence[Picture], reference: Answers, contract: Contract) -> None:
     folder.mkdir()
     rows = []
-    # The user's own pictures come after the selftest's. Parity was measured on them too, but the bundle leaves them out.
+    # The user's own pictures come after the selftest's. Parity was measured on them, but the bundle leaves them out.
     for source, picture, score in zip(selftest_pictures(), pictures, reference.scores, strict=False):
         (folder / picture.name).write_bytes(source.read_bytes())
         inputs = {name: f"{source.stem}.{name}.png" for name in picture.inputs}

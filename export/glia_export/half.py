@@ -24,7 +24,7 @@ LARGEST_HALF_ACTIVATION: Final = 16_000.0
 def largest_activations(model: Model, batches: Iterable[Sequence[Tensor]]) -> dict[str, float]:
     """Return the largest |activation| of each stage over all batches, by the stage's name.
 
-    The inputs and outputs of all modules inside a stage count. The value is NaN if one of them is.
+    The inputs and outputs of all modules inside a stage count. The value is NaN if any activation is NaN.
 
     Args:
         model: A model in float32 and eval mode.

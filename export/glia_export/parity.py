@@ -1,6 +1,6 @@
-"""Parity of the exported graphs with the model, which is PyTorch FP32 on the CPU, on photographs.
+"""Parity of the exported graphs: their scores of photographs are compared with those of PyTorch FP32 on the CPU.
 
-The scores are compared if the model has a score range. The score of a model that was never calibrated has no unit, so
+Scores are compared if the model has a score range. The score of a model that was never calibrated has no unit, so
 its features are compared instead.
 """
 
@@ -162,8 +162,8 @@ def check_image(
     run = _session(folder / name, graph, contract)
     rows = []
     for i, batch in enumerate(BATCHES):
-        # Batch 1 has all picture sizes. The larger batches have one size each, of the selftest, because a user's picture
-        # may be huge.
+        # Batch 1 runs all picture sizes. Each larger batch runs one size of the selftest, because a user's picture may
+        # be huge.
         sizes = pictures if batch == 1 else [pictures[i]]
         chosen = [_shifted(picture, shift, contract) for picture in sizes for shift in range(batch)]
         found = []

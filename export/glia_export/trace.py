@@ -48,8 +48,8 @@ class _Traced(nn.Module):
 def opset_for(model: Model) -> int:
     """Return the opset of a model's graph: 23 if all attention is half, else 20.
 
-    TensorRT fuses the Attention operator of opset 23, but builds no FP32 Attention. So one attending stage in float32 is
-    enough for opset 20, which writes attention as its parts.
+    TensorRT fuses the Attention operator of opset 23, but builds no FP32 Attention. So one attending stage in float32
+    is enough for opset 20, which writes attention as its parts.
     """
     attending = [stage for stage in model.stages().values() if stage.attends]
     weights = [parameter for stage in attending for module in stage.modules for parameter in module.parameters()]
@@ -61,7 +61,7 @@ def trace_views(model: Model, contract: Contract) -> ModelProto:
 
     The dtypes of the model's weights decide the types in the graph, and so its opset.
     """
-    # The example tensors differ, because the tracer would make two equal inputs one.
+    # Each input has its own example tensor, because the tracer would make one input of a tensor given twice.
     example = tuple(torch.full((2, *one.shape), i, dtype=torch.uint8) for i, one in enumerate(contract.inputs))
     names = [one.name for one in contract.inputs]
     return _trace(_Traced(model), example, names, [SCORE, FEATURES], opset_for(model), free=1)
@@ -119,7 +119,7 @@ def finish(model: ModelProto, contract: Contract) -> ModelProto:
     del graph.output[:]
     graph.output.append(score)
     _name_dimensions(graph)
-    # The exporter records Python source and shapes. They are a third of the nodes' bytes, and name paths of one machine.
+    # The exporter records Python source and shapes: a third of the nodes' bytes, with paths of one machine.
     for node in graph.node:
         del node.metadata_props[:]
         node.doc_string = ""

@@ -125,10 +125,10 @@ def bicubic_weights(side: int, view_size: int, device: torch.device) -> Tensor:
     # Keys' cubic convolution kernel with a = -1/2, times 2 * denominator**3; it ends at t = 2.
     near = (3 * t - 5 * one) * t * t + 2 * one * one * one
     far = ((5 * one - t) * t - 8 * one * one) * t + 4 * one * one * one
-    # For long sides the last 8 bits are dropped, because the division below needs the room. These bits are far below the
-    # 22 that are kept.
+    # For long sides the last 8 bits are dropped, because the division below needs the room. They are far below the 22
+    # bits that are wanted.
     kernel = torch.where(t < one, near, far) // torch.where(n > 1 << 14, 1 << 8, 1)
-    # Long division gives kernel / total as a binary fraction of 22 digits. Its product at once would not fit int64.
+    # Long division gives kernel / total as a binary fraction of 22 digits. kernel * 2**22 would not fit int64.
     total = kernel.sum(dim=1, keepdim=True)
     rest = torch.abs(kernel)
     fraction = torch.zeros_like(rest)
@@ -144,8 +144,8 @@ def bicubic_weights(side: int, view_size: int, device: torch.device) -> Tensor:
 def _weigh(weights: Tensor, pixels: Tensor) -> Tensor:
     """Return weighted sums (..., view_size) of grey levels (..., side), rounded and clipped as Pillow does.
 
-    Grey levels are whole numbers in float32. Both products sum whole numbers under 2**24, which float32 holds exactly. A
-    number is 11 bits of weight by 8 bits of pixel, and a side of 3,584 pixels has as many weights as the sum allows.
+    The grey levels are whole numbers. Both products sum whole numbers under 2**24, which float32 holds exactly: each
+    term is 11 bits of weight by 8 bits of pixel, and a side of up to 3,584 pixels has few enough weights.
     """
     half_bits = WEIGHT_BITS // 2
     low = (weights + (1 << (half_bits - 1))) % (1 << half_bits) - (1 << (half_bits - 1))
@@ -157,7 +157,7 @@ def _weigh(weights: Tensor, pixels: Tensor) -> Tensor:
 
 
 def _size(side: int) -> Tensor:
-    """Return a side as an int64 tensor (1,), which torch.export can divide; a symbolic integer it cannot."""
+    """Return a side as an int64 tensor (1,), because torch.export cannot divide a symbolic integer."""
     return torch.arange(side)[-1:] + 1
 
 

@@ -97,16 +97,19 @@ def measured(report: dict[str, Any]) -> list[dict[str, Any]]:
     return [found for row in report["contenders"].values() for found in row["batches"].values()]
 
 
+@pytest.mark.slow
 def test_whatever_runs_is_measured(report: dict[str, Any]) -> None:
     ran = {name: list(row["batches"]) for name, row in report["contenders"].items()}
     assert ran == {"pytorch": ["1", "2"], "onnxruntime": ["1", "2"], "refused": []}
 
 
+@pytest.mark.slow
 def test_whatever_does_not_run_has_its_reason(report: dict[str, Any]) -> None:
     failed = {name: row["failed"] for name, row in report["contenders"].items()}
     assert failed == {"pytorch": {}, "onnxruntime": {}, "refused": {"any batch size": "no such target"}}
 
 
+@pytest.mark.slow
 def test_what_fails_at_one_batch_size_goes_on_at_the_next(gpu: Any, brightness_task: Any) -> None:
     def short_of_memory(batch: int) -> Any:
         return torch.empty(2**60) if batch == 2 else eager.open(batch)
@@ -119,6 +122,7 @@ def test_what_fails_at_one_batch_size_goes_on_at_the_next(gpu: Any, brightness_t
     assert "allocate" in row["failed"]["batch 2"]
 
 
+@pytest.mark.slow
 def test_times_are_consistent(report: dict[str, Any]) -> None:
     for found in measured(report):
         for way in WAYS:
@@ -133,6 +137,7 @@ def test_times_are_consistent(report: dict[str, Any]) -> None:
         assert latency["callers"] == 1
 
 
+@pytest.mark.slow
 def test_rates_are_shares_of_the_ceiling(report: dict[str, Any]) -> None:
     ceiling = report["ceiling"]
     rates = [rate for products in ceiling["before_each_contender"] for rate in products.values()]
@@ -144,6 +149,7 @@ def test_rates_are_shares_of_the_ceiling(report: dict[str, Any]) -> None:
             assert found[way]["share_of_ceiling"] == pytest.approx(share)
 
 
+@pytest.mark.slow
 def test_scores_are_held_against_pytorch(report: dict[str, Any], gpu: Any) -> None:
     for found in measured(report):
         assert found["parity"]["pictures"] == 6
@@ -152,6 +158,7 @@ def test_scores_are_held_against_pytorch(report: dict[str, Any], gpu: Any) -> No
     gpu.require_parity(report)
 
 
+@pytest.mark.slow
 def test_scores_that_are_off_are_found(gpu: Any, brightness_task: Any) -> None:
     wrong = gpu.pytorch("wrong", Brightness(added=0.64), "fp32", CPU)
     *_, report = gpu.compete([wrong], brightness_task, {"flops_per_image": 1})
@@ -173,6 +180,7 @@ def test_the_median_round_counts(gpu: Any) -> None:
     assert found["p50_ms"] == pytest.approx(200)
 
 
+@pytest.mark.slow
 def test_json_tables_and_plot_are_written(gpu_report: Any, report: dict[str, Any], tmp_path: Path) -> None:
     path = gpu_report.write(tmp_path, report)
     stem = "gpu-none-vit_tiny_patch16_224"
@@ -193,6 +201,7 @@ def test_json_tables_and_plot_are_written(gpu_report: Any, report: dict[str, Any
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
 
 
+@pytest.mark.slow
 def test_the_plot_shows_what_was_measured(gpu_report: Any, report: dict[str, Any]) -> None:
     latency, throughput = gpu_report.plot(report).axes
     found = report["contenders"]["onnxruntime"]["batches"]
@@ -229,12 +238,14 @@ def test_a_bundle_of_another_checkpoint_is_refused(gpu: Any, tiny_bundle: Path, 
         gpu.make_bundle(tmp_path, "", other, tiny_bundle)
 
 
+@pytest.mark.slow
 def test_a_telling_model_spans_its_range() -> None:
     model, contract = telling_model("vit_tiny_patch16_224")
     scores = run_model(model, read_pictures([], contract)).scores
     assert (scores.min(), scores.max()) == pytest.approx(contract.score.range) == (1, 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [([], 6, "driver"), (["--bundle", "model.glia"], 2, "--bundle needs the --checkpoint it was exported from")],

@@ -25,6 +25,7 @@ def pictures_py(monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
+@pytest.mark.slow
 def test_every_part_runs_and_is_printed(
     pictures_py: Any, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -1,50 +1,25 @@
-"""A further model costs one class: a family of ten lines goes through the whole chain, with no other line changed."""
+"""A further model costs one class: `helpers.linear` goes through the whole chain, and no line is changed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from helpers.linear import Linear, LinearConfig
 from PIL import Image
-from torch import Tensor, nn
 
 from glia_engines.build import build
 from glia_export.export import export
 from glia_rt import Scorer
 from glia_rt.backends.cuda.engine import find_engines
 from glia_rt.bundle import Bundle
-from glia_rt.contract import ModelInput, Resize
 from glia_rt.verify import require, selftest
 from glia_train.checkpoint import Checkpoint
-from glia_train.models.base import Model
 from glia_train.models.table import FAMILIES
 from glia_train.options import TrainOptions
 from glia_train.train import train
-
-
-@dataclass(frozen=True)
-class LinearConfig:
-    size: int = 16
-
-
-class Linear(Model):
-    family, Config = "linear", LinearConfig
-
-    def __init__(self, config: LinearConfig) -> None:
-        super().__init__(config)
-        self.linear = nn.Linear(3 * config.size**2, 1)
-
-    @classmethod
-    def inputs(cls, config: LinearConfig) -> tuple[ModelInput, ...]:
-        return (ModelInput("picture", Resize(config.size)),)
-
-    def features(self, picture: Tensor) -> Tensor:  # type: ignore[override]
-        return self.normalise(picture).flatten(1)
-
-    def raw_score(self, features: Tensor) -> Tensor:
-        return self.linear(features).squeeze(-1)
 
 
 @pytest.fixture
@@ -77,8 +52,6 @@ def test_a_family_of_ten_lines(labels: Path, tmp_path: Path, monkeypatch: pytest
             scores = scorer.score_batch(pictures)  # type: ignore[arg-type]
             assert np.corrcoef(scores, np.arange(20))[0, 1] > 0.9
             views = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
-            import torch
-
             with torch.inference_mode():
                 expected = model.score(torch.from_numpy(views)).numpy()
             np.testing.assert_allclose(scorer.score_views(picture=views), expected, atol=19e-5)

@@ -151,6 +151,7 @@ def test_info_lists_engines(tiny_engine: Path, capsys: Capture) -> None:
 # Other engines
 
 
+@pytest.mark.slow
 def test_the_image_graph_builds_with_its_sampler(bundle: Path, glia_rt_command: GliaRt) -> None:
     args = ["--input", "image", "--size", "224x224:768x1024:1500x2000", "--batch", "1:2:4"]
     done = glia_rt_command("build", bundle, "--target", "tensorrt-rtx", *args)
@@ -161,6 +162,7 @@ def test_the_image_graph_builds_with_its_sampler(bundle: Path, glia_rt_command: 
     assert record.layers["attention_kernels"] == ATTENTIONS
 
 
+@pytest.mark.slow
 def test_fp32_builds_from_the_other_file(bundle: Path) -> None:
     done = build(bundle, "tensorrt-rtx", precision="fp32", batch=(1, 4, 8))
     assert done.path.name.startswith("tensorrt-rtx.views.fp32.sm80-sm86-")
@@ -170,6 +172,7 @@ def test_fp32_builds_from_the_other_file(bundle: Path) -> None:
     assert done.record.layers["attention_kernels"] == 0  # there is none for float32
 
 
+@pytest.mark.slow
 def test_a_capability_that_has_to_be_asked_for(bundle: Path, glia_rt_command: GliaRt) -> None:
     done = glia_rt_command("build", bundle, "--target", "tensorrt-rtx", "--capability", "7.5,8.9")
     assert done.returncode == 0, done.stderr

@@ -222,6 +222,7 @@ def test_the_selftest_holds_pictures_views_and_scores(tiny_bundle: Path, tiny_mo
     assert max(row["score"] for row in rows) == pytest.approx(5, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_an_untrained_model_is_held_by_its_features(adapter_only: AdapterOnly) -> None:
     assert adapter_only.ran.status == 0, adapter_only.ran.stderr
     rows = Bundle.open(adapter_only.bundle).manifest["parity"]
@@ -231,11 +232,13 @@ def test_an_untrained_model_is_held_by_its_features(adapter_only: AdapterOnly) -
     assert {row["limit"] for row in rows if "fp16" not in row["what"].lower()} == {1e-5}
 
 
+@pytest.mark.slow
 def test_the_feature_is_read_through_a_copy_only(adapter_only: AdapterOnly) -> None:
     for name in GRAPHS.values():
         assert [output.name for output in onnx.load(adapter_only.bundle / name).graph.output] == ["score"]
 
 
+@pytest.mark.slow
 def test_more_pictures_are_measured_and_left_out(adapter_only: AdapterOnly) -> None:
     rows = {row["what"]: row["pictures"] for row in Bundle.open(adapter_only.bundle).manifest["parity"]}
     assert rows["PyTorch FP16 on the CPU"] == rows["scorer.onnx, batch 8"] == rows["image_scorer.onnx, batch 1"] == 8
@@ -247,6 +250,7 @@ def test_more_pictures_are_measured_and_left_out(adapter_only: AdapterOnly) -> N
         assert (adapter_only.pictures / name).stat().st_mtime_ns == adapter_only.modified[name]
 
 
+@pytest.mark.slow
 def test_an_adapter_only_checkpoint_is_exported_whole(adapter_only: AdapterOnly) -> None:
     model, _ = untrained(SMALL)
     golden = {row["picture"]: row["score"] for row in Bundle.open(adapter_only.bundle).selftest()}
@@ -254,11 +258,13 @@ def test_an_adapter_only_checkpoint_is_exported_whole(adapter_only: AdapterOnly)
     np.testing.assert_allclose(list(golden.values()), found, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_overwriting_replaces_the_old_bundle_and_clears_what_was_left(adapter_only: AdapterOnly) -> None:
     assert not (adapter_only.bundle / "old").exists()
     assert sorted(os.listdir(adapter_only.folder)) == ["adapters.glia", "adapters.pt"]
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_sizes_times_parity_and_the_next_command(adapter_only: AdapterOnly) -> None:
     ran = adapter_only.ran
     for name in GRAPHS.values():
@@ -276,6 +282,7 @@ def test_the_command_ends_with_sizes_times_parity_and_the_next_command(adapter_o
     ]
 
 
+@pytest.mark.slow
 def test_the_printed_commands_work(adapter_only: AdapterOnly) -> None:
     verify, score = adapter_only.ran.stdout.splitlines()[-2:]
     assert glia_rt(*verify.split()[1:]).status == 0
@@ -332,6 +339,7 @@ def test_graphs_over_the_limit_are_refused(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["narrow.pt"]
 
 
+@pytest.mark.slow
 def test_exit_statuses(small_checkpoint: Path, adapter_only: AdapterOnly, tmp_path: Path) -> None:
     there = tmp_path / "there.glia"
     there.mkdir()
@@ -387,6 +395,7 @@ def stopped(checkpoint: Path, output: Path, stage: str, by: signal.Signals) -> t
     return process.returncode, rest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["trace the rules", pytest.param("check scorer.onnx", marks=pytest.mark.slow)])
 def test_a_killed_export_leaves_nothing_that_looks_like_a_bundle(
     stage: str, small_checkpoint: Path, tmp_path: Path
@@ -402,6 +411,7 @@ def test_a_killed_export_leaves_nothing_that_looks_like_a_bundle(
     assert ((tmp_path / left / "scorer.onnx").exists()) == (stage == "check scorer.onnx")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["trace the rules", pytest.param("check scorer.onnx", marks=pytest.mark.slow)])
 def test_an_interrupted_export_leaves_nothing(stage: str, small_checkpoint: Path, tmp_path: Path) -> None:
     status, rest = stopped(small_checkpoint, tmp_path / "x.glia", stage, signal.SIGINT)

@@ -283,6 +283,7 @@ def test_one_block_in_float32_asks_for_the_opset_without_attention(small: tuple[
     assert trace.opset_for(half.half_copy(model, ["block 2"])) == 20
 
 
+@pytest.mark.slow
 def test_the_rule_that_is_left_out_changes_nothing(
     traced: ModelProto, small: tuple[GLIANet, Contract], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,6 @@
 """Fixtures of the runtime's tests.
 
-- `scorer`: the tiny bundle on ONNX Runtime, two pictures a batch. Some modules have their own.
+- `scorer`: the plain bundle on ONNX Runtime, two pictures a batch. Some modules have their own.
 - `listing`: 20 rows of files, a tar and a Parquet file, three of them bad.
 - `undisturbed`: what scoring it into each kind of file writes.
 - `often`: a part for every row.
@@ -26,8 +26,8 @@ from glia_rt.runs.run import Outcome, score_to_file
 
 
 @pytest.fixture(scope="session")
-def scorer(tiny_bundle: Path) -> Iterator[Scorer]:
-    with Scorer.open(tiny_bundle, "onnxruntime", batch_size=2) as scorer:
+def scorer(plain_bundle: Path) -> Iterator[Scorer]:
+    with Scorer.open(plain_bundle, "onnxruntime", batch_size=2) as scorer:
         yield scorer
 
 

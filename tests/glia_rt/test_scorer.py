@@ -33,7 +33,15 @@ UNPADDED = {"fp32": 1e-6, "bf16": 1e-2}
 
 @pytest.fixture(scope="module", params=CPU_BACKENDS)
 def scorer(request: pytest.FixtureRequest, tiny_bundle: Path) -> Iterator[Scorer]:
+    """For what an engine may do otherwise than another."""
     with Scorer.open(tiny_bundle, request.param) as scorer:
+        yield scorer
+
+
+@pytest.fixture(scope="module")
+def plain(plain_bundle: Path) -> Iterator[Scorer]:
+    """For what no engine changes."""
+    with Scorer.open(plain_bundle, "onnxruntime") as scorer:
         yield scorer
 
 
@@ -126,37 +134,37 @@ def test_scores_are_those_of_the_export(scorer: Scorer, selftest_pictures: list[
         assert scorer.score(path) == pytest.approx(golden[path.name], rel=0, abs=limit)
 
 
-def test_pictures_differ(scorer: Scorer, files: list[Path]) -> None:
+def test_pictures_differ(plain: Scorer, files: list[Path]) -> None:
     """The tests below compare scores: of pictures with one score they would prove nothing."""
-    found = scorer.score_batch(files)
+    found = plain.score_batch(files)
     assert len(set(found.tolist())) == len(files)
     assert np.ptp(found) > 0.1 * SPAN
 
 
 @pytest.mark.parametrize("source", [b"", b"not a picture", np.zeros((3, 3), np.uint8)])
-def test_what_is_no_picture(scorer: Scorer, source: Any) -> None:
+def test_what_is_no_picture(plain: Scorer, source: Any) -> None:
     with pytest.raises(BadImageError):
-        scorer.score(source)
+        plain.score(source)
 
 
 @pytest.mark.parametrize("paths", ["a.jpg", b"a.jpg", Path("a.jpg")])
-def test_one_path_is_not_a_list_of_paths(scorer: Scorer, paths: Any) -> None:
+def test_one_path_is_not_a_list_of_paths(plain: Scorer, paths: Any) -> None:
     with pytest.raises(UsageError, match="takes a list of paths"):
-        next(scorer.score_files(paths))
+        next(plain.score_files(paths))
     with pytest.raises(UsageError, match="takes a list of pictures"):
-        scorer.score_batch(paths)
+        plain.score_batch(paths)
 
 
-def test_a_side_too_long(scorer: Scorer, tmp_path: Path) -> None:
+def test_a_side_too_long(plain: Scorer, tmp_path: Path) -> None:
     """A picture 1 pixel wide and 100 million high is kilobytes, and would be gigabytes on its way to its view."""
     Image.new("1", (65_536, 1)).save(tmp_path / "long.png")
-    [result] = scorer.score_files([tmp_path / "long.png"])
+    [result] = plain.score_files([tmp_path / "long.png"])
     assert result.status == "bad_image"
     assert result.error == "a side of 65536 pixels, over the limit of 65535"
     with pytest.raises(BadImageError, match="a side of 65536 pixels"):
-        scorer.score(tmp_path / "long.png")
+        plain.score(tmp_path / "long.png")
     with pytest.raises(BadImageError, match="a side of 65536 pixels"):
-        scorer.score(np.zeros((65_536, 1, 3), np.uint8))
+        plain.score(np.zeros((65_536, 1, 3), np.uint8))
 
 
 def test_the_limit_of_pixels(tiny_bundle: Path, files: list[Path]) -> None:
@@ -222,17 +230,17 @@ def test_arrays_travel_as_they_are_and_files_in_full_batches(
         assert engine.batches == in_files
 
 
-def test_no_pictures(scorer: Scorer) -> None:
-    empty = scorer.score_batch([])
+def test_no_pictures(plain: Scorer) -> None:
+    empty = plain.score_batch([])
     assert empty.dtype == np.float32
     assert empty.shape == (0,)
-    assert list(scorer.score_files([])) == []
+    assert list(plain.score_files([])) == []
 
 
-def test_a_bad_one_in_a_batch_is_named_and_nothing_is_scored(scorer: Scorer, files: list[Path], tmp_path: Path) -> None:
+def test_a_bad_one_in_a_batch_is_named_and_nothing_is_scored(plain: Scorer, files: list[Path], tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
     with pytest.raises(BadImageError, match=r"empty\.jpg: empty file"):
-        scorer.score_batch([files[0], tmp_path / "empty.jpg", files[1]])
+        plain.score_batch([files[0], tmp_path / "empty.jpg", files[1]])
 
 
 def test_the_graph_samples_as_the_host_does(
@@ -251,16 +259,16 @@ def test_the_graph_samples_as_the_host_does(
         assert [result.path for result in results] == [str(path) for path in mixed]
 
 
-def test_threads_share_a_scorer(scorer: Scorer, files: list[Path]) -> None:
-    expected = [scorer.score(path) for path in files[:6]]
+def test_threads_share_a_scorer(plain: Scorer, files: list[Path]) -> None:
+    expected = [plain.score(path) for path in files[:6]]
     with ThreadPoolExecutor(6) as pool:
-        assert list(pool.map(scorer.score, files[:6] * 3)) == expected * 3
+        assert list(pool.map(plain.score, files[:6] * 3)) == expected * 3
 
 
 # Files: the same to the bit, wherever a picture stands
 
 
-@pytest.fixture(scope="module", params=[8, 4])
+@pytest.fixture(scope="module", params=[pytest.param(8, marks=pytest.mark.slow), 4])
 def steady(request: pytest.FixtureRequest, scorer: Scorer) -> Iterator[Scorer]:
     with Scorer.open(scorer.bundle.path, scorer.backend.name, batch_size=request.param) as scorer:
         yield scorer
@@ -308,23 +316,23 @@ def test_a_score_does_not_depend_on_bad_pictures_between(
 # Rows
 
 
-def test_rows(scorer: Scorer, files: list[Path]) -> None:
-    results = list(scorer.score_files(files[:10]))
+def test_rows(plain: Scorer, files: list[Path]) -> None:
+    results = list(plain.score_files(files[:10]))
     assert [result.path for result in results] == [str(path) for path in files[:10]]
     assert {(result.status, result.error) for result in results} == {("ok", None)}
     assert [(result.width, result.height) for result in results] == [(400 - 7 * i, 60 + 11 * i) for i in range(10)]
-    limit = UNPADDED[scorer.backend.precision] * SPAN
-    np.testing.assert_allclose(as_array(results), scorer.score_batch(files[:10]), rtol=0, atol=limit)
+    limit = UNPADDED[plain.backend.precision] * SPAN
+    np.testing.assert_allclose(as_array(results), plain.score_batch(files[:10]), rtol=0, atol=limit)
     assert as_array(results).astype(np.float64).tolist() == scores(results), "scores are float32"
 
 
-def test_size_is_that_of_the_picture_upright(scorer: Scorer, tmp_path: Path) -> None:
+def test_size_is_that_of_the_picture_upright(plain: Scorer, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     pixels = np.random.default_rng(0).integers(0, 256, (240, 300, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
     Image.fromarray(np.rot90(pixels, -1)).save(tmp_path / "upright.png")
-    turned, upright = scorer.score_files([tmp_path / "turned.png", tmp_path / "upright.png"])
+    turned, upright = plain.score_files([tmp_path / "turned.png", tmp_path / "upright.png"])
     assert (turned.width, turned.height) == (upright.width, upright.height) == (240, 300)
     assert turned.score == upright.score
 
@@ -336,18 +344,15 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(
-    "bad_places", [{0}, {10}, {5}, {7, 8}, {0, 1, 2, 3, 4, 5, 6, 7}, {3, 4, 5, 6, 7, 8, 9, 10}, set(range(11))]
-)
-def test_a_bad_picture_is_a_row_at_its_place(
-    scorer: Scorer, files: list[Path], tmp_path: Path, bad_places: set[int]
-) -> None:
+def test_a_bad_picture_is_a_row_at_its_place(plain: Scorer, files: list[Path], tmp_path: Path) -> None:
+    """`test_pipeline` has every place; this is what the rows say."""
+    bad_places = {0, 3, 4, 5, 6, 7, 10}
     for name, (content, _) in BAD.items():
         if content is not None:
             (tmp_path / name).write_bytes(content)
     names = itertools.cycle(BAD)
     chosen = [tmp_path / next(names) if place in bad_places else files[place] for place in range(11)]
-    results = list(scorer.score_files(chosen))
+    results = list(plain.score_files(chosen))
     assert [result.path for result in results] == [str(path) for path in chosen]
     for place, (path, result) in enumerate(zip(chosen, results, strict=True)):
         if place in bad_places:
@@ -357,53 +362,40 @@ def test_a_bad_picture_is_a_row_at_its_place(
             assert result.score is not None
 
 
-def test_a_name_that_is_not_utf8(scorer: Scorer, files: list[Path], tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf8(plain: Scorer, files: list[Path], tmp_path: Path) -> None:
     folder = tmp_path / "album"
     folder.mkdir()
     shutil.copy(files[0], folder / "\udcff.jpg")
     (folder / "\udcfe.jpg").touch()  # the byte 0xfe
-    bad, good = scorer.score_files([folder])
+    bad, good = plain.score_files([folder])
     assert (good.path, good.status) == (f"{folder}/\\udcff.jpg", "ok")
     assert (bad.path, bad.error) == (f"{folder}/\\udcfe.jpg", "empty file")
 
 
-def test_folders(scorer: Scorer, files: list[Path], tmp_path: Path) -> None:
+def test_folders(plain: Scorer, files: list[Path], tmp_path: Path) -> None:
     for name in ("b.jpg", "a/2.jpg", "a/10.jpg", "a/.hidden.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(files[0], tmp_path / name)
     (tmp_path / "a/notes.txt").touch()
-    found = [result.path for result in scorer.score_files([tmp_path, files[1]])]
+    found = [result.path for result in plain.score_files([tmp_path, files[1]])]
     assert found == [str(tmp_path / name) for name in ("a/10.jpg", "a/2.jpg", "b.jpg")] + [str(files[1])]
-
-
-def test_an_error_of_the_paths_comes_after_the_rows_before(scorer: Scorer, files: list[Path]) -> None:
-    def paths() -> Iterator[Path]:
-        yield from files[:9]
-        raise UsageError("the list of pictures cannot be read")
-
-    results = scorer.score_files(paths())
-    assert [next(results).path for _ in range(9)] == [str(path) for path in files[:9]]
-    with pytest.raises(UsageError, match="cannot be read"):
-        next(results)
 
 
 # Stopping and failing
 
 
-@pytest.mark.parametrize("after", [0, 1, 9])
-def test_closing_early_ends_every_thread(scorer: Scorer, files: list[Path], after: int) -> None:
-    results = scorer.score_files(itertools.cycle(files))
-    for _ in range(after):
-        next(results)
+def test_closing_early_ends_every_thread(plain: Scorer, files: list[Path]) -> None:
+    results = plain.score_files(itertools.cycle(files))
+    next(results)
     results.close()
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("glia-")] == []
     with pytest.raises(StopIteration):
         next(results)
-    assert scorer.score(files[0]) > 0
+    assert np.isfinite(plain.score(files[0]))
 
 
-def test_an_iterator_that_is_dropped_ends_every_thread(scorer: Scorer, files: list[Path]) -> None:
-    for result in scorer.score_files(itertools.cycle(files)):
+def test_an_iterator_that_is_dropped_ends_every_thread(plain: Scorer, files: list[Path]) -> None:
+    for result in plain.score_files(itertools.cycle(files)):
         assert result.status == "ok"
         break
 
@@ -421,7 +413,7 @@ def test_a_score_that_is_not_finite_is_an_error(
                 list(scorer.score_files(files[:2]))
 
 
-def test_memory_does_not_grow_with_the_number_of_files(scorer: Scorer, files: list[Path]) -> None:
+def test_memory_does_not_grow_with_the_number_of_files(plain: Scorer, files: list[Path]) -> None:
     pulled = 0
 
     def paths() -> Iterator[Path]:
@@ -430,20 +422,20 @@ def test_memory_does_not_grow_with_the_number_of_files(scorer: Scorer, files: li
             pulled += 1
             yield path
 
-    ahead = [pulled - given for given, _ in enumerate(scorer.score_files(paths(), workers=2), start=1)]
+    ahead = [pulled - given for given, _ in enumerate(plain.score_files(paths(), workers=2), start=1)]
     assert len(ahead) == 96
     # What `score_stream` holds: a batch for each run under way or waiting, one in the making, one a decoding thread.
-    assert max(ahead) <= (scorer.backend.parallel + 4) * scorer.batch_size + 2
+    assert max(ahead) <= (plain.backend.parallel + 4) * plain.batch_size + 2
 
 
-def test_paths_of_an_iterator(scorer: Scorer, files: list[Path]) -> None:
-    assert [r.path for r in scorer.score_files(path for path in files)] == [str(path) for path in files]
+def test_paths_of_an_iterator(plain: Scorer, files: list[Path]) -> None:
+    assert [r.path for r in plain.score_files(path for path in files)] == [str(path) for path in files]
 
 
-def test_no_workers_are_refused(scorer: Scorer, files: list[Path]) -> None:
+def test_no_workers_are_refused(plain: Scorer, files: list[Path]) -> None:
     for workers in (0, -1):
         with pytest.raises(UsageError, match="workers must be at least 1"):
-            scorer.score_files(files, workers=workers)
+            plain.score_files(files, workers=workers)
 
 
 FORK = """
@@ -465,9 +457,9 @@ child.join()
 """
 
 
-def test_a_scorer_stays_in_its_process(scorer: Scorer, tiny_bundle: Path, files: list[Path]) -> None:
+def test_a_scorer_stays_in_its_process(plain: Scorer, tiny_bundle: Path, files: list[Path]) -> None:
     with pytest.raises(UsageError, match="cannot be sent to another process"):
-        pickle.dumps(scorer)
+        pickle.dumps(plain)
     command = [sys.executable, "-W", "ignore", "-c", FORK, str(tiny_bundle), str(files[0])]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=60)
-    assert done.stdout == "this scorer was opened before the process forked: open one in the process that uses it\n"
+    assert done.stdout == "this plain was opened before the process forked: open one in the process that uses it\n"

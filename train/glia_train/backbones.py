@@ -30,7 +30,7 @@ def create_backbone(name: str) -> VisionTransformer:
         raise UsageError(f"timm has no model {name!r}" + (f"; did you mean {near}?" if near else ""))
     try:
         vit = timm.create_model(name, pretrained=False, num_classes=0, img_size=VIEW_SIZE)
-    except TypeError as error:  # the model takes no img_size, and every ViT does
+    except TypeError as error:  # the model takes no img_size, which every ViT takes
         raise UsageError(f"{name} is not a ViT: GLIANet cannot use it") from error
     except RuntimeError as error:
         raise UsageError(f"{name}: {_on_one_line(error)}") from error
@@ -138,7 +138,7 @@ def block_cls_row(block: Any, x: Tensor) -> Tensor:
     [q] = split_heads(q, 1, attn.num_heads)  # (N, heads, 1, D/heads)
     k, v = split_heads(kv, 2, attn.num_heads)  # (N, heads, T, D/heads)
     q, k = attn.q_norm(q), attn.k_norm(k)
-    # The attention is written out as its parts. TensorRT refuses the one operator for it where a single query has an
+    # The attention is written out as its parts, because TensorRT refuses it as one operator for a single query with an
     # odd number of heads.
     weights = ((q * attn.scale) @ k.transpose(-2, -1)).softmax(dim=-1)  # (N, heads, 1, T)
     a = attn.attn_drop(weights) @ v  # (N, heads, 1, D/heads)

@@ -47,7 +47,7 @@ def check_pictures(pictures: Iterable[LabelledPicture], workers: int) -> None:
 class InputLoader:
     """Turns pictures, named by their indices, into batches of a model's inputs, in threads that work ahead.
 
-    Threads suffice because decoding and resizing release Python's lock. Threads also start at once on every system.
+    Threads suffice, because decoding and resizing release the GIL. Threads also start at once on every system.
 
     Attributes:
         pictures: The pictures that the indices name.

@@ -1,4 +1,4 @@
-"""Options of training: one frozen dataclass, which is saved beside the run that it produced."""
+"""Options of training: one frozen dataclass, which is saved with the run that it produced."""
 
 from __future__ import annotations
 

@@ -274,7 +274,7 @@ class _Learner:
         return torch.cat(scores).double().numpy()
 
     def calibrate(self, indices: Sequence[int]) -> tuple[float, float]:
-        """Fit the model's line from raw scores to labels by least squares, and return (scale, offset).
+        """Set the model's calibration, the least-squares line from raw scores to labels; returns (scale, offset).
 
         Raises:
             GliaError: The raw scores are all the same, or not finite.
@@ -290,7 +290,7 @@ class _Learner:
 
 
 def _score_range(split: Split, declared: tuple[float, float] | None) -> tuple[float, float]:
-    """Return the declared range, which must hold every label, or without one that of the training labels."""
+    """Return the declared range, which must hold every label. Without one, return that of the training labels."""
     if declared is None:
         scores = [picture.score for picture in split.train]
         return min(scores), max(scores)

@@ -30,7 +30,7 @@ from glia_train.datasets.base import COLUMNS
 from glia_train.distortions import DISTORTIONS, LEVELS, distort
 
 LABELS: Final = "labels.csv"
-#: The metric that the labels are, in words for people.
+#: Name of the metric that gives the labels, for people to read.
 METRIC: Final = "SSIM"
 METRIC_IN_FULL: Final = "structural similarity (SSIM, Wang et al. 2004), the mean over R, G and B"
 CROP: Final = 256  # the scale of SSIM: its authors reduce larger pictures to a shorter side of about this
@@ -72,7 +72,7 @@ PHOTOGRAPHS: Final = (
 
 #: The kinds of pictures: undistorted, and every distortion at every level.
 _KINDS: Final = ((None, 0), *((name, level) for name in DISTORTIONS for level in range(1, LEVELS + 1)))
-#: Number of pictures when there is every photograph in every kind.
+#: Number of pictures if every photograph comes in every kind.
 MAX_PICTURES: Final = len(PHOTOGRAPHS) * len(_KINDS)
 
 
@@ -180,7 +180,7 @@ def ssim(reference: npt.NDArray[np.uint8], pixels: npt.NDArray[np.uint8]) -> flo
 
 
 def _read(photograph: Photograph) -> npt.NDArray[np.uint8]:
-    # The file is read directly, because scikit-image's own functions may download it.
+    # The file is read directly, because scikit-image's own functions may turn to the network.
     try:
         folder = files(photograph.package)
     except ModuleNotFoundError as error:

@@ -10,7 +10,7 @@ from glia_train.models.glianet import CrossAttention, GliaBlock
 
 
 def pack_glia_blocks(model: nn.Module) -> None:
-    """Give the GLIA blocks of a GLIANet packed projections, in place."""
+    """Give packed projections to the GLIA blocks of a GLIANet that have a refinement, in place."""
     for name, module in list(model.named_modules()):
         if isinstance(module, GliaBlock) and module.refinement is not None:
             parent, _, child = name.rpartition(".")

@@ -11,7 +11,8 @@ from glia_export.forms.glianet import pack_glia_blocks
 from glia_train.models.base import Model
 from glia_train.models.glianet import GLIANet
 
-#: The function that rewrites a family's own modules in place, by the family's name. Without one they stay as they are.
+#: The function that rewrites a family's own modules in place, by the family's name. A family without an entry keeps its
+#: modules as they are.
 FORMS: Final[Mapping[str, Callable[[Model], None]]] = {GLIANet.family: pack_glia_blocks}
 
 

@@ -61,8 +61,8 @@ def album(good: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def rows_of_album(tiny_bundle: Path, album: Path) -> list[dict[str, Any]]:
-    with Scorer.open(tiny_bundle) as scorer:
+def rows_of_album(plain_bundle: Path, album: Path) -> list[dict[str, Any]]:
+    with Scorer.open(plain_bundle) as scorer:
         return [{name: getattr(result, name) for name in COLUMNS} for result in scorer.score_files([album])]
 
 
@@ -113,8 +113,8 @@ def test_version(capsys: Capture) -> None:
 # Exit statuses, as a shell sees them
 
 
-def test_status_0(glia_rt_command: GliaRt, tiny_bundle: Path, good: Path) -> None:
-    done = glia_rt_command("score", tiny_bundle, good)
+def test_status_0(glia_rt_command: GliaRt, plain_bundle: Path, good: Path) -> None:
+    done = glia_rt_command("score", plain_bundle, good)
     assert done.returncode == 0
     header, *rows = done.stdout.splitlines()
     assert header.split() == ["score", "size", "path"]
@@ -140,17 +140,17 @@ def test_status_2_usage(args: list[str], capsys: Capture) -> None:
     assert "Error: " in captured.err
 
 
-def test_status_2_output_exists(glia_rt_command: GliaRt, tiny_bundle: Path, good: Path, tmp_path: Path) -> None:
+def test_status_2_output_exists(glia_rt_command: GliaRt, plain_bundle: Path, good: Path, tmp_path: Path) -> None:
     (tmp_path / "scores.csv").write_text("mine")
-    done = glia_rt_command("score", tiny_bundle, good, "-o", tmp_path / "scores.csv")
+    done = glia_rt_command("score", plain_bundle, good, "-o", tmp_path / "scores.csv")
     assert (done.returncode, done.stdout) == (2, "")
     assert "scores.csv exists; name another file, or give --overwrite" in done.stderr
     assert "Traceback" not in done.stderr
     assert (tmp_path / "scores.csv").read_text() == "mine"
 
 
-def test_status_3(glia_rt_command: GliaRt, tiny_bundle: Path, album: Path) -> None:
-    done = glia_rt_command("score", tiny_bundle, album)
+def test_status_3(glia_rt_command: GliaRt, plain_bundle: Path, album: Path) -> None:
+    done = glia_rt_command("score", plain_bundle, album)
     assert done.returncode == 3
     assert len(done.stdout.splitlines()) == 1 + 13
     assert f"{album}/03b.jpg: empty file" in done.stdout
@@ -184,7 +184,7 @@ def test_status_5(glia_rt_command: GliaRt, tmp_path: Path) -> None:
     ],
 )
 def test_status_6_says_what_to_install(
-    tiny_bundle: Path,
+    plain_bundle: Path,
     tiny_checkpoint: Path,
     tmp_path: Path,
     without_packages: Callable[..., dict[str, str]],
@@ -192,7 +192,7 @@ def test_status_6_says_what_to_install(
     missing: list[str],
     extra: str,
 ) -> None:
-    files = {"BUNDLE": str(tiny_bundle), "CHECKPOINT": str(tiny_checkpoint)}
+    files = {"BUNDLE": str(plain_bundle), "CHECKPOINT": str(tiny_checkpoint)}
     command = [sys.executable, "-S", "-c", PROGRAM, *(files.get(arg, arg) for arg in args)]
     environment = without_packages(*missing)
     done = subprocess.run(
@@ -203,8 +203,8 @@ def test_status_6_says_what_to_install(
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_precision_that_the_backend_lacks(tiny_bundle: Path, good: Path, capsys: Capture) -> None:
-    args = ["score", str(tiny_bundle), str(good), "--backend", "onnxruntime", "--precision", "bf16"]
+def test_a_precision_that_the_backend_lacks(plain_bundle: Path, good: Path, capsys: Capture) -> None:
+    args = ["score", str(plain_bundle), str(good), "--backend", "onnxruntime", "--precision", "bf16"]
     assert main(args) == 6
     assert capsys.readouterr() == ("", "glia-rt: backend onnxruntime computes in fp32 on a CPU, not bf16\n")
 
@@ -213,8 +213,8 @@ def start(*args: str | Path, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", PROGRAM, *map(str, args)], text=True, **options)
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(tiny_bundle: Path, many: Path) -> None:
-    process = start("score", tiny_bundle, many, "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def test_a_reader_that_has_seen_enough_is_no_error(plain_bundle: Path, many: Path) -> None:
+    process = start("score", plain_bundle, many, "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         assert process.stdout is not None
         assert json.loads(process.stdout.readline())["status"] == "ok"
@@ -227,10 +227,10 @@ def test_a_reader_that_has_seen_enough_is_no_error(tiny_bundle: Path, many: Path
 
 
 def test_a_reader_of_messages_that_went_away_does_not_stop_a_run(
-    tiny_bundle: Path, pictures: Path, tmp_path: Path
+    plain_bundle: Path, pictures: Path, tmp_path: Path
 ) -> None:
     """As in `glia-rt score ... 2>&1 | tee log` when tee dies: the output is what was asked for."""
-    process = start("score", tiny_bundle, pictures, "-o", tmp_path / "scores.csv", stderr=subprocess.PIPE)
+    process = start("score", plain_bundle, pictures, "-o", tmp_path / "scores.csv", stderr=subprocess.PIPE)
     try:
         assert process.stderr is not None
         process.stderr.close()
@@ -240,9 +240,9 @@ def test_a_reader_of_messages_that_went_away_does_not_stop_a_run(
     assert len((tmp_path / "scores.csv").read_text().splitlines()) == 33
 
 
-def test_messages_that_find_no_room_do_not_stop_a_run(tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
+def test_messages_that_find_no_room_do_not_stop_a_run(plain_bundle: Path, pictures: Path, tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
-        process = start("score", tiny_bundle, pictures, "-o", tmp_path / "scores.csv", stderr=full)
+        process = start("score", plain_bundle, pictures, "-o", tmp_path / "scores.csv", stderr=full)
         assert process.wait(timeout=60) == 0
     assert len((tmp_path / "scores.csv").read_text().splitlines()) == 33
 
@@ -273,10 +273,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
 def test_files(
-    tiny_bundle: Path, album: Path, rows_of_album: list[dict[str, Any]], tmp_path: Path, ending: str, capsys: Capture
+    plain_bundle: Path, album: Path, rows_of_album: list[dict[str, Any]], tmp_path: Path, ending: str, capsys: Capture
 ) -> None:
     output = tmp_path / f"scores{ending}"
-    assert main(["score", str(tiny_bundle), str(album), "-o", str(output), "--workers", "1"]) == 3
+    assert main(["score", str(plain_bundle), str(album), "-o", str(output), "--workers", "1"]) == 3
     captured = capsys.readouterr()
     assert captured.out == ""
     assert f"13 rows in {output}" in captured.err.splitlines()
@@ -284,7 +284,7 @@ def test_files(
     assert list(rows[0]) == list(COLUMNS)
     assert_equal_rows(rows, rows_of_album)
     metadata = json.loads((tmp_path / f"scores{ending}.meta.json").read_text())
-    assert metadata["bundle"] == "tiny.glia"
+    assert metadata["bundle"] == "plain.glia"
     assert (metadata["backend"], metadata["precision"]) == ("openvino", default_precision("openvino"))
     assert (metadata["device"], metadata["input"]) == ("cpu", "views")
     assert (metadata["batch_size"], metadata["rows"], metadata["bad_images"]) == (4, 13, 2)
@@ -292,14 +292,14 @@ def test_files(
     assert sorted(path.name for path in tmp_path.glob("scores*")) == [output.name, f"{output.name}.meta.json"]
 
 
-def test_json(tiny_bundle: Path, album: Path, rows_of_album: list[dict[str, Any]], capsys: Capture) -> None:
-    assert main(["score", str(tiny_bundle), str(album), "--json"]) == 3
+def test_json(plain_bundle: Path, album: Path, rows_of_album: list[dict[str, Any]], capsys: Capture) -> None:
+    assert main(["score", str(plain_bundle), str(album), "--json"]) == 3
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert_equal_rows(rows, rows_of_album)
 
 
-def test_terminal(tiny_bundle: Path, album: Path, rows_of_album: list[dict[str, Any]], capsys: Capture) -> None:
-    assert main(["score", str(tiny_bundle), str(album)]) == 3
+def test_terminal(plain_bundle: Path, album: Path, rows_of_album: list[dict[str, Any]], capsys: Capture) -> None:
+    assert main(["score", str(plain_bundle), str(album)]) == 3
     _, *lines = capsys.readouterr().out.splitlines()
     for line, row in zip(lines, rows_of_album, strict=True):
         score, size, rest = line.split(maxsplit=2)
@@ -309,17 +309,17 @@ def test_terminal(tiny_bundle: Path, album: Path, rows_of_album: list[dict[str, 
             assert (score, size, rest) == ("-", "-", f"{row['path']}: {row['error']}")
 
 
-def test_overwrite(tiny_bundle: Path, good: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_overwrite(plain_bundle: Path, good: Path, tmp_path: Path, capsys: Capture) -> None:
     output = tmp_path / "scores.csv"
-    args = ["score", str(tiny_bundle), str(good / "00.jpg"), "-o", str(output)]
+    args = ["score", str(plain_bundle), str(good / "00.jpg"), "-o", str(output)]
     assert [main(args), main(args), main([*args, "--overwrite"])] == [0, 2, 0]
     assert capsys.readouterr().err.splitlines().count(f"1 row in {output}") == 2
 
 
-def test_options_reach_the_scorer(tiny_bundle: Path, good: Path, tmp_path: Path) -> None:
+def test_options_reach_the_scorer(plain_bundle: Path, good: Path, tmp_path: Path) -> None:
     output = tmp_path / "scores.jsonl"
     options = ["--backend", "onnxruntime", "--precision", "fp32", "--batch-size", "3", "--max-pixels", "27000"]
-    assert main(["score", str(tiny_bundle), str(good), "-o", str(output), *options]) == 3
+    assert main(["score", str(plain_bundle), str(good), "-o", str(output), *options]) == 3
     metadata = json.loads((tmp_path / "scores.jsonl.meta.json").read_text())
     assert [metadata[k] for k in ("backend", "precision", "batch_size")] == ["onnxruntime", "fp32", 3]
     rows = read_rows(output)
@@ -329,10 +329,10 @@ def test_options_reach_the_scorer(tiny_bundle: Path, good: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("output", ["scores.xml", "no/scores.csv"])
 def test_a_wrong_output_is_found_before_anything_is_scored(
-    tiny_bundle: Path, good: Path, tmp_path: Path, output: str, capsys: Capture
+    plain_bundle: Path, good: Path, tmp_path: Path, output: str, capsys: Capture
 ) -> None:
     began = len(list(tmp_path.iterdir()))
-    assert main(["score", str(tiny_bundle), str(good), "-o", str(tmp_path / output)]) == 2
+    assert main(["score", str(plain_bundle), str(good), "-o", str(tmp_path / output)]) == 2
     assert len(list(tmp_path.iterdir())) == began
     assert capsys.readouterr().out == ""
 
@@ -355,18 +355,18 @@ def test_a_wrong_output_is_found_before_anything_is_scored(
     ],
 )
 def test_options_that_do_not_go_together(
-    tiny_bundle: Path, good: Path, args: list[str], message: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    plain_bundle: Path, good: Path, args: list[str], message: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(good)
-    assert main(["score", str(tiny_bundle), *args]) == 2
+    assert main(["score", str(plain_bundle), *args]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_lists_columns_and_shards(tiny_bundle: Path, good: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_lists_columns_and_shards(plain_bundle: Path, good: Path, tmp_path: Path, capsys: Capture) -> None:
     files = sorted(good.iterdir())
     (tmp_path / "list.csv").write_text("file\n" + "".join(f"{path}\n" for path in files))
     output = tmp_path / "scores.jsonl"
-    args = ["score", str(tiny_bundle), "--list", str(tmp_path / "list.csv"), "--column", "file", "--shard", "2/3"]
+    args = ["score", str(plain_bundle), "--list", str(tmp_path / "list.csv"), "--column", "file", "--shard", "2/3"]
     assert main([*args, "-o", str(output)]) == 0
     assert [row["path"] for row in read_rows(output)] == [str(path) for path in files[1::3]]
     metadata = json.loads((tmp_path / "scores.jsonl.meta.json").read_text())
@@ -374,9 +374,16 @@ def test_lists_columns_and_shards(tiny_bundle: Path, good: Path, tmp_path: Path,
     assert metadata["listing"]["pieces"] == 4
 
 
-def test_names_on_standard_input(tiny_bundle: Path, good: Path) -> None:
+def test_names_on_standard_input(plain_bundle: Path, good: Path) -> None:
     process = start(
-        "score", tiny_bundle, "-", "-0", "--json", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        "score",
+        plain_bundle,
+        "-",
+        "-0",
+        "--json",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     files = sorted(good.iterdir())
     rows, _ = process.communicate("\0".join(map(str, files)), timeout=60)
@@ -384,9 +391,9 @@ def test_names_on_standard_input(tiny_bundle: Path, good: Path) -> None:
     assert [json.loads(line)["path"] for line in rows.splitlines()] == [str(path) for path in files]
 
 
-def test_resuming_and_a_report(tiny_bundle: Path, album: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_resuming_and_a_report(plain_bundle: Path, album: Path, tmp_path: Path, capsys: Capture) -> None:
     output, report = tmp_path / "scores.csv", tmp_path / "r.html"
-    args = ["score", str(tiny_bundle), str(album), "-o", str(output), "--resume"]
+    args = ["score", str(plain_bundle), str(album), "-o", str(output), "--resume"]
     assert main([*args, "--report", str(report)]) == 3
     assert f"13 rows in {output}; {report} shows them" in capsys.readouterr().err
     before = output.stat().st_mtime_ns
@@ -394,14 +401,14 @@ def test_resuming_and_a_report(tiny_bundle: Path, album: Path, tmp_path: Path, c
     assert output.stat().st_mtime_ns == before
 
 
-def test_json_is_for_the_terminal(tiny_bundle: Path, good: Path, tmp_path: Path, capsys: Capture) -> None:
-    assert main(["score", str(tiny_bundle), str(good), "--json", "-o", str(tmp_path / "a.csv")]) == 2
+def test_json_is_for_the_terminal(plain_bundle: Path, good: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert main(["score", str(plain_bundle), str(good), "--json", "-o", str(tmp_path / "a.csv")]) == 2
     assert "--json is for the terminal; for a file name it .jsonl" in capsys.readouterr().err
 
 
-def test_no_pictures(tiny_bundle: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_no_pictures(plain_bundle: Path, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "empty").mkdir()
-    assert main(["score", str(tiny_bundle), str(tmp_path / "empty")]) == 2
+    assert main(["score", str(plain_bundle), str(tmp_path / "empty")]) == 2
     assert f"no pictures in {tmp_path}/empty" in capsys.readouterr().err
 
 
@@ -417,9 +424,9 @@ def shown_on(reader: int) -> bytes:
     return shown
 
 
-def test_a_terminal_shows_progress_and_rows_stay_clean(tiny_bundle: Path, good: Path) -> None:
+def test_a_terminal_shows_progress_and_rows_stay_clean(plain_bundle: Path, good: Path) -> None:
     reader, terminal = pty.openpty()
-    process = start("score", tiny_bundle, good, "--json", stdout=subprocess.PIPE, stderr=terminal)
+    process = start("score", plain_bundle, good, "--json", stdout=subprocess.PIPE, stderr=terminal)
     os.close(terminal)
     rows, _ = process.communicate(timeout=60)
     shown = shown_on(reader)
@@ -432,33 +439,33 @@ def test_a_terminal_shows_progress_and_rows_stay_clean(tiny_bundle: Path, good: 
     assert max(rates) < 2000, "not the rate at which one batch's rows come"
 
 
-def test_rows_on_a_terminal_have_their_lines_to_themselves(tiny_bundle: Path, good: Path) -> None:
+def test_rows_on_a_terminal_have_their_lines_to_themselves(plain_bundle: Path, good: Path) -> None:
     reader, terminal = pty.openpty()
-    process = start("score", tiny_bundle, good, stdout=terminal, stderr=terminal)
+    process = start("score", plain_bundle, good, stdout=terminal, stderr=terminal)
     os.close(terminal)
     shown = shown_on(reader).decode()
     assert process.wait(timeout=60) == 0
     lines = [line for line in shown.splitlines() if line.endswith(".jpg")]
     assert len(lines) == 11
-    assert all(re.fullmatch(r" +\d\.\d{4}  +\d+x\d+ +\S+\.jpg", line) for line in lines)
+    assert all(re.fullmatch(r" +-?\d+\.\d{4}  +\d+x\d+ +\S+\.jpg", line) for line in lines)
     assert "scoring" not in shown
 
 
 # Other commands
 
 
-def test_verify(tiny_bundle: Path, capsys: Capture) -> None:
-    assert main(["verify", str(tiny_bundle), "--backend", "onnxruntime"]) == 0
+def test_verify(plain_bundle: Path, capsys: Capture) -> None:
+    assert main(["verify", str(plain_bundle), "--backend", "onnxruntime"]) == 0
     captured = capsys.readouterr()
     assert "FAILED" not in captured.out
     assert captured.out.count(" ok") == 2
     assert captured.err == "backend onnxruntime, fp32, cpu\n"
 
 
-def test_info_of_a_bundle(tiny_bundle: Path, capsys: Capture) -> None:
-    assert main(["info", str(tiny_bundle), "--json"]) == 0
+def test_info_of_a_bundle(plain_bundle: Path, capsys: Capture) -> None:
+    assert main(["info", str(plain_bundle), "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert record["bundle"] == str(tiny_bundle)
+    assert record["bundle"] == str(plain_bundle)
     assert len(record["identity"]) == 64
     assert record["contract"]["score"]["range"] == [1, 5]
     assert {"model", "checkpoint", "files", "parity", "tools"} < set(record)
@@ -497,9 +504,9 @@ def test_doctor(capsys: Capture) -> None:
     assert captured.err == ""
 
 
-def test_export_refuses_before_it_works(tiny_checkpoint: Path, tiny_bundle: Path, capsys: Capture) -> None:
-    assert main(["export", str(tiny_checkpoint), "-o", str(tiny_bundle)]) == 2
-    assert "tiny.glia exists; give --overwrite" in capsys.readouterr().err
+def test_export_refuses_before_it_works(tiny_checkpoint: Path, plain_bundle: Path, capsys: Capture) -> None:
+    assert main(["export", str(tiny_checkpoint), "-o", str(plain_bundle)]) == 2
+    assert "plain.glia exists; give --overwrite" in capsys.readouterr().err
 
 
 def test_export_wants_pictures_where_it_is_told_to_look(tiny_checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -561,8 +568,8 @@ def test_nothing_heavy_is_imported_at_start(statement: str) -> None:
     assert loaded & HEAVY == set()
 
 
-def test_scoring_imports_no_training(tiny_bundle: Path, good: Path) -> None:
-    args = ["score", str(tiny_bundle), str(good), "--backend", "onnxruntime"]
+def test_scoring_imports_no_training(plain_bundle: Path, good: Path) -> None:
+    args = ["score", str(plain_bundle), str(good), "--backend", "onnxruntime"]
     loaded = loaded_after(f"from glia_rt.cli.main import main; main({args!r})")
     assert "onnxruntime" in loaded
     assert loaded & {"torch", "timm", "onnx", "openvino", "glia_train", "glia_export"} == set()
@@ -582,12 +589,12 @@ def test_help_takes_under_half_a_second() -> None:
     assert min(times) < 0.5
 
 
-def test_a_file_that_may_not_be_read_is_a_row(tiny_bundle: Path, good: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_a_file_that_may_not_be_read_is_a_row(plain_bundle: Path, good: Path, tmp_path: Path, capsys: Capture) -> None:
     """What click.Path refuses by itself ends the run. Not for root, who may read all: a loop of links is as good."""
     (tmp_path / "loop.jpg").symlink_to("loop.jpg")
     os.chmod(shutil.copy(next(good.iterdir()), tmp_path / "closed.jpg"), 0)
     paths = [str(tmp_path / "loop.jpg"), str(tmp_path / "closed.jpg"), str(next(good.iterdir()))]
-    assert main(["score", str(tiny_bundle), *paths, "--json"]) == 3
+    assert main(["score", str(plain_bundle), *paths, "--json"]) == 3
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["path"] for row in rows] == paths
     assert rows[0]["status"] == "bad_image"
@@ -596,26 +603,26 @@ def test_a_file_that_may_not_be_read_is_a_row(tiny_bundle: Path, good: Path, tmp
     assert not command.type.readable
 
 
-def test_a_full_standard_output(tiny_bundle: Path, good: Path) -> None:
+def test_a_full_standard_output(plain_bundle: Path, good: Path) -> None:
     with open("/dev/full", "w") as full:
-        process = start("score", tiny_bundle, good, stdout=full, stderr=subprocess.PIPE)
+        process = start("score", plain_bundle, good, stdout=full, stderr=subprocess.PIPE)
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
     assert stderr.splitlines()[-1] == "glia-rt: standard output cannot be written: No space left on device"
     assert "Traceback" not in stderr
 
 
-def test_names_do_not_command_the_terminal(tiny_bundle: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_names_do_not_command_the_terminal(plain_bundle: Path, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "a\x1b[2J\nb.jpg").write_text("no picture")
-    assert main(["score", str(tiny_bundle), str(tmp_path)]) == 3
+    assert main(["score", str(plain_bundle), str(tmp_path)]) == 3
     assert capsys.readouterr().out.splitlines()[1].endswith(r"a\x1b[2J\nb.jpg: not a picture Pillow can read")
 
 
 def test_a_log_has_a_line_of_progress_now_and_then(
-    tiny_bundle: Path, good: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    plain_bundle: Path, good: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("glia_rt.cli.console.LOG_SECONDS", 0.0)
-    assert main(["score", str(tiny_bundle), str(good), "-o", str(tmp_path / "scores.csv")]) == 0
+    assert main(["score", str(plain_bundle), str(good), "-o", str(tmp_path / "scores.csv")]) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "pictures" in line]
     assert len(lines) == 11
     assert all(re.fullmatch(r"\d+/11 pictures \d+\.\d/s(, \d+:\d\d:\d\d left)?", line) for line in lines)
@@ -630,7 +637,7 @@ def test_what_is_in_the_way_is_said_before_the_engine_is_opened(tmp_path: Path, 
 
 @pytest.mark.parametrize("to_file", [False, True])
 def test_a_listing_that_grows_meanwhile(
-    tiny_bundle: Path, good: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, to_file: bool
+    plain_bundle: Path, good: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, to_file: bool
 ) -> None:
     shutil.copytree(good, tmp_path / "album" / "a")
     (tmp_path / "album" / "z").mkdir()
@@ -642,7 +649,7 @@ def test_a_listing_that_grows_meanwhile(
 
     monkeypatch.setattr(Scorer, "_read", growing)
     output = ["-o", str(tmp_path / "scores.csv")] if to_file else []
-    assert main(["score", str(tiny_bundle), str(tmp_path / "album"), "--batch-size", "2", *output]) == 0
+    assert main(["score", str(plain_bundle), str(tmp_path / "album"), "--batch-size", "2", *output]) == 0
     said = capsys.readouterr()
     assert f"{tmp_path}/album has changed meanwhile: the rows are of what was found when its turn came" in said.err
     assert "late.jpg" in ((tmp_path / "scores.csv").read_text() if to_file else said.out)

@@ -21,8 +21,8 @@ def shown(path: Path, capsys: Capture) -> dict[str, str]:
     assert main(["info", str(path)]) == 0
     lines: dict[str, str] = {}
     for line in capsys.readouterr().out.splitlines():
-        name, text = line[:14].strip(), line[14:].strip()
-        name = name or list(lines)[-1]
+        name, _, text = line.partition("  ")  # a name has single spaces; without one the line goes on
+        name, text = name or list(lines)[-1], text.strip()
         lines[name] = f"{lines[name]}; {text}" if name in lines else text
     return lines
 

@@ -17,20 +17,20 @@ GliaRt = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.mark.parametrize("args", [["-v", "score"], ["score", "-v"], ["score", "--verbose"]])
 def test_each_step_is_said_with_its_time(
-    args: list[str], tiny_bundle: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+    args: list[str], plain_bundle: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*args, str(tiny_bundle), str(pictures / "00.jpg"), "--backend", "onnxruntime"]) == 0
+    assert main([*args, str(plain_bundle), str(pictures / "00.jpg"), "--backend", "onnxruntime"]) == 0
     said = capsys.readouterr().err.splitlines()
-    for step in (f"open {tiny_bundle}", f"load {tiny_bundle.name} into onnxruntime", "walk the listing", "score"):
+    for step in (f"open {plain_bundle}", f"load {plain_bundle.name} into onnxruntime", "walk the listing", "score"):
         begun, ended = (i for i, line in enumerate(said) if line.startswith((f"{step} ...", f"{step}: ")))
         assert begun < ended
         assert re.fullmatch(r".*: \d+\.\d\d s", said[ended])
 
 
 def test_steps_are_not_said_unasked_nor_by_the_next_call(
-    tiny_bundle: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+    plain_bundle: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["score", str(tiny_bundle), str(pictures / "00.jpg"), "--backend", "onnxruntime"]
+    command = ["score", str(plain_bundle), str(pictures / "00.jpg"), "--backend", "onnxruntime"]
     assert main([*command, "-v"]) == 0
     capsys.readouterr()
     assert main(command) == 0

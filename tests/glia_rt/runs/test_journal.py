@@ -160,7 +160,7 @@ def test_an_overwrite_that_ends_before_its_first_row_is_not_forgotten(
 
 
 def test_another_run_is_not_gone_on_with(
-    scorer: Scorer, tiny_bundle: Path, listing: Sources, pictures: Path, tmp_path: Path
+    scorer: Scorer, plain_bundle: Path, listing: Sources, pictures: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "scores.csv"
     shutil.copytree(pictures, tmp_path / "album")
@@ -170,7 +170,7 @@ def test_another_run_is_not_gone_on_with(
     before = {path.name: path.read_bytes() for path in (tmp_path / "scores.csv.parts").iterdir()}
 
     message = r"rows of another run: batch_size was 2, is 3\. Go on as it began"
-    with Scorer.open(tiny_bundle, "onnxruntime", batch_size=3) as other, pytest.raises(UsageError, match=message):
+    with Scorer.open(plain_bundle, "onnxruntime", batch_size=3) as other, pytest.raises(UsageError, match=message):
         score_to_file(other, sources, output, resume=True)
     with pytest.raises(UsageError, match=r"listing\.shard was \"1/1\", is \"1/2\""):
         score_to_file(scorer, Sources([tmp_path / "album"], shard=(1, 2)), output, resume=True)

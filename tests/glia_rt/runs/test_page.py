@@ -74,7 +74,7 @@ def test_figures_and_errors_by_kind(
     tmp_path: Path, rows: list[tuple[Position, Result]], pictures: Path, scorer: Scorer
 ) -> None:
     page = write(tmp_path, rows, Sources([pictures]), scorer)
-    assert "32 pictures scored by tiny.glia; 2 could not be read. The higher, the better" in page.text
+    assert "32 pictures scored by plain.glia; 2 could not be read. The higher, the better" in page.text
     assert "least 1 5 % are below 1.155 median 2.55 5 % are above 3.945 greatest 4.1" in page.text
     assert "2 image file is truncated (N bytes not processed) <b>32</b>.jpg" in page.text
     assert scorer.bundle.identity in page.text
@@ -124,7 +124,7 @@ def test_nothing_was_scored(
     tmp_path: Path, rows: list[tuple[Position, Result]], pictures: Path, scorer: Scorer
 ) -> None:
     page = write(tmp_path, rows[32:], Sources([pictures]), scorer)
-    assert "0 pictures scored by tiny.glia; 2 could not be read" in page.text
+    assert "0 pictures scored by plain.glia; 2 could not be read" in page.text
     assert "svg" not in page.tags
 
 

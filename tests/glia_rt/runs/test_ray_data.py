@@ -33,7 +33,10 @@ LIMIT = 100
 BACKEND = "onnxruntime"
 
 # Ray copies its own deprecated settings, and warns of each.
-pytestmark = pytest.mark.filterwarnings("ignore:`use_.*` is deprecated:DeprecationWarning:ray.data.context")
+pytestmark = [
+    pytest.mark.slow,  # clusters
+    pytest.mark.filterwarnings("ignore:`use_.*` is deprecated:DeprecationWarning:ray.data.context"),
+]
 
 Score = Callable[..., "Dataset"]
 
@@ -69,9 +72,9 @@ def _time_limit() -> Iterator[None]:
 
 
 @pytest.fixture
-def score(cluster: str, tiny_bundle: Path) -> Score:
+def score(cluster: str, plain_bundle: Path) -> Score:
     def scored(ds: Dataset, **options: Any) -> Dataset:
-        defaults: dict[str, Any] = {"bundle": tiny_bundle, "backend": BACKEND, "actors": 2, "rows": 8, "num_cpus": 0.5}
+        defaults: dict[str, Any] = {"bundle": plain_bundle, "backend": BACKEND, "actors": 2, "rows": 8, "num_cpus": 0.5}
         return score_dataset(ds, **defaults | options)
 
     return scored
@@ -89,9 +92,9 @@ def photographs(pictures: Path, selftest_pictures: list[Path], tmp_path_factory:
 
 
 @pytest.fixture(scope="module")
-def expected(photographs: Path, tiny_bundle: Path) -> dict[str, Result]:
+def expected(photographs: Path, plain_bundle: Path) -> dict[str, Result]:
     """By path, what `Scorer.score_files` says of the photographs."""
-    with Scorer.open(tiny_bundle, BACKEND) as scorer:
+    with Scorer.open(plain_bundle, BACKEND) as scorer:
         return {result.path: result for result in scorer.score_files([photographs])}
 
 
@@ -154,7 +157,7 @@ def test_an_actor_that_is_killed_costs_nothing(
     assert all(result_of(row) == expected[row["path"]] for row in rows)
 
 
-def test_parquet_to_parquet(score: Score, tiny_bundle: Path, selftest_pictures: list[Path], tmp_path: Path) -> None:
+def test_parquet_to_parquet(score: Score, plain_bundle: Path, selftest_pictures: list[Path], tmp_path: Path) -> None:
     import ray
 
     encoded = [path.read_bytes() for path in selftest_pictures]
@@ -175,7 +178,7 @@ def test_parquet_to_parquet(score: Score, tiny_bundle: Path, selftest_pictures: 
     texts = [pa.field(name, pa.string()) for name in ("status", "error")]
     sides = [pa.field(name, pa.int32()) for name in ("width", "height")]
     assert scored.schema == pa.schema([*kept, pa.field("score", pa.float32()), *texts, *sides])
-    with Scorer.open(tiny_bundle, BACKEND, **options) as scorer:
+    with Scorer.open(plain_bundle, BACKEND, **options) as scorer:
         results = list(scorer.score_files(selftest_pictures))
         assert json.loads(scored.schema.metadata[METADATA_KEY.encode()]) == scorer.resolved
     [too_large] = [i for i, result in enumerate(results) if result.score is None]
@@ -279,10 +282,10 @@ score_dataset(ds, bundle, actors=1, rows=4, num_cpus=0.5, backend="onnxruntime")
 
 
 def test_a_job_that_is_killed_goes_on(
-    cluster: str, tiny_bundle: Path, photographs: Path, expected: dict[str, Result], tmp_path: Path
+    cluster: str, plain_bundle: Path, photographs: Path, expected: dict[str, Result], tmp_path: Path
 ) -> None:
     checkpoint, output = tmp_path / "checkpoint", tmp_path / "output"
-    command = [sys.executable, "-c", CHECKPOINTED, *map(str, (tiny_bundle, photographs, checkpoint, output))]
+    command = [sys.executable, "-c", CHECKPOINTED, *map(str, (plain_bundle, photographs, checkpoint, output))]
     environment = os.environ | {"RAY_ADDRESS": cluster}
 
     def committed() -> list[Path]:

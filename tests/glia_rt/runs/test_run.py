@@ -228,7 +228,7 @@ def test_a_report_is_written_beside(scorer: Scorer, listing: Sources, tmp_path: 
         score_to_file(scorer, listing, output, report=report, on_row=after(9, Stop()))
     score_to_file(scorer, listing, output, resume=True, report=report)
     assert names(tmp_path) == ["r.html", "scores.csv", "scores.csv.meta.json"]
-    assert "17 pictures scored by tiny.glia" in report.read_text()
+    assert "17 pictures scored by plain.glia" in report.read_text()
 
 
 def test_a_report_that_cannot_be_written_holds_the_output_back(

@@ -116,8 +116,8 @@ class Model(nn.Module):
     def stages(self) -> dict[str, Stage]:
         """Return the stages by name, in the order they run.
 
-        Half precision may keep each stage in float32 on its own. What is in no stage stays in float32. A stage casts its
-        own inputs to the dtype of its weights.
+        Half precision may keep each stage in float32 on its own. What is in no stage stays in float32. A stage casts
+        its own inputs to the dtype of its weights.
         """
         return {}
 
@@ -130,7 +130,7 @@ class Model(nn.Module):
         return {}
 
     def contract(self) -> Contract:
-        """Return the contract of this model. It has no score range, which calibration adds."""
+        """Return the contract of this model, without the score range that a calibrated model has."""
         mean, std = self.pixels
         return Contract(inputs=self.inputs(self.config), mean=mean, std=std)
 

@@ -204,7 +204,7 @@ class GLIANet(Model):
         for i, (glia, block) in enumerate(zip(self.glia, self.backbone.blocks, strict=True)):
             f_d, f_sd = glia(f_d.to(_dtype(glia)), f_sd.to(_dtype(glia)))
             f_d = f_d.to(_dtype(block))
-            # Only the cls row of the last block is used, so only that row is computed there. The result is exact.
+            # Only the cls row of the last block is used. Computing that row alone is exact, and cheaper.
             f_d = block(f_d) if i < last else block_cls_row(block, f_d)
         return cast(Tensor, self.backbone.norm(f_d.to(_dtype(self.backbone.norm)))[:, 0])  # (N, D)
 
