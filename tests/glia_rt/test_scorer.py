@@ -462,4 +462,4 @@ def test_a_scorer_stays_in_its_process(plain: Scorer, tiny_bundle: Path, files: 
         pickle.dumps(plain)
     command = [sys.executable, "-W", "ignore", "-c", FORK, str(tiny_bundle), str(files[0])]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=60)
-    assert done.stdout == "this plain was opened before the process forked: open one in the process that uses it\n"
+    assert done.stdout == "this scorer was opened before the process forked: open one in the process that uses it\n"

@@ -351,7 +351,7 @@ def test_no_such_file_names_the_ways_out(tmp_path: Path) -> None:
 def test_hub_without_a_network_names_both_ways_out(tmp_path: Path) -> None:
     # The hub's client reads its environment when it is imported, so this takes a process of its own.
     code = (
-        "from glia_train.backbone import create_backbone, load_backbone_weights\n"
+        "from glia_train.backbones import create_backbone, load_backbone_weights\n"
         f"load_backbone_weights(create_backbone('{BACKBONE}'), 'hub')"
     )
     environment = os.environ | {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib.metadata
 import json
 import os
 import signal
@@ -90,7 +91,7 @@ def test_a_run_leaves_four_files(run: TrainResult, labels: Path) -> None:
         "time_limit_s": None,
     }
     assert record["machine"]["precision"] == Machine.here().precision
-    assert record["versions"]["torch"] == torch.__version__
+    assert record["versions"]["torch"] == importlib.metadata.version("torch")
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2"]

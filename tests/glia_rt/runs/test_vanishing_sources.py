@@ -29,7 +29,8 @@ def test_a_source_that_goes_away_is_an_error_and_what_was_scored_is_kept(
         try:
             gone(progress, result)
         except Stop:
-            shutil.rmtree(tmp_path / "album")
+            # At once: in a folder that is being emptied a missing file is a row.
+            shutil.rmtree((tmp_path / "album").rename(tmp_path / "gone"))
 
     with pytest.raises(SourceError, match=r"album: pictures can no longer be read from here: No such file") as caught:
         score_to_file(scorer, Sources([tmp_path / "album"]), tmp_path / "scores.csv", on_row=on_row)
@@ -165,7 +166,8 @@ def test_a_listing_that_grows_meanwhile(scorer: Scorer, pictures: Path, tmp_path
     (album / "z").mkdir()
 
     def on_row(progress: Progress, result: Result) -> None:
-        shutil.copy(pictures / "00.jpg", album / "z" / "late.jpg")
+        shutil.copy(pictures / "00.jpg", tmp_path / "half-written.jpg")
+        (tmp_path / "half-written.jpg").replace(album / "z" / "late.jpg")
 
     sources, output = Sources([album]), tmp_path / "scores.csv"
     before = sources.summary()
