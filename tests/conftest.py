@@ -6,14 +6,15 @@
 - `tiny_model`: such a model on ViT-Ti.
 - `tiny_checkpoint`: that model's checkpoint.pt.
 - `tiny_bundle`: what `glia-rt export` makes of it. Shared: copy it before changing anything in it.
-- `plain_bundle`: a bundle of a linear model on 16x16 pixels, which scores thousands of pictures a second. For tests to
-  which the model does not matter. Its scores of the six photographs go from 1 to 5, too. Shared.
+- `plain_model` and `plain_bundle`: a linear model on 16x16 pixels, which scores thousands of pictures a second. They
+  are for tests to which the model does not matter. Its scores of the six photographs go from 1 to 5, too. Shared.
 - `edited_bundle`: a copy of `tiny_bundle` after a change, with a manifest that fits: whole, but another model.
 - `shifted_bundle`: such a copy whose scores are all off by so much.
 - `pictures`: a folder of 32 small JPEGs of many sizes, named 00.jpg to 31.jpg; shared, too.
 - `many`: a folder of 3,000 pictures, more than anything waits for.
 - `glia_rt_command`: runs `glia-rt ARGS...` in a process of its own.
 - `tiny_engine`: a copy of tiny_bundle with its FP16 views engine of tensorrt_rtx. Shared, too.
+- `plain_engine`: likewise of plain_bundle.
 - `gpu_machine`: os.environ of a machine with NVIDIA GPUs, as far as the driver's own answers go.
 - `without_packages`: os.environ for an environment like this one that lacks packages; for `python -S`.
 """
@@ -37,6 +38,7 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from glia_rt.contract import Contract
+    from glia_train.models.base import Model
     from glia_train.models.glianet import GLIANet
 
 BACKBONE = "vit_tiny_patch16_224"
@@ -107,23 +109,39 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
-def plain_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _plain() -> tuple[Model, Contract]:
     import torch
     from helpers.linear import Linear, LinearConfig
 
-    from glia_export.export import export
     from glia_export.parity import read_pictures, run_model
-    from glia_train.checkpoint import make_checkpoint
     from glia_train.models.table import FAMILIES, untrained
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(FAMILIES, Linear.family, Linear)
+        model, contract = untrained(LinearConfig())
+    raw = run_model(model, read_pictures([], contract)).scores
+    scale = 4 / float(np.ptp(raw))
+    model.calibration.copy_(torch.tensor([scale, 1 - scale * float(raw.min())]))
+    return model, contract.with_range(1.0, 5.0)
+
+
+@pytest.fixture(scope="session")
+def plain_model(_plain: tuple[Model, Contract]) -> Model:
+    return _plain[0]
+
+
+@pytest.fixture(scope="session")
+def plain_bundle(_plain: tuple[Model, Contract], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from helpers.linear import Linear
+
+    from glia_export.export import export
+    from glia_train.checkpoint import make_checkpoint
+    from glia_train.models.table import FAMILIES
 
     folder = tmp_path_factory.mktemp("plain")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(FAMILIES, "linear", Linear)
-        model, contract = untrained(LinearConfig())
-        raw = run_model(model, read_pictures([], contract)).scores
-        scale = 4 / float(np.ptp(raw))
-        model.calibration.copy_(torch.tensor([scale, 1 - scale * float(raw.min())]))
-        make_checkpoint(model, contract.with_range(1.0, 5.0), "random").save(folder / "plain.pt")
+        patch.setitem(FAMILIES, Linear.family, Linear)
+        make_checkpoint(*_plain, "random").save(folder / "plain.pt")
         return export(folder / "plain.pt", folder / "plain.glia").path
 
 
@@ -203,6 +221,15 @@ def tiny_engine(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
+@pytest.fixture(scope="session")
+def plain_engine(plain_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from glia_engines.build import build
+
+    folder = shutil.copytree(plain_bundle, tmp_path_factory.mktemp("engine") / "plain.glia")
+    build(folder, "tensorrt-rtx")
+    return folder
+
+
 @pytest.fixture
 def gpu_machine(tmp_path: Path) -> GpuMachine:
     """A driver of the test's own, compiled, which answers what is asked before anything runs."""
@@ -232,6 +259,13 @@ def gpu_machine(tmp_path: Path) -> GpuMachine:
         return os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}
 
     return environment
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Exporting ViT-Ti takes a minute, so that whatever needs it is slow."""
+    for item in items:
+        if {"tiny_bundle", "tiny_engine"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

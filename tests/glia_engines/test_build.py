@@ -64,6 +64,7 @@ def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
 # The kernels of an FP16 engine
 
 
+@pytest.mark.slow
 def test_every_attention_is_fused(kernels: list[Kernel], graph: onnx.GraphProto) -> None:
     ops = Counter(node.op_type for node in graph.node)
     assert ops["Attention"] + ops["Softmax"] == ATTENTIONS, "the last block's single query is written out"
@@ -74,6 +75,7 @@ def test_every_attention_is_fused(kernels: list[Kernel], graph: onnx.GraphProto)
     assert {f"{node.name}/scores" for node in graph.node if node.op_type == "Attention"} <= layers
 
 
+@pytest.mark.slow
 def test_the_kernels_besides_the_products_are_few(kernels: list[Kernel], graph: onnx.GraphProto) -> None:
     found = summary(kernels)
     assert found["other_kernels"] == OTHER_KERNELS
@@ -86,6 +88,7 @@ def test_the_kernels_besides_the_products_are_few(kernels: list[Kernel], graph: 
 NORMALISATION = "CastMeanSubMulMeanAddSqrtDivMulCast"
 
 
+@pytest.mark.slow
 def test_layernorm_computes_in_float32(kernels: list[Kernel], graph: onnx.GraphProto) -> None:
     """Half in, a cast, the moments in float, a cast, half out; cut in two kernels at most once, and then in float."""
     norms = {node.name for node in graph.node if node.op_type == "LayerNormalization"}
@@ -101,6 +104,7 @@ def test_layernorm_computes_in_float32(kernels: list[Kernel], graph: onnx.GraphP
         assert {first.types[name] for name in shared} - {"int64"} == {"float"}
 
 
+@pytest.mark.slow
 def test_activations_do_not_change_their_type_back_and_forth(kernels: list[Kernel]) -> None:
     """Only the pixels come in as bytes, only the score leaves as float, and casts are inside of what needs them."""
     for kernel in kernels:
@@ -117,6 +121,7 @@ def test_activations_do_not_change_their_type_back_and_forth(kernels: list[Kerne
 # The record
 
 
+@pytest.mark.slow
 def test_the_record_says_what_was_built(tiny_engine: Path, engine: Path, kernels: list[Kernel]) -> None:
     bundle = Bundle.open(tiny_engine)
     record = EngineRecord.read(record_path(engine))
@@ -138,10 +143,12 @@ def test_the_record_says_what_was_built(tiny_engine: Path, engine: Path, kernels
     assert sorted(path.name for path in engine.parent.iterdir()) == [f"{name}.engine", f"{name}.json"]
 
 
+@pytest.mark.slow
 def test_an_engine_does_not_change_the_bundles_identity(tiny_engine: Path, tiny_bundle: Path) -> None:
     assert Bundle.open(tiny_engine).identity == Bundle.open(tiny_bundle).identity
 
 
+@pytest.mark.slow
 def test_info_lists_engines(tiny_engine: Path, capsys: Capture) -> None:
     assert main(["info", str(tiny_engine), "--json"]) == 0
     [record] = json.loads(capsys.readouterr().out)["engines"]
@@ -228,6 +235,7 @@ def test_unknown_targets_and_graphs(tiny_bundle: Path) -> None:
         build(tiny_bundle, "tensorrt-rtx", precision="int8")
 
 
+@pytest.mark.slow
 def test_an_engine_is_not_replaced_unasked(tiny_engine: Path, engine: Path) -> None:
     before = engine.stat().st_mtime_ns
     with pytest.raises(OutputExistsError, match=r"tensorrt-rtx\.views.fp16\..*\.engine exists; give --overwrite"):

@@ -300,6 +300,7 @@ def test_the_rule_that_is_left_out_changes_nothing(
     assert whole.graph == mine
 
 
+@pytest.mark.slow
 def test_tracing_leaves_warnings_and_logs_as_they_were(
     small: tuple[GLIANet, Contract], capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,9 +18,9 @@ from glia_rt.errors import BundleError, OutputExistsError, UsageError
 
 
 @pytest.fixture
-def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+def bundle(plain_bundle: Path, tmp_path: Path) -> Path:
     """A copy to damage."""
-    return shutil.copytree(tiny_bundle, tmp_path / "copy.glia")
+    return shutil.copytree(plain_bundle, tmp_path / "copy.glia")
 
 
 def change_manifest(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -41,13 +41,13 @@ def flip(path: Path) -> None:
 # Opening
 
 
-def test_open(tiny_bundle: Path) -> None:
-    bundle = Bundle.open(str(tiny_bundle))
-    assert bundle.path == tiny_bundle
-    assert bundle.identity == hashlib.sha256((tiny_bundle / MANIFEST).read_bytes()).hexdigest()
+def test_open(plain_bundle: Path) -> None:
+    bundle = Bundle.open(str(plain_bundle))
+    assert bundle.path == plain_bundle
+    assert bundle.identity == hashlib.sha256((plain_bundle / MANIFEST).read_bytes()).hexdigest()
     assert bundle.contract.score.range == (1.0, 5.0)
-    assert bundle.manifest["model"]["family"] == "glianet"
-    files = {p.relative_to(tiny_bundle).as_posix() for p in tiny_bundle.rglob("*") if p.is_file()} - {MANIFEST}
+    assert bundle.manifest["model"]["family"] == "linear"
+    files = {p.relative_to(plain_bundle).as_posix() for p in plain_bundle.rglob("*") if p.is_file()} - {MANIFEST}
     assert set(bundle.manifest["files"]) == files
     assert set(GRAPHS.values()) < files
 
@@ -140,10 +140,10 @@ def test_a_file_of_another_size(bundle: Path) -> None:
 # Hashes
 
 
-def test_every_file_passes_its_hash(tiny_bundle: Path) -> None:
-    bundle = Bundle.open(tiny_bundle)
+def test_every_file_passes_its_hash(plain_bundle: Path) -> None:
+    bundle = Bundle.open(plain_bundle)
     for name in bundle.manifest["files"]:
-        assert bundle.checked_file(name) == tiny_bundle / name
+        assert bundle.checked_file(name) == plain_bundle / name
 
 
 @pytest.mark.parametrize(

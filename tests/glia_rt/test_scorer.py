@@ -187,6 +187,7 @@ def test_a_batch_of_many_sizes(scorer: Scorer, files: list[Path]) -> None:
     np.testing.assert_allclose(batch, alone, rtol=0, atol=limit)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CPU_BACKENDS)
 def test_an_array_hardly_moves_with_its_batch(tiny_bundle: Path, files: list[Path], name: str) -> None:
     arrays = [read_image(path) for path in files[:8]]
@@ -243,6 +244,7 @@ def test_a_bad_one_in_a_batch_is_named_and_nothing_is_scored(plain: Scorer, file
         plain.score_batch([files[0], tmp_path / "empty.jpg", files[1]])
 
 
+@pytest.mark.slow
 def test_the_graph_samples_as_the_host_does(
     tiny_bundle: Path, files: list[Path], selftest_pictures: list[Path]
 ) -> None:

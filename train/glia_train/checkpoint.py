@@ -206,6 +206,8 @@ def check_adapter_only(model: Model, backbone_source: str) -> None:
     Raises:
         UsageError: Every backbone is trained too, or the backbones started from random weights.
     """
+    if not model.backbones():
+        raise UsageError(f"--adapter-only: a model of family {model.family} has no backbone to leave out: drop it")
     if not model.frozen_backbones():
         raise UsageError("--adapter-only cannot leave out a backbone that is trained: drop it or --tune-backbone")
     if backbone_source == "random":

@@ -24,7 +24,7 @@ from glia_rt.errors import BackendError, UsageError
 from glia_rt.pixels.decode import read_image
 from glia_rt.pixels.views import make_inputs
 from glia_rt.verify import SCORE_LIMITS
-from glia_train.models.glianet import FRAGMENTS, GLOBAL_VIEW, GLIANet
+from glia_train.models.base import Model
 
 Scores = npt.NDArray[np.float32]
 Inputs = Mapping[str, npt.NDArray[np.uint8]]
@@ -37,9 +37,15 @@ PRECISIONS = {
 ENGINES = [(name, precision) for name in CPU_BACKENDS for precision in PRECISIONS[name]]
 
 
+@pytest.fixture(scope="module", params=["plain", pytest.param("tiny", marks=pytest.mark.slow)])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Which model: what holds for an engine holds for both."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def bundle(tiny_bundle: Path) -> Bundle:
-    return Bundle.open(tiny_bundle)
+def bundle(kind: str, request: pytest.FixtureRequest) -> Bundle:
+    return Bundle.open(request.getfixturevalue(f"{kind}_bundle"))
 
 
 @pytest.fixture(scope="module", params=ENGINES, ids="-".join)
@@ -56,14 +62,14 @@ def views(bundle: Bundle, selftest_pictures: list[Path]) -> Inputs:
     pictures = [read_image(path) for path in selftest_pictures]
     pictures += [np.full((300, 400, 3), level, np.uint8) for level in (0, 255)]
     sampled = [make_inputs(picture, bundle.contract) for picture in pictures]
-    return {name: np.stack([inputs[name] for inputs in sampled]) for name in (GLOBAL_VIEW, FRAGMENTS)}
+    return {one.name: np.stack([inputs[one.name] for inputs in sampled]) for one in bundle.contract.inputs}
 
 
 @pytest.fixture(scope="module")
-def reference(tiny_model: GLIANet, views: Inputs) -> Scores:
+def reference(kind: str, request: pytest.FixtureRequest, views: Inputs) -> Scores:
+    model: Model = request.getfixturevalue(f"{kind}_model")
     with torch.inference_mode():
-        scores: torch.Tensor = tiny_model.score(*(torch.from_numpy(views[name]) for name in (GLOBAL_VIEW, FRAGMENTS)))
-    return scores.numpy()
+        return model.score(*(torch.from_numpy(view) for view in views.values())).numpy()
 
 
 def taken(inputs: Inputs, pictures: Any) -> Inputs:
@@ -107,6 +113,7 @@ def test_other_pictures_in_the_batch_do_not_matter(engine: Backend, views: Input
         assert set(among_copies.tolist()) == {float(scores[i])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS["openvino"])
 def test_a_compiled_model_from_the_cache_gives_the_same_scores(
     bundle: Bundle, views: Inputs, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -180,6 +187,7 @@ print(len(scores), len(set(scores)))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CPU_BACKENDS)
 def test_many_threads_at_once_are_the_first_use_of_an_engine(name: str, tiny_bundle: Path, tmp_path: Path) -> None:
     """OpenVINO's binding deadlocks about every other time if two threads are the first to pass it an array.
@@ -215,10 +223,11 @@ def test_a_closed_engine_says_so(bundle: Bundle, views: Inputs) -> None:
 
 
 def test_an_engine_that_fails_says_why_and_goes_on(engine: Backend, views: Inputs) -> None:
-    narrow = {GLOBAL_VIEW: views[GLOBAL_VIEW][:, :, :100], FRAGMENTS: views[FRAGMENTS]}
-    uneven = {GLOBAL_VIEW: views[GLOBAL_VIEW][:2], FRAGMENTS: views[FRAGMENTS][:3]}
-    other = {IMAGE: views[GLOBAL_VIEW]}
-    for inputs, reason in [(narrow, "(dim|shape)"), (uneven, "(3|shape)"), (other, "image")]:
+    first, *others = views
+    wrong = [({**views, first: views[first][:, :, :8]}, "(dim|shape)"), ({IMAGE: views[first]}, "image")]
+    if others:
+        wrong.append(({**taken(views, np.s_[:3]), first: views[first][:2]}, "(3|shape)"))
+    for inputs, reason in wrong:
         with pytest.raises(BackendError, match=f"backend {engine.name}: .*{reason}"):
             engine.run(inputs)
     assert len(engine.run(views)) == 8
@@ -230,7 +239,7 @@ def test_failures_use_nothing_up(engine: Backend, views: Inputs) -> None:
     def fail_often_then_run() -> None:
         for _ in range(engine.parallel + 1):
             with contextlib.suppress(BackendError):
-                engine.run({IMAGE: views[GLOBAL_VIEW]})
+                engine.run({IMAGE: next(iter(views.values()))})
         engine.run(views)
 
     thread = threading.Thread(target=fail_often_then_run, daemon=True)

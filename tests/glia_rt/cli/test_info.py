@@ -64,8 +64,8 @@ def test_json_has_the_rest(tiny_bundle: Path, tiny_checkpoint: Path, capsys: Cap
     assert json.loads(capsys.readouterr().out)["calibrated"] is True
 
 
-def test_engines_are_lines(tiny_engine: Path, capsys: Capture) -> None:
-    line = shown(tiny_engine, capsys)["engine"]
+def test_engines_are_lines(plain_engine: Path, capsys: Capture) -> None:
+    line = shown(plain_engine, capsys)["engine"]
     assert line.startswith("tensorrt-rtx 1.")
     assert "views, fp16, compute capability 8.0, 8.6" in line
 

@@ -34,8 +34,8 @@ GliaRt = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
-def bundle(tiny_engine: Path, tmp_path: Path) -> Bundle:
-    return Bundle.open(shutil.copytree(tiny_engine, tmp_path / "tiny.glia"))
+def bundle(plain_engine: Path, tmp_path: Path) -> Bundle:
+    return Bundle.open(shutil.copytree(plain_engine, tmp_path / "plain.glia"))
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_the_record_of_another_engine(bundle: Bundle, engine: Path, version: str
 def test_a_bundle_that_was_exported_again(bundle: Bundle, engine: Path, version: str) -> None:
     manifest = json.loads((bundle.path / MANIFEST).read_text())
     (bundle.path / MANIFEST).write_text(json.dumps(manifest | {"parity": []}))
-    with pytest.raises(EngineError, match=r"was built from another export of tiny\.glia; build the engine again"):
+    with pytest.raises(EngineError, match=r"was built from another export of plain\.glia; build the engine again"):
         check(Bundle.open(bundle.path), version)
 
 
@@ -274,14 +274,14 @@ def test_a_batch_over_the_engines_largest(
 
 
 def test_auto_says_what_would_be_faster(
-    tiny_bundle: Path, pictures: Path, gpu_machine: GpuMachine, glia_rt_command: GliaRt
+    plain_bundle: Path, pictures: Path, gpu_machine: GpuMachine, glia_rt_command: GliaRt
 ) -> None:
     """A GPU without an engine: the command that builds one is in the answer, and the scores come from the CPU."""
     picture = next(pictures.iterdir())
-    done = glia_rt_command("score", tiny_bundle, picture, env=gpu_machine(("NVIDIA L4", 89)))
+    done = glia_rt_command("score", plain_bundle, picture, env=gpu_machine(("NVIDIA L4", 89)))
     assert done.returncode == 0
     assert done.stderr.startswith("backend openvino")
-    assert f"glia-rt build {tiny_bundle} --target tensorrt-rtx" in done.stderr
+    assert f"glia-rt build {plain_bundle} --target tensorrt-rtx" in done.stderr
     assert 'not tensorrt: tensorrt is not installed: pip install "glia-rt[tensorrt]"' in done.stderr
 
 
@@ -302,6 +302,6 @@ def test_a_precision_that_no_engine_has(bundle: Bundle, gpu_machine: GpuMachine,
     assert "computes in fp16 or fp32, not bf16" in done.stderr
 
 
-def test_auto_with_a_device_takes_no_cpu(tiny_bundle: Path) -> None:
+def test_auto_with_a_device_takes_no_cpu(plain_bundle: Path) -> None:
     with pytest.raises(BackendError, match=r"no backend works here\..*; without --device the CPU is taken$"):
-        open_backend(AUTO, Bundle.open(tiny_bundle), BackendOptions(device=0))
+        open_backend(AUTO, Bundle.open(plain_bundle), BackendOptions(device=0))

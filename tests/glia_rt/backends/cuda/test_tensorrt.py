@@ -87,25 +87,25 @@ def test_what_is_no_engine_is_refused_by_the_library_itself(content: bytes) -> N
 
 
 @pytest.mark.skipif(why_no_gpu() is None, reason="there is a GPU")
-def test_without_a_driver_the_library_blames_the_driver(tiny_engine: Path) -> None:
+def test_without_a_driver_the_library_blames_the_driver(plain_engine: Path) -> None:
     """Which is why driver and GPU are looked for first."""
-    [(path, _)] = find_engines(Bundle.open(tiny_engine), "tensorrt-rtx", "views", "fp16")
+    [(path, _)] = find_engines(Bundle.open(plain_engine), "tensorrt-rtx", "views", "fp16")
     content = path.read_bytes()
     with pytest.raises(BackendError, match="the driver or the CUDA runtime does not work: see nvidia-smi"):
         refuse(content)
 
 
 @pytest.mark.skipif(why_no_gpu() is None, reason="there is a GPU")
-def test_it_cannot_be_opened_without_a_gpu(tiny_engine: Path) -> None:
+def test_it_cannot_be_opened_without_a_gpu(plain_engine: Path) -> None:
     with pytest.raises(BackendError, match="NVIDIA driver"):
-        RTX.open(Bundle.open(tiny_engine), BackendOptions())
+        RTX.open(Bundle.open(plain_engine), BackendOptions())
 
 
 # What is compiled on the first start
 
 
-def test_compiled_kernels_are_kept_by_engine_gpu_and_driver(tiny_engine: Path, cache_home: Path) -> None:
-    [(_, record)] = find_engines(Bundle.open(tiny_engine), "tensorrt-rtx", "views", "fp16")
+def test_compiled_kernels_are_kept_by_engine_gpu_and_driver(plain_engine: Path, cache_home: Path) -> None:
+    [(_, record)] = find_engines(Bundle.open(plain_engine), "tensorrt-rtx", "views", "fp16")
     gpu = "NVIDIA GeForce RTX 4090"
     path = runtime_cache_file(record, gpu, "580.65.6")
     assert path is not None
@@ -120,10 +120,10 @@ def test_without_nvml_the_version_of_cuda_stands_for_the_driver() -> None:
     assert driver_version(Gpu(0, "NVIDIA L4", "8.9", "13.0")) == "cuda13.0"
 
 
-def test_no_cache_where_the_user_has_none(tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_cache_where_the_user_has_none(plain_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    [(_, record)] = find_engines(Bundle.open(tiny_engine), "tensorrt-rtx", "views", "fp16")
+    [(_, record)] = find_engines(Bundle.open(plain_engine), "tensorrt-rtx", "views", "fp16")
     assert runtime_cache_file(record, "NVIDIA L4", "580.65.6") is None
 
 
