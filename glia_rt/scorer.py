@@ -40,23 +40,25 @@ if TYPE_CHECKING:
 
 
 def is_foreign(image: Any) -> bool:
-    """Whether this is an array of another library, which may lie in a GPU's memory."""
+    """Return whether this is an array of another library, which may lie in a GPU's memory."""
     if isinstance(image, np.ndarray):
         return False
     return hasattr(image, "__cuda_array_interface__") or hasattr(image, "__dlpack__")
 
 
 class Scorer:
-    """A bundle on an engine. Threads may share it, processes may not; close it, or use it as a context manager.
+    """A bundle on an engine.
+
+    Threads may share it, processes may not. Close it, or use it as a context manager.
 
     Attributes:
         bundle: What was opened.
-        contract: What the score means: name, range, direction.
+        contract: The inputs of the model, and what its score means.
         backend: The engine, with its name, precision and device.
         passed_over: Why "auto" did not take each faster backend.
         input: "views" or "image": what the engine is given.
-        batch_size: Pictures a run of the engine.
-        max_pixels: Largest picture that is decoded, width times height.
+        batch_size: Pictures in a run of the engine.
+        max_pixels: The largest picture that is decoded, width times height.
     """
 
     def __init__(
@@ -94,20 +96,20 @@ class Scorer:
 
         Args:
             path: The bundle, NAME.glia.
-            backend: A key of `backends.BACKENDS`, or "auto" for the fastest that works here.
-            input: "views": the host samples, pictures of any size share a batch. "image": the graph samples, one
-                picture size a batch.
+            backend: A key of `backends.choose.BACKENDS`, or "auto" for the fastest that works here.
+            input: "views": the host makes the model's inputs, and pictures of any size share a batch. "image": the
+                graph makes them, and the pictures of a batch have one size.
             precision: "fp32", "fp16" or "bf16"; None for the backend's default on this machine.
-            batch_size: Pictures a run of the engine, at most for arrays, exactly for files; None for the backend's
-                default: 4 on a CPU, 32 on a GPU, or what the engine was built for.
-            device: Which GPU, by index, or several of one type, which share the work; None for the first GPU, or the
-                CPU where there is none.
-            max_pixels: Largest picture that is decoded, width times height.
+            batch_size: Pictures in a run of the engine: at most so many for arrays, exactly so many for files. None for
+                the backend's default: 4 on a CPU, 32 on a GPU, or what the engine was built for.
+            device: The GPU, by index, or several of one type, which share the work. None for the first GPU, or for the
+                CPU where there is no GPU.
+            max_pixels: The largest picture that is decoded, width times height.
 
         Raises:
-            BundleError: Not a bundle, or damaged.
-            BackendError: The backend cannot be used here; the message says why, and what to install.
-            UsageError: No such backend, a batch size below 1, or devices that are no different GPUs.
+            BundleError: This is not a bundle, or it is damaged.
+            BackendError: The backend cannot be used here. The message says why, and what to install.
+            UsageError: There is no such backend, the batch size is below 1, or a device is named twice.
         """
         if input not in ("views", "image"):
             raise UsageError(f'input must be "views" or "image", not {input!r}')
@@ -122,7 +124,7 @@ class Scorer:
 
     @property
     def resolved(self) -> dict[str, Any]:
-        """What is written beside scores: the bundle's identity, and how they are computed."""
+        """What is written beside scores: the identity of the bundle, and how the scores are computed."""
         return {
             "bundle": self.bundle.path.name,
             "bundle_identity": self.bundle.identity,
@@ -218,8 +220,9 @@ class Scorer:
         this into a file, resumably.
 
         Args:
-            paths: each as `Sources` takes it, also of an iterator; or `Sources`, for lists, columns, shards.
-            workers: Decoding threads; None for one a core.
+            paths: Any iterable of paths, each as `Sources` takes it; or `Sources` itself, which also knows lists,
+                columns and shards.
+            workers: Decoding threads; None for one per core.
 
         Yields:
             A result for each picture, in order; status "bad_image" for one that cannot be read.
@@ -238,17 +241,18 @@ class Scorer:
     def score_pictures(
         self, pictures: Iterable[Picture], *, workers: int | None = None, read_from: Iterable[str] = ()
     ) -> Generator[Result]:
-        """Score encoded pictures lazily, in order; `score_files` for a stream that a program makes itself.
+        """Score encoded pictures lazily, in order. This is `score_files` for a stream that a program makes itself.
 
-        Made for throughput: pictures are pulled in the thread that asks for results, batches ahead of them, and while
-        the iterator of pictures blocks no results come. To answer one request after the other use `score_batch`. To
-        stop early close the generator, in the thread that iterates.
+        It is made for throughput. Pictures are pulled batches ahead, in the thread that asks for results, so no result
+        comes while the iterator of pictures blocks. A service that answers one request after the other calls
+        `score_batch` instead. To stop early, close the generator in the thread that iterates.
 
         Args:
-            pictures: Paths or bytes, with the names that their results get. Pulled only as far ahead as is of use.
-            workers: As `score_files` has it; so are results and errors.
-            read_from: Folders that a run which this one goes on with read pictures from, the last one last: where one
-                is gone, so is the source, and not one file.
+            pictures: Paths or bytes, with the names that their results get. They are pulled only as far ahead as the
+                engine needs.
+            workers: Decoding threads, as in `score_files`; so are results and errors.
+            read_from: Folders that an earlier part of this run read pictures from, the last one last. Where such a
+                folder has gone, the whole source has gone, and not one file.
         """
         self._require_own_process()
         if workers is not None and workers < 1:
@@ -280,7 +284,7 @@ class Scorer:
 
     def _require_own_process(self) -> None:
         if os.getpid() != self._process:
-            # The engine's threads stayed behind in the other process: its first run would never end.
+            # The engine's threads stayed in the other process, so a run would never end here.
             raise UsageError("this scorer was opened before the process forked: open one in the process that uses it")
 
     def _read(self, trail: Trail, picture: Picture) -> Sample | Result:

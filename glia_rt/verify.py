@@ -1,7 +1,7 @@
-"""Is what runs here still the model that was exported? Comparison of scores with a reference, in score units.
+"""Parity: is what runs here still the model that was exported? Scores are compared with a reference, in score units.
 
-A parity limit is a share of the score range. Of a model that was never calibrated the score has no unit; it is held by
-the relative L2 error of the cls feature that the head reads.
+A parity limit is a share of the score range. A model that was never calibrated has no score range. Such a model is held
+by the relative L2 error of the features that its head reads.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from glia_rt.pixels.views import make_inputs
 if TYPE_CHECKING:
     from glia_rt.scorer import Scorer
 
-#: Largest |score - reference|, as a share of the score range.
+#: The largest |score - reference| allowed, as a share of the score range.
 SCORE_LIMITS: Final = {"fp32": 1e-5, "image-fp32": 1e-3, "fp16": 5e-3, "bf16": 1e-2}
-#: Largest ||feature - reference|| / ||reference|| of an uncalibrated model.
+#: The largest ||features - reference|| / ||reference|| allowed of an uncalibrated model.
 FEATURE_LIMITS: Final = {"fp32": 1e-5, "image-fp32": 1e-5, "fp16": 3e-3}
-#: Grey levels that a view may be off by: another version of Pillow may round otherwise.
+#: Grey levels that an input may be off by, because another version of Pillow may round otherwise.
 VIEW_LIMIT: Final = 1.0
 #: The measures of `Parity` in words.
 UNITS: Final = {
     "score": "of the score range",
-    "feature": "relative L2 error of the cls feature",
+    "feature": "relative L2 error of the features",
     "grey levels": "grey levels",
 }
 
@@ -41,12 +41,12 @@ class Parity:
     """One comparison with the reference.
 
     Attributes:
-        what: What was compared, "scorer.onnx, batch 8" say.
+        what: What was compared, for example "scorer.onnx, batch 8".
         measure: A key of `UNITS`.
         worst: The largest error, in that measure.
-        limit: What it may be.
+        limit: The largest error allowed.
         picture: The picture of the largest error.
-        pictures: How many were compared.
+        pictures: How many pictures were compared.
     """
 
     what: str
@@ -58,16 +58,16 @@ class Parity:
 
     @property
     def passed(self) -> bool:
-        """Within the limit; NaN never is."""
+        """Whether the error is within the limit; NaN never is."""
         return self.worst <= self.limit
 
     @property
     def unit(self) -> str:
-        """What `worst` and `limit` are in, in words."""
+        """The unit of `worst` and `limit`, in words."""
         return UNITS[self.measure]
 
     def to_dict(self) -> dict[str, Any]:
-        """The comparison as plain JSON types."""
+        """Return the comparison as JSON types."""
         return asdict(self) | {"passed": self.passed}
 
 
@@ -93,7 +93,7 @@ def compare_features(
     *,
     limit: float,
 ) -> Parity:
-    """Hold cls features (N, D) against reference features (N, D)."""
+    """Hold features (N, D) against reference features (N, D)."""
     reference = reference.astype(np.float64)
     errors = np.linalg.norm(features - reference, axis=1) / np.linalg.norm(reference, axis=1)
     return _worst(what, "feature", errors, limit, pictures)
@@ -115,11 +115,11 @@ def require(rows: Sequence[Parity]) -> None:
 
 
 def selftest(scorer: Scorer) -> list[Parity]:
-    """Run a bundle's selftest: are the views and the scores made here those of the export?
+    """Run a bundle's selftest: are the inputs and the scores made here those of the export?
 
     Returns:
-        Two comparisons: of views in grey levels, and of scores with PyTorch FP32's; of a model that was never
-        calibrated the views alone, since its scores have no unit.
+        Two comparisons: one of the inputs, in grey levels, and one of the scores with PyTorch FP32's. A model that was
+        never calibrated has the first alone, because its scores have no unit.
 
     Raises:
         BundleError: The selftest's files are damaged.

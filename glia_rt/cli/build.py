@@ -30,20 +30,24 @@ build_options = grouped(
     "graph",
     BuildOptions,
     click.option("--batch", default="1:32:64", show_default=True, metavar="MIN:OPT:MAX",
-                 help="Batches it takes, fastest at OPT."),
+                 help="The batches that the engine takes; it is fastest at OPT."),
     click.option("--input", type=click.Choice(["views", "image"]), default="views", show_default=True,
-                 help="Which graph: the model's inputs, or a picture with their rules inside."),
-    click.option("--size", metavar="MIN:OPT:MAX", help="Picture sizes for --input image, each HxW."),
+                 help="What the engine takes: the model's inputs, or pictures."),
+    click.option("--size", metavar="MIN:OPT:MAX", help="The picture sizes that it takes, each HxW; for --input image."),
     click.option("--precision", type=click.Choice(["fp16", "fp32"]), default="fp16", show_default=True,
-                 help="Which of the bundle's files."),
+                 help="Which of the bundle's files to build from."),
     click.option("--capability", metavar="LIST",
-                 help="GPUs for tensorrt-rtx, as 7.5,8.9; default: 8.0 and later."),
+                 help="Compute capabilities for tensorrt-rtx, as 7.5,8.9; default: 8.0 and later."),
 )  # fmt: skip
 
 
 @click.command()
 @click.argument("bundle", type=click.Path())
-@click.option("--target", type=click.Choice(list(TARGETS)), help="tensorrt-rtx builds anywhere, tensorrt on its GPU.")
+@click.option(
+    "--target",
+    type=click.Choice(list(TARGETS)),
+    help="The TensorRT to build for. tensorrt-rtx builds anywhere, tensorrt on its GPU.",
+)
 @build_options
 @click.option("--triton", type=click.Path(), help="Also write a Triton model repository; without --target, of ONNX.")
 @overwrite_option

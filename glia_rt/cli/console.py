@@ -34,15 +34,18 @@ if TYPE_CHECKING:
 
 
 def say(message: str) -> None:
-    """Diagnostics go to stderr, so that stdout holds nothing but what was asked for."""
+    """Print a diagnostic on stderr, so that stdout holds nothing but what was asked for."""
     try:
         click.echo(message, err=True)
-    except OSError:  # their reader went away, or their disk is full, which is no reason to stop
+    except OSError:  # the reader went away or the disk is full, and neither is a reason to stop
         drop(sys.stderr)
 
 
 def drop(stream: TextIO) -> None:
-    """Send what is written from now on nowhere; else Python would complain on exit of what the stream still holds."""
+    """Send what is written from now on nowhere.
+
+    Python would otherwise complain on exit about what the stream still holds.
+    """
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
@@ -89,13 +92,13 @@ def say_traceback(error: BaseException, state: State) -> None:
 
 
 def say_notes(error: BaseException) -> None:
-    """Print what was noted on an error on its way up: where the rows are that were scored before it."""
+    """Print the notes of an error: they say where the rows are that were scored before it."""
     for note in getattr(error, "__notes__", ()):
         say(f"glia-rt: {note}")
 
 
 def say_backend(scorer: Scorer) -> None:
-    """Which engine was taken, and why not the faster ones."""
+    """Print which engine was taken, and why not each faster one."""
     backend = scorer.backend
     say(f"backend {backend.name}, {backend.precision}, {backend.device}")
     names_by_reason: dict[str, list[str]] = {}
@@ -109,17 +112,17 @@ def say_backend(scorer: Scorer) -> None:
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """Where tables are printed."""
+    """Return the console that tables are printed on."""
     from rich.console import Console
 
     console = Console(stderr=stderr)
     if not console.is_terminal:
-        console.width = 200  # nobody to fold lines for
+        console.width = 200  # lines are folded for people only
     return console
 
 
 def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table without lines, whose cells are taken as they are."""
+    """Return a table without lines. Its cells are printed as they are."""
     from rich.table import Table
 
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
@@ -129,7 +132,7 @@ def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
 
 
 def print_parity(console: Console, rows: Sequence[Parity]) -> None:
-    """The parity table."""
+    """Print the parity table."""
     cells = [
         [row.what, f"{row.worst:.1e}", f"{row.limit:.0e}", row.unit, row.picture, "ok" if row.passed else "FAILED"]
         for row in rows
@@ -138,7 +141,7 @@ def print_parity(console: Console, rows: Sequence[Parity]) -> None:
 
 
 def print_engine(console: Console, record: EngineRecord) -> None:
-    """What an engine is, and what TensorRT made of the graph."""
+    """Print what an engine is, and what TensorRT made of the graph."""
     layers, kernels = record.layers, "the engine does not say"
     if layers:
         others = layers["other_kernels"] - layers["attention_kernels"]
@@ -156,7 +159,7 @@ def print_engine(console: Console, record: EngineRecord) -> None:
 
 
 def format_row(result: Result) -> str:
-    """A result as one line under score, size, path, without what would command a terminal."""
+    """Return a result as one line under score, size, path. Characters that would command a terminal are escaped."""
     if result.status != "ok":
         line = f"{'-':>10}  {'-':>11}  {result.path}: {result.error}"
     else:
@@ -166,9 +169,9 @@ def format_row(result: Result) -> str:
 
 @contextmanager
 def show_progress(*, hidden: bool) -> Iterator[tuple[OnStart, OnRow]]:
-    """What `run.score_to_file` calls to tell how far it is, on stderr: a bar with rate and time left, unless hidden.
+    """Yield what `run.score_to_file` calls to tell how far it is.
 
-    Where stderr is no terminal, a line a minute.
+    On a terminal this is a bar on stderr with rate and time left, unless hidden. Elsewhere it is a line per minute.
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -176,7 +179,7 @@ def show_progress(*, hidden: bool) -> Iterator[tuple[OnStart, OnRow]]:
     console = make_console(stderr=True)
     with Progress(*columns, console=console, disable=hidden or not console.is_terminal) as bar:
         task = bar.add_task("", total=None, text="")
-        in_log = not console.is_terminal  # asking takes as long as the rest of a row
+        in_log = not console.is_terminal  # kept, because asking takes as long as the rest of a row
         began, first, total, said = time.monotonic(), 0, "", time.monotonic()
 
         def on_start(summary: Summary | None, progress: run.Progress) -> None:
@@ -185,14 +188,14 @@ def show_progress(*, hidden: bool) -> Iterator[tuple[OnStart, OnRow]]:
             if first:
                 say(f"going on after {first} pictures")
             if summary is not None:
-                # Bars run over pieces, since a tar shard does not say how many pictures it has.
+                # The bar counts pieces, because a tar archive does not say how many pictures it has.
                 bar.update(task, total=summary.pieces)
                 total = "" if summary.pictures is None else f"/{summary.pictures}"
 
         def on_row(progress: run.Progress, _: Result) -> None:
             nonlocal said
             now = time.monotonic()
-            rate = (progress.rows - first) / max(now - began, 1e-3)  # the mean: rows come a batch at a time
+            rate = (progress.rows - first) / max(now - began, 1e-3)  # a mean, because rows come a batch at a time
             text = f"{progress.rows}{total} pictures {rate:.1f}/s"
             bar.update(task, completed=progress.pieces, text=text)
             if in_log and now - said >= LOG_SECONDS:

@@ -11,8 +11,10 @@ from glia_rt.cli.options import needs, overwrite_option
 
 
 @click.command()
-@click.option("--out", type=click.Path(), default="demo-output", show_default=True, help="Everything goes there.")
-@click.option("--minutes", type=float, default=6.0, show_default=True, help="How long all of it may take.")
+@click.option(
+    "--out", type=click.Path(), default="demo-output", show_default=True, help="The folder that everything goes to."
+)
+@click.option("--minutes", type=float, default=6.0, show_default=True, help="Minutes that all of it may take.")
 @overwrite_option
 def demo(out: str, minutes: float, overwrite: bool) -> None:
     """Run the whole chain once on photographs: distort, train, export, verify, score, report."""

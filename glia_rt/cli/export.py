@@ -14,8 +14,13 @@ from glia_rt.errors import ParityError, UsageError
 @click.command()
 @click.argument("checkpoint", type=click.Path())
 @click.option("-o", "--output", type=click.Path(), help="The bundle, NAME.glia; default: beside the checkpoint.")
-@click.option("--images", multiple=True, type=click.Path(), help="Measure parity on these pictures and folders too.")
-@click.option("--backbone-weights", help="For an adapter-only checkpoint: hub, or a file.")
+@click.option(
+    "--images",
+    multiple=True,
+    type=click.Path(),
+    help="Pictures and folders to measure parity on too; may be given several times.",
+)
+@click.option("--backbone-weights", help="Where an adapter-only checkpoint's backbone is: hub, or a file.")
 @overwrite_option
 def export(
     checkpoint: str, output: str | None, images: tuple[str, ...], backbone_weights: str | None, overwrite: bool

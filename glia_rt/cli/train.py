@@ -51,7 +51,7 @@ model_options = grouped(
     "model",
     ModelOptions,
     click.option("--family", default="glianet", show_default=True, help="The family of the model."),
-    click.option("--backbone", help="A timm ViT; default: ViT-B/16."),
+    click.option("--backbone", help="The backbone, a timm ViT; default: ViT-B/16."),
     click.option("--tune-backbone", is_flag=True, help="Train the backbone too."),
     click.option("--set", "settings", multiple=True, metavar="model.OPTION=VALUE",
                  help="An option of the family's config, as model.mlp=loda; may be given several times."),
@@ -59,19 +59,31 @@ model_options = grouped(
 
 
 @click.command()
-@click.option("--data", required=True, type=click.Path(), help="Labels: a CSV of path,score[,reference].")
-@click.option("--out", required=True, type=click.Path(), help="The run's folder.")
-@click.option("--backbone-weights", required=True, help="hub (downloads), random, or a file of weights.")
+@click.option("--data", required=True, type=click.Path(), help="The labels, a CSV of path,score[,reference].")
+@click.option("--out", required=True, type=click.Path(), help="The folder of the run.")
+@click.option(
+    "--backbone-weights",
+    required=True,
+    help="Where the backbone's weights come from: hub (downloads), random, or a file.",
+)
 @model_options
-@click.option("--epochs", type=click.IntRange(min=1), default=10, show_default=True, help="Passes over the data.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True, help="Pictures a step.")
-@click.option("--lr", type=float, default=3e-4, show_default=True, help="First learning rate.")
-@click.option("--weight-decay", type=float, default=1e-2, show_default=True, help="Of AdamW.")
+@click.option("--epochs", type=click.IntRange(min=1), default=10, show_default=True, help="Passes over the pictures.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True, help="Pictures in a step.")
+@click.option(
+    "--lr", type=float, default=3e-4, show_default=True, help="The first learning rate; it falls along a cosine."
+)
+@click.option("--weight-decay", type=float, default=1e-2, show_default=True, help="The weight decay of AdamW.")
 @click.option("--loss", type=click.Choice(["mse-rho", "plcc"]), default="mse-rho", show_default=True,
-              help="LoDa's code, or 1 less the correlation.")  # fmt: skip
-@click.option("--seed", type=int, default=3407, show_default=True, help="Of the split, the weights, the order.")
-@click.option("--workers", type=click.IntRange(min=1), help="Decoding threads; default: one a core.")
-@click.option("--score-range", type=(float, float), help="The labels' scale; default: least and greatest label.")
+              help="The loss: that of LoDa's code, or (1 - correlation) / 2.")  # fmt: skip
+@click.option(
+    "--seed", type=int, default=3407, show_default=True, help="Fixes the split, the first weights and the order."
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Decoding threads; default: one per core.")
+@click.option(
+    "--score-range",
+    type=(float, float),
+    help="Least and greatest score of the labels' scale; default: those of the labels.",
+)
 @click.option("--adapter-only", is_flag=True, help="Leave the frozen backbone out of the checkpoint.")
 @overwrite_option
 def train(data: str, out: str, backbone_weights: str, model: ModelOptions, overwrite: bool, **options: Any) -> None:

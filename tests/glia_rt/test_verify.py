@@ -90,7 +90,7 @@ def test_require_names_the_comparison_that_is_furthest_over_its_limit() -> None:
         require(rows)
     assert str(caught.value) == ("far over: off by 0.001 of the score range, the limit is 1e-05; worst picture: c.png")
     assert caught.value.exit_status == 4
-    with pytest.raises(ParityError, match=r"off by 0\.5 relative L2 error of the cls feature, the limit is 0\.25"):
+    with pytest.raises(ParityError, match=r"off by 0\.5 relative L2 error of the features, the limit is 0\.25"):
         require(rows[:2])
 
 

@@ -37,7 +37,7 @@ class _TwoPassGroupNorm(nn.Module):
     """Group normalisation in float32 around the mean, as ONNX Runtime and OpenVINO compute it.
 
     PyTorch's kernel for CPUs computes both moments in one pass. On a dark photograph this causes a relative error of
-    1e-5 in the cls feature, which is as much as an exported graph may be off.
+    1e-5 in the features, which is as much as an exported graph may be off.
     """
 
     def __init__(self, norm: GroupNormAct) -> None:

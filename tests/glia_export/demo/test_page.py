@@ -167,7 +167,7 @@ def test_the_plot_has_a_point_for_every_picture_in_the_page_s_colours(tmp_path: 
 def test_parity_rows_say_whether_they_passed(tmp_path: Path, report: DemoReport) -> None:
     text = Page(write(tmp_path, report)).text
     assert "scorer.onnx, batch 8 2.3e-07 1e-05 pass of the score range 24 cat.png" in text
-    assert "scorer.fp16.onnx 5.0e-01 5e-03 fail relative L2 error of the cls feature 24 rocket.png" in text
+    assert "scorer.fp16.onnx 5.0e-01 5e-03 fail relative L2 error of the features 24 rocket.png" in text
 
 
 def test_hostile_names_are_text(tmp_path: Path, report: DemoReport) -> None:
