@@ -15,6 +15,7 @@ from typing import Any, Final
 import torch
 from matplotlib.figure import Figure
 
+from glia_rt import files
 from glia_rt.cores import cpu_count
 
 #: Ways of measuring throughput, by their key in the report.
@@ -57,9 +58,7 @@ def write(folder: Path, report: Report) -> Path:
         ".png": image.getvalue(),
     }
     for suffix, content in contents.items():
-        partial = path.with_suffix(f"{suffix}.partial")
-        partial.write_bytes(content)
-        partial.replace(path.with_suffix(suffix))
+        files.write_whole(path.with_suffix(suffix), content)
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +14,7 @@ from glia_rt.bundle import GRAPHS, Bundle
 from glia_rt.contract import SCORE
 from glia_rt.cores import cpu_count
 from glia_rt.errors import BackendError
+from glia_rt.versions import installed_versions
 
 #: Two distributions that hold the same package. Each overwrites the files of the other.
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
@@ -82,13 +82,7 @@ def default_precision() -> str:
 
 def installed_twice() -> bool:
     """Return whether onnxruntime and onnxruntime-gpu are both installed, so that one overwrote the other."""
-    found = []
-    for name in DISTRIBUTIONS:
-        try:
-            found.append(importlib.metadata.version(name))
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return len(found) > 1
+    return set(DISTRIBUTIONS) <= set(installed_versions(*DISTRIBUTIONS))
 
 
 def first_line(error: BaseException) -> str:

@@ -22,7 +22,6 @@ bits of grey, or 16 bits of RGB, stays as it is.
 
 from __future__ import annotations
 
-import importlib.metadata
 import io
 import os
 import stat
@@ -38,6 +37,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from glia_rt.contract import MAX_SIDE
 from glia_rt.errors import BadImageError, UsageError
 from glia_rt.pixels.names import ImageSource, display_name
+from glia_rt.versions import installed_versions
 
 #: 2 * PIL.Image.MAX_IMAGE_PIXELS. Pillow itself refuses a picture over this, and only warns from half of it.
 DEFAULT_MAX_PIXELS: Final = 178_956_970
@@ -103,7 +103,7 @@ def read_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
 
 def decoder() -> str:
     """Return the packages that decode pictures, with their versions, for the records."""
-    return f"simplejpeg {importlib.metadata.version('simplejpeg')}, Pillow {PIL.__version__}"
+    return f"simplejpeg {installed_versions('simplejpeg')['simplejpeg']}, Pillow {PIL.__version__}"
 
 
 def configure_pillow(max_pixels: int = DEFAULT_MAX_PIXELS) -> None:

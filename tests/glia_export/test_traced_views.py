@@ -10,36 +10,20 @@ import onnxruntime as ort
 import pytest
 import skimage.data
 import torch
-from helpers.contracts import CONTRACT, make_contract
+from helpers.contracts import CONTRACT, LARGE_SIZES, SIZES, make_contract
 from onnx import version_converter
 from PIL import Image
 
 from glia_export import trace
 from glia_export.parity import RULE_LIMITS
-from glia_export.views import Views, bicubic_weights
+from glia_export.views import TWINS, Views, bicubic_weights
 from glia_rt.contract import IMAGE, Fragments, ModelInput, Resize
 from glia_rt.pixels.bicubic import Pixels
-from glia_rt.pixels.views import make_inputs
+from glia_rt.pixels.views import RULES, make_inputs
 
 #: Whole grey levels of both views, float32 (N, 224, 224, 3) each.
 Sampled = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 Run = Callable[[Pixels], Sampled]
-
-#: Height and width: one pixel, square, portrait, landscape, panorama, odd.
-SIZES = [
-    (1, 1),
-    (32, 33),
-    (223, 224),
-    (224, 224),
-    (225, 449),
-    (336, 336),
-    (677, 333),
-    (900, 301),  # tall: Pillow 13 takes its passes in the other order
-    (100, 1000),
-    (3001, 223),
-]
-#: The longest JPEG, and 12 megapixels.
-LARGE = [(640, 4801), (1, 65535), (65535, 1), (3000, 4000), (4000, 3000)]
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +60,10 @@ def photograph(height: int, width: int) -> Pixels:
     return np.asarray(astronaut.resize((width, height), Image.Resampling.BICUBIC))
 
 
+def test_every_rule_has_a_twin() -> None:
+    assert set(TWINS) == set(RULES)
+
+
 def test_the_limits_are_one_grey_level_on_a_thousandth_of_the_values() -> None:
     assert RULE_LIMITS == (1, 1e-3)
 
@@ -90,7 +78,7 @@ def test_views_are_the_runtimes(height: int, width: int, samplers: dict[str, Run
             np.testing.assert_array_equal(found, np.stack(pair), err_msg=name)
 
 
-@pytest.mark.parametrize(("height", "width"), LARGE)
+@pytest.mark.parametrize(("height", "width"), LARGE_SIZES)
 def test_views_of_large_pictures_are_the_runtimes_within_a_grey_level(
     height: int, width: int, samplers: dict[str, Run]
 ) -> None:

@@ -10,8 +10,9 @@ import pytest
 from helpers.contracts import FRAGMENTS, RESIZE, make_contract
 
 from glia_rt.bundle import GRAPHS, Bundle
-from glia_rt.contract import SCHEMA, Contract, Fragments, ModelInput, Resize, Score
+from glia_rt.contract import RULES, SCHEMA, Contract, Fragments, ModelInput, Resize, Score
 from glia_rt.errors import BundleError
+from glia_rt.pixels import views
 from glia_train.checkpoint import Checkpoint
 
 CONTRACT = make_contract(mean=(0.1, 0.2, 1 / 3), std=(0.4, 0.5, 0.6), score=Score((0.0, 100.0), "MOS"))
@@ -189,3 +190,4 @@ def test_a_record_that_is_no_object_is_no_contract() -> None:
 
 def test_rules_of_this_version() -> None:
     assert (RESIZE.shape, FRAGMENTS.shape) == ((224, 224, 3), (224, 224, 3))
+    assert set(RULES) == set(views.RULES) == {"resize", "fragments"}

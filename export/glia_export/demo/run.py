@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import platform
 import shutil
@@ -15,12 +14,14 @@ from typing import TYPE_CHECKING, Final
 from glia_export.demo.data import LABELS, METRIC, DemoPicture, make_dataset
 from glia_export.demo.page import DemoReport, ScoredPicture, write_report
 from glia_export.export import export
+from glia_rt import files
 from glia_rt.errors import GliaError, OutputExistsError, UsageError
 from glia_rt.listing.sources import Sources
 from glia_rt.results import Result
 from glia_rt.runs.run import score_to_file
 from glia_rt.scorer import Scorer
 from glia_rt.verify import require, selftest
+from glia_rt.versions import installed_versions
 from glia_train.metrics import compare
 from glia_train.models.glianet import ModelConfig
 from glia_train.options import TrainOptions
@@ -103,6 +104,7 @@ def run(out: Path, *, minutes: float, overwrite: bool, console: Console) -> Path
         by_path = {picture.path: picture for picture in pictures}
         held_out = [_scored(by_path[Path(result.path)], result) for result in results]
         metrics = compare([s.score for s in held_out], [s.picture.score for s in held_out])
+        versions = installed_versions("torch", "timm", "onnx", "onnxruntime", "openvino")
         report = DemoReport(
             backbone=MODEL.backbone,
             trained=[by_path[picture.path] for picture in trained.split.train],
@@ -114,11 +116,8 @@ def run(out: Path, *, minutes: float, overwrite: bool, console: Console) -> Path
                 "Model": f"GLIANet on {MODEL.backbone}, backbone trained too, from random weights",
                 "Training": f"{trained.epochs} epochs, {len(trained.split.train)} pictures",
                 "Scored with": backend,
-                "Machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
-                "Versions": ", ".join(
-                    f"{name} {importlib.metadata.version(name)}"
-                    for name in ("glia-rt", "torch", "timm", "onnx", "onnxruntime", "openvino")
-                ),
+                "Machine": f"{platform.machine()}, {platform.system()}",
+                "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
                 "Command": f"glia-rt demo --minutes {minutes:g}",
             },
             files={
@@ -155,11 +154,7 @@ def _make_room(out: Path, overwrite: bool) -> None:
         if not overwrite:
             raise OutputExistsError(f"{out} holds an earlier demo: give --overwrite to replace it, or another --out")
     for name in ("data", "run", CHECKPOINT, BUNDLE, SCORES, f"{SCORES}.meta.json", REPORT):
-        path = out / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        files.remove(out / name)
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / MARK).touch()

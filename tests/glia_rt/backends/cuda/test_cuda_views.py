@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from helpers.contracts import CONTRACT, VIEW_SIZE
+from helpers.contracts import CONTRACT, LARGE_SIZES, SIZES, VIEW_SIZE
 
 from glia_rt.backends.cuda.views import TWINS, CudaViews, compile_kernels, plan, require_twins
 from glia_rt.errors import BackendError, UsageError
@@ -23,12 +23,6 @@ from glia_rt.pixels.views import RULES, make_inputs
 Pixels = npt.NDArray[np.uint8]
 
 SIZE = VIEW_SIZE
-
-# Height, width: smallest, a side of 1, around the view's size, landscape, tall; sides whose weights are many.
-SIZES = [
-    *[(1, 1), (1, 300), (300, 1), (31, 500), (223, 224), (224, 223), (224, 224), (225, 300), (480, 640), (512, 768)],
-    *[(1000, 1500), (2000, 300), (1, 65535), (65535, 1)],
-]
 
 # What CUDA gives a kernel, for g++: the threads come one after the other.
 ON_THE_CPU = """
@@ -94,7 +88,7 @@ def assert_same(made: dict[str, Pixels], image: Pixels) -> None:
         np.testing.assert_array_equal(view, expected[name])
 
 
-@pytest.mark.parametrize(("height", "width"), SIZES)
+@pytest.mark.parametrize(("height", "width"), [*SIZES, *LARGE_SIZES])
 def test_the_kernels_give_the_cpu_samplers_views(kernels: ctypes.CDLL, height: int, width: int) -> None:
     image = noise(height, width)
     assert_same(views_on_the_cpu(kernels, image), image)
