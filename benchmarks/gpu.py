@@ -353,7 +353,9 @@ def make_task(
     torch.set_float32_matmul_precision("highest")
     rows = bundle.selftest()
     views = {
-        one.name: np.stack([read_image(bundle.checked_file(f"selftest/{row['inputs'][one.name]}")) for row in rows])
+        one.name: np.stack(
+            [read_image(bundle.checked_file(f"selftest/{row['inputs'][one.name]}")).reshape(one.shape) for row in rows]
+        )
         for one in bundle.contract.inputs
     }
     reference = TorchBackend("FP32", Scores(copy.deepcopy(model)).to(device), "fp32", device, len(rows)).run(views)

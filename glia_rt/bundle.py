@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +24,11 @@ from glia_rt.steps import step
 SCHEMA: Final = 2
 MANIFEST: Final = "manifest.json"
 SUFFIX: Final = ".glia"
+
+#: What some entries of a manifest are, besides those that have checks of their own.
+_KINDS: Final[Mapping[str, type]] = {"model": dict, "checkpoint": dict, "parity": list, "tools": dict, "card": dict}
+#: Hashing a larger file, in bytes, is a step worth naming.
+_LARGE: Final = 1 << 20
 
 #: The four graphs, by what they take and the type of their weights.
 GRAPHS: Final[Mapping[tuple[GraphKind, str], str]] = {
@@ -57,19 +62,28 @@ class Bundle:
         Raises:
             BundleError: Not a bundle, of a newer schema, or with a file missing or of another size.
         """
-        path = Path(path)
+        with step(f"open {path}"):
+            return cls._open(Path(path))
+
+    @classmethod
+    def _open(cls, path: Path) -> Bundle:
         if not path.is_dir():
             reason = "is a file; a bundle is a folder" if path.exists() else "does not exist"
             raise BundleError(f"{path} {reason}; `glia-rt export CHECKPOINT` writes one")
         try:
             text = (path / MANIFEST).read_bytes()
             manifest = json.loads(text)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise BundleError(f"{path} is not a bundle: {MANIFEST} cannot be read ({error})") from error
         written_by = _written_by(manifest)
         manifest = upgrades.upgrade(manifest, f"{path}: the manifest", SCHEMA, upgrades.MANIFEST, written_by)
         required = {"schema", "model", "contract", "checkpoint", "files", "fp16", "parity", "tools"}
         upgrades.require_fields(manifest, f"{path}: the manifest", required, {"card"}, written_by)
+        for key, kind in _KINDS.items():
+            if not isinstance(manifest.get(key, kind()), kind):
+                raise BundleError(
+                    f"{path}: the manifest: {key} is of the wrong kind; the file is damaged: make it again"
+                )
         entries = manifest["files"]
         if not isinstance(entries, dict) or not all(
             isinstance(entry, dict) and {"sha256", "size"} <= set(entry) for entry in entries.values()
@@ -78,24 +92,27 @@ class Bundle:
         for name, entry in entries.items():
             try:
                 size = (path / name).stat().st_size
-            except OSError as error:
+            except (OSError, ValueError) as error:  # a ValueError for what no file can be named
                 raise BundleError(f"{path}: {name} is missing; copy the bundle again, whole") from error
             if size != entry["size"]:
                 raise BundleError(
                     f"{path}: {name} has {size} bytes, the manifest says {entry['size']}; copy the bundle again"
                 )
-        contract = Contract.from_dict(manifest["contract"], written_by)
+        try:
+            contract = Contract.from_dict(manifest["contract"], written_by)
+        except BundleError as error:
+            raise BundleError(f"{path}: {error}") from error
         return cls(path, manifest, contract, hashlib.sha256(text).hexdigest())
 
     def checked_file(self, name: str) -> Path:
-        """Path of one of the bundle's files, after hashing it.
+        """Return the path of one of the bundle's files, after hashing it.
 
         Raises:
             BundleError: The file is not the one that was exported.
         """
         path = self.path / name
         try:
-            with step(f"hash {path}"):
+            with step(f"hash {path}") if path.stat().st_size > _LARGE else nullcontext():
                 found = files.sha256(path)
         except OSError as error:
             raise BundleError(f"{path} cannot be read ({error.strerror}); copy the bundle again") from error
@@ -104,7 +121,7 @@ class Bundle:
         return path
 
     def sha256(self, name: str) -> str:
-        """Hash of one of the bundle's files as the manifest has it."""
+        """Return the hash of one of the bundle's files, as the manifest has it."""
         try:
             return str(self.manifest["files"][name]["sha256"])
         except KeyError as error:

@@ -28,7 +28,7 @@ IMAGE: Final = "image"
 SCORE: Final = "score"
 #: The type of every input, as numpy calls it.
 DTYPE: Final = "uint8"
-#: What a graph takes: the contract's inputs ("views"), or decoded pictures, of which it makes them itself ("image").
+#: What a graph takes: the contract's inputs ("views"), or decoded pictures, and then it makes the inputs ("image").
 GraphKind = Literal["views", "image"]
 
 #: Longest side of a picture, pixels. Beyond it the whole numbers of the traced rules would overflow, the grids of CUDA
@@ -139,8 +139,8 @@ class ModelInput:
         return {"name": self.name, "rule": self.rule.rule, **dataclasses.asdict(self.rule)}  # type: ignore[call-overload]
 
     @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> ModelInput:
-        """Read an input back.
+    def from_dict(cls, record: Mapping[str, Any], written_by: str | None = None) -> ModelInput:
+        """Read an input back; `written_by` as in `Contract.from_dict`.
 
         Raises:
             BundleError: An unknown rule or parameter, a missing one, or a value that the rule does not take.
@@ -150,13 +150,15 @@ class ModelInput:
             raise BundleError(f"{what} has a name and a rule, not {record!r}; the file is damaged: make it again")
         parameters = dict(record)
         name, rule_name = parameters.pop("name"), parameters.pop("rule")
-        rule = RULES.get(rule_name)
+        rule = RULES.get(rule_name) if isinstance(rule_name, str) else None
         if rule is None:
+            needed = f"glia-rt {written_by}" if written_by else "a newer glia-rt"
             raise BundleError(
                 f"{what}, {name}, is made by the rule {rule_name!r}, and this version knows {', '.join(RULES)}: "
-                "upgrade to read it"
+                f"upgrade to {needed}, which wrote it"
             )
-        upgrades.require_fields(parameters, f"contract: input {name}", {f.name for f in dataclasses.fields(rule)})
+        fields = {field.name for field in dataclasses.fields(rule)}
+        upgrades.require_fields(parameters, f"contract: input {name}", fields, written_by=written_by)
         return cls(name, rule(**parameters))
 
 
@@ -260,7 +262,7 @@ class Contract:
         fields = {field.name for field in dataclasses.fields(Score)}
         upgrades.require_fields(score, "contract: score", fields, written_by=written_by)
         return cls(
-            inputs=tuple(ModelInput.from_dict(one) for one in inputs),
+            inputs=tuple(ModelInput.from_dict(one, written_by) for one in inputs),
             mean=_as_tuple(record["mean"]),
             std=_as_tuple(record["std"]),
             score=Score(**{key: _as_tuple(value) for key, value in score.items()}),
@@ -271,7 +273,7 @@ class Contract:
         """Read a contract back from JSON; raises as `from_dict` does."""
         try:
             record = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BundleError(f"contract: not JSON ({error}); the file is damaged: make it again") from error
         return cls.from_dict(record)
 
@@ -282,17 +284,16 @@ def _as_tuple(value: Any) -> Any:
 
 def _is_finite(values: object, count: int) -> bool:
     """Return whether the values are `count` finite numbers."""
-    return (
-        isinstance(values, tuple)
-        and len(values) == count
-        and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
-    )
+    try:
+        return isinstance(values, tuple) and len(values) == count and all(map(math.isfinite, values))
+    except (TypeError, OverflowError):  # no number, or a whole number that no float can hold
+        return False
 
 
 def _require_whole(record: Any, name: str) -> None:
     value = getattr(record, name)
-    if type(value) is not int or value < 1:
-        _refuse(record, name, "a whole number over 0")
+    if type(value) is not int or not 1 <= value <= MAX_SIDE:
+        _refuse(record, name, f"a whole number from 1 to {MAX_SIDE}")
 
 
 def _require_known(record: Any, name: str) -> None:

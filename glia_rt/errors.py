@@ -1,7 +1,7 @@
 """Every error glia-rt raises on purpose, and the exit status each one stands for.
 
-The message of a `GliaError` says what is wrong and what to do about it; `glia_rt.cli.main.main` prints it as one line
-on stderr and exits with `exit_status`.
+The message of a `GliaError` says what is wrong and what to do about it. `glia_rt.cli.main.main` prints it as one line
+on stderr, and exits with `exit_status`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class GliaError(Exception):
 
 
 class UsageError(GliaError, ValueError):
-    """An argument, an option or an input file (a labels CSV, say) is not what was asked for."""
+    """An argument, an option or an input file, for example a CSV of labels, is not what was asked for."""
 
     exit_status = 2
 
@@ -31,7 +31,7 @@ class SourceError(GliaError):
 
 
 class ListingChangedError(SourceError):
-    """A listing has changed while a shard of it was scored: no run on the old one goes on."""
+    """A listing has changed while a shard of it was scored. The run cannot go on."""
 
 
 class BadImageError(GliaError):
@@ -87,4 +87,4 @@ class MissingPackageError(BackendError):
         self.extra = extra
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.package, self.extra)  # as it crosses processes, on a Ray cluster say
+        return type(self), (self.package, self.extra)  # errors cross processes, for example on a Ray cluster

@@ -1,7 +1,8 @@
-"""Files and folders that are whole or not there, their hashes, and their removal. Nothing else here writes files.
+"""Files and folders that are whole or not there, their hashes, and their removal.
 
-What is written goes under another name first, PARTIAL, is forced to the disk, and then takes its own name. A process
-that is killed, or a power cut, leaves the old file or the new one, never half of one.
+What is written has another name first, that of `partial_path`, and then takes its own. A process that is killed leaves
+the old file or the new one, never half of one. A file is also forced to the disk before it gets its name, so that the
+same holds for a power cut. What killed processes leave under partial names is removed by the next writer.
 """
 
 from __future__ import annotations
@@ -11,11 +12,17 @@ import errno
 import glob
 import hashlib
 import os
+import platform
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
+
+#: Remains of another machine are removed at this age, seconds. Whether its process still runs cannot be asked here.
+_OLD: Final = 24 * 60 * 60
 
 
 def sha256(path: Path) -> str:
@@ -29,8 +36,11 @@ def sha256(path: Path) -> str:
 
 
 def partial_path(path: Path) -> Path:
-    """Return the name that a file or folder has while this process writes it: hidden, and in the same folder."""
-    return path.with_name(f".{path.name}.partial-{os.getpid()}")
+    """Return the name that a file or folder has while this thread writes it: hidden, and in the same folder.
+
+    The name tells machines, processes and threads apart, because several may write one file on a shared disk.
+    """
+    return path.with_name(f".{path.name}.partial-{_machine()}-{os.getpid()}-{threading.get_native_id()}")
 
 
 @contextmanager
@@ -40,6 +50,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: It cannot be written.
     """
+    _remove_remains(path)
     partial = partial_path(path)
     try:
         with partial.open("wb") as file:
@@ -73,7 +84,7 @@ def sync_folder(folder: Path) -> None:
     try:
         os.fsync(opened)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems say so, which know no such thing
+        if error.errno != errno.EINVAL:  # a network file system that cannot do this says EINVAL
             raise
     finally:
         os.close(opened)
@@ -83,16 +94,13 @@ def sync_folder(folder: Path) -> None:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Make a folder to fill. It becomes `path` when the block ends well, and is removed otherwise.
 
-    A folder that has the name already is replaced. What a killed process left of the same folder is removed first.
+    A folder that has the name already is replaced. What a killed process left of the same folder is removed first. If
+    it was killed between the two renames, the old folder gets its name back.
 
     Raises:
         OSError: The parent folder cannot be written.
     """
-    for remains in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
-        # A process of this one's own number may have been there before, as in a container.
-        process = remains.name.rpartition("-")[2]
-        if process.isdecimal() and (int(process) == os.getpid() or not _is_running(int(process))):
-            remove(remains)
+    _remove_remains(path)
     partial = partial_path(path)
     # Folders within the partial one: a server that watches the parent finds nothing it knows at the top of it.
     new, old = partial / "new", partial / "replaced"
@@ -109,12 +117,41 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it; nothing happens where there is none, or where it may not."""
+    """Remove a file, or a folder with all that is in it. What is not there or may not be removed is passed over."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
+
+
+def _remove_remains(path: Path) -> None:
+    """Remove what writers that have ended left of a file or folder under partial names."""
+    for remains in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
+        if _is_ended(remains):
+            if (old := remains / "replaced").is_dir() and not path.exists():
+                old.rename(path)
+            remove(remains)
+
+
+def _machine() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _is_ended(partial: Path) -> bool:
+    """Return whether the writer of a file or folder under a partial name has ended."""
+    machine, *numbers = partial.name.rpartition(".partial-")[2].split("-")
+    if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
+        return False
+    process, thread = map(int, numbers)
+    if machine != _machine():
+        try:
+            return time.time() - partial.stat().st_mtime > _OLD
+        except OSError:
+            return False
+    if process == os.getpid():  # also one that had this number before, as in a container
+        return thread == threading.get_native_id() or thread not in {one.native_id for one in threading.enumerate()}
+    return not _is_running(process)
 
 
 def _is_running(process: int) -> bool:

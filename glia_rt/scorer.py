@@ -32,7 +32,6 @@ from glia_rt.pixels.decode import DEFAULT_MAX_PIXELS, decoder, read_image
 from glia_rt.pixels.names import ImageSource
 from glia_rt.pixels.views import make_inputs
 from glia_rt.results import Result
-from glia_rt.steps import step
 from glia_rt.versions import __version__
 
 if TYPE_CHECKING:
@@ -115,8 +114,7 @@ class Scorer:
             raise UsageError(f'input must be "views" or "image", not {input!r}')
         if batch_size is not None and batch_size < 1:
             raise UsageError(f"batch size must be at least 1, not {batch_size}")
-        with step(f"open {os.fspath(path)}"):
-            bundle = Bundle.open(path)
+        bundle = Bundle.open(path)
         opened, passed_over = _open_backends(backend, bundle, BackendOptions(input, precision, batch_size), device)
         return cls(
             bundle, opened, input=input, batch_size=opened.batch_size, max_pixels=max_pixels, passed_over=passed_over
@@ -179,7 +177,7 @@ class Scorer:
         scores = [self.backend.run(stack(batch)) for batch in self._equal_shapes(samples)]
         return check_finite(np.concatenate(scores)) if scores else np.zeros(0, np.float32)
 
-    def score_views(self, **inputs: Any) -> npt.NDArray[np.float32]:
+    def score_views(self, /, **inputs: Any) -> npt.NDArray[np.float32]:
         """Score pictures whose inputs were made elsewhere.
 
         Args:
@@ -213,7 +211,7 @@ class Scorer:
     def score_files(
         self, paths: Iterable[str | os.PathLike[str]] | Sources, *, workers: int | None = None
     ) -> Generator[Result]:
-        """Score files, folders, tar shards and Parquet lazily, in order, decoding in threads while the engine runs.
+        """Score files, folders, tar files and Parquet lazily, in order, decoding in threads while the engine runs.
 
         A picture's score is the same to the bit wherever it stands and whatever it travels with: every batch has
         `batch_size` pictures, the last one padded. Close the generator to stop early. `runs.run.score_to_file` does

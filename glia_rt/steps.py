@@ -12,8 +12,13 @@ logger = logging.getLogger("glia_rt")
 
 @contextmanager
 def step(what: str) -> Iterator[None]:
-    """Log that something begins, and how many seconds it took; nothing but that where it fails."""
+    """Log that a step begins, and how many seconds it took. The second line is left out where the step fails."""
     logger.info("%s ...", what)
     began = time.perf_counter()
     yield
-    logger.info("%s: %.2f s", what, time.perf_counter() - began)
+    log_end(what, time.perf_counter() - began)
+
+
+def log_end(what: str, seconds: float) -> None:
+    """Log how long a step took whose begin the user has been told of."""
+    logger.info("%s: %.2f s", what, seconds)

@@ -35,16 +35,20 @@ def upgrade(record: Mapping[str, Any], what: str, newest: int, steps: Steps, wri
         raise BundleError(f"{what}: not a JSON object; the file is damaged: make it again")
     schema = record.get("schema")
     if type(schema) is not int or not (schema == newest or schema in steps or schema > newest):
-        raise BundleError(f"{what}: schema {schema!r} is none that there has been; the file is damaged: make it again")
+        raise BundleError(f"{what}: schema {schema!r} is not a schema of glia-rt; the file is damaged: make it again")
     if schema > newest:
-        needed = f"glia-rt {written_by}" if written_by else f"a glia-rt that reads schema {schema}"
+        named = isinstance(written_by, str) and written_by != __version__
+        needed = f"glia-rt {written_by}" if named else f"a glia-rt that reads schema {schema}"
         raise BundleError(
             f"{what}: schema {schema} is newer than {newest}, the last that glia-rt {__version__} reads; "
             f"upgrade to {needed}, or make it again with this version"
         )
     current = dict(record)
     while current["schema"] != newest:
-        current = steps[current["schema"]](current) | {"schema": current["schema"] + 1}
+        try:
+            current = steps[current["schema"]](current) | {"schema": current["schema"] + 1}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"{what}: a value is of the wrong kind ({error!r}); the file is damaged") from error
     return current
 
 
@@ -68,7 +72,7 @@ def require_fields(
 
 
 def _contract_1(record: Record) -> Record:
-    """Schema 1 knew the two views of GLIANet only, and held their sizes beside everything else."""
+    """Return a contract of schema 1 in schema 2. Schema 1 had GLIANet's two views and no others."""
     fields = {"schema", "mean", "std", "score_range", "score_name", "higher_is_better"}
     views = {"view_size", "grid", "fragment", "resize", "small_image"}
     require_fields(record, "contract", fields | views)
@@ -99,12 +103,12 @@ def _contract_1(record: Record) -> Record:
 
 
 def _backbone_1(record: Mapping[str, Any]) -> Record:
-    """Schema 1 had one backbone, called so."""
+    """Return the backbones of a record of schema 1, which had one."""
     return {"backbone": {"source": record["backbone_source"], "sha256": record["backbone_sha256"]}}
 
 
 def _checkpoint_1(record: Record) -> Record:
-    """Schema 1 knew no other family than GLIANet, and held the calibration among the weights."""
+    """Return a checkpoint of schema 1 in schema 2. Schema 1 had one family, and the calibration among the weights."""
     fields = {"config", "contract", "weights", "backbone_source", "backbone_sha256", "trained_on", "metrics"}
     require_fields(record, "checkpoint", fields | {"schema"})
     weights = dict(record["weights"])
@@ -123,7 +127,7 @@ def _checkpoint_1(record: Record) -> Record:
 
 
 def _manifest_1(record: Record) -> Record:
-    """Schema 1 had one backbone, and named the selftest's inputs beside its pictures instead of under `inputs`."""
+    """Return a manifest of schema 1 in schema 2. Schema 1 had one backbone."""
     checkpoint = dict(record.get("checkpoint", {}))
     if {"backbone_source", "backbone_sha256"} <= set(checkpoint):
         backbones = _backbone_1(checkpoint)
@@ -133,13 +137,13 @@ def _manifest_1(record: Record) -> Record:
 
 
 def selftest_1(row: Record) -> Record:
-    """A picture of a selftest of schema 1, which is in a file of its own beside the manifest."""
+    """Return a picture of a selftest of schema 1 in schema 2. Schema 1 had no `inputs` around the names of inputs."""
     inputs = {name: file for name, file in row.items() if name not in ("picture", "score")}
     return {"picture": row["picture"], "inputs": inputs, "score": row["score"]}
 
 
 def _engine_1(record: Record) -> Record:
-    """Schema 1 left the capabilities of a portable engine open, and did not say which version wrote it."""
+    """Return the record of an engine of schema 1 in schema 2. Schema 1 did not say which version wrote it."""
     return record | {"glia_rt": "0.1.0"}
 
 

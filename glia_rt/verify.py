@@ -6,6 +6,7 @@ by the relative L2 error of the features that its head reads.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -14,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from glia_rt.contract import SCORE
-from glia_rt.errors import ParityError
+from glia_rt.errors import BundleError, ParityError
 from glia_rt.pipeline import stack
 from glia_rt.pixels.decode import read_image
 from glia_rt.pixels.views import make_inputs
 
 if TYPE_CHECKING:
+    from glia_rt.bundle import Bundle
     from glia_rt.scorer import Scorer
 
 #: The largest |score - reference| allowed, as a share of the score range.
@@ -93,9 +95,10 @@ def compare_features(
     *,
     limit: float,
 ) -> Parity:
-    """Hold features (N, D) against reference features (N, D)."""
+    """Hold features (N, ...) against reference features of the same shape."""
     reference = reference.astype(np.float64)
-    errors = np.linalg.norm(features - reference, axis=1) / np.linalg.norm(reference, axis=1)
+    difference, length = (array.reshape(len(array), -1) for array in (features - reference, reference))
+    errors = np.linalg.norm(difference, axis=1) / np.linalg.norm(length, axis=1)
     return _worst(what, "feature", errors, limit, pictures)
 
 
@@ -129,11 +132,7 @@ def selftest(scorer: Scorer) -> list[Parity]:
     pictures = [row["picture"] for row in rows]
     paths = [bundle.checked_file(f"selftest/{name}") for name in pictures]
     golden = [
-        {
-            one.name: read_image(bundle.checked_file(f"selftest/{row['inputs'][one.name]}")).reshape(one.shape)
-            for one in contract.inputs
-        }
-        for row in rows
+        {one.name: _stored_input(bundle, row["inputs"][one.name], one.shape) for one in contract.inputs} for row in rows
     ]
     made = [make_inputs(read_image(path), contract) for path in paths]
     off = [
@@ -154,3 +153,11 @@ def selftest(scorer: Scorer) -> list[Parity]:
         what = f"selftest scores, {name} {precision}"
         found.append(compare_scores(what, scores, golden_scores, pictures, span=contract.score.span, limit=limit))
     return found
+
+
+def _stored_input(bundle: Bundle, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """Return an input that the export stored as a picture, in which all dimensions but the last two are one."""
+    stored = read_image(bundle.checked_file(f"selftest/{name}"))
+    if stored.size != math.prod(shape):
+        raise BundleError(f"{bundle.path}: selftest/{name} is not of the contract's shape; export the checkpoint again")
+    return stored.reshape(shape)

@@ -11,7 +11,7 @@ def installed_versions(*names: str) -> dict[str, str]:
     Args:
         names: Distributions, as pip names them: "onnxruntime-gpu".
     """
-    # Here, since it takes longer to import than the rest of the start.
+    # These imports take longer than the rest of the start, so they wait until they are needed.
     import importlib.metadata
     import platform
 

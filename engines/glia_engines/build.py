@@ -20,18 +20,25 @@ from glia_engines import kernels
 from glia_engines.rewrite import write_out_attention
 from glia_rt import files
 from glia_rt.backends.cuda import device, tensorrt_api
-from glia_rt.backends.cuda.engine import TARGETS, EngineRecord, Profile, Target, engine_path, record_path, system
+from glia_rt.backends.cuda.engine import (
+    LEAST_PORTABLE,
+    TARGETS,
+    EngineRecord,
+    Profile,
+    Target,
+    engine_path,
+    record_path,
+    system,
+)
 from glia_rt.backends.cuda.tensorrt_api import IBuilderConfigRtx, TensorRTBuilder, TensorRTBuilderRtx
 from glia_rt.bundle import GRAPHS, Bundle
 from glia_rt.contract import Contract, GraphKind
 from glia_rt.errors import BackendError, BundleError, MissingPackageError, OutputExistsError, UsageError
+from glia_rt.steps import log_end
 from glia_rt.versions import __version__
 
 #: Smallest, usual and largest batch.
 DEFAULT_BATCH: Final = (1, 32, 64)
-
-#: The lowest compute capability that tensorrt-rtx builds for by default.
-LEAST_PORTABLE: Final = 8.0
 
 Size = tuple[int, int]  # height, width
 
@@ -118,7 +125,8 @@ def build(
     graph = bundle.checked_file(record.onnx)
     report(f"build {path.name} with {library.package} {trt.__version__}")
     began = time.monotonic()
-    engine = _engine(trt, library, graph, profile, capabilities)
+    engine = _engine(trt, library, graph, profile, record.capabilities if capabilities else ())
+    log_end(f"build {path.name}", time.monotonic() - began)
     record = dataclasses.replace(
         record,
         engine_sha256=hashlib.sha256(engine).hexdigest(),
@@ -162,8 +170,13 @@ def _capabilities(trt: TensorRTBuilder, library: Target, named: Sequence[str]) -
     """Return the compute capabilities that an engine will be built for: those named, or the target's default."""
     if not library.portable:
         return (device.Gpu.open(0).capability,)
-    by_itself = [name for name in capability_names(cast(TensorRTBuilderRtx, trt)) if float(name) >= LEAST_PORTABLE]
-    return tuple(sorted(named or by_itself, key=float))
+    known = capability_names(cast(TensorRTBuilderRtx, trt))
+    if unknown := [name for name in named if name not in known]:
+        raise UsageError(
+            f"tensorrt_rtx {trt.__version__} builds for compute capability {', '.join(known)}, not {', '.join(unknown)}"
+        )
+    by_itself = [name for name in known if float(name) >= LEAST_PORTABLE]
+    return tuple(sorted(set(named or by_itself), key=float))
 
 
 def _load(library: Target) -> TensorRTBuilder:
@@ -207,10 +220,6 @@ def _optimization_profile(builder: tensorrt_api.Builder, profile: Profile) -> te
 
 def _set_capabilities(trt: TensorRTBuilderRtx, config: IBuilderConfigRtx, capabilities: Sequence[str]) -> None:
     known = capability_names(trt)
-    if unknown := [capability for capability in capabilities if capability not in known]:
-        raise UsageError(
-            f"tensorrt_rtx {trt.__version__} builds for compute capability {', '.join(known)}, not {', '.join(unknown)}"
-        )
     config.num_compute_capabilities = len(capabilities)
     for i, capability in enumerate(capabilities):
         if not config.set_compute_capability(known[capability], i):

@@ -35,6 +35,7 @@ from glia_export.parity import (
 from glia_rt import files
 from glia_rt.bundle import GRAPHS, SUFFIX, new_bundle, write_manifest
 from glia_rt.contract import SCORE, Contract, GraphKind
+from glia_rt.steps import log_end
 from glia_rt.verify import Parity, require
 from glia_rt.versions import installed_versions
 from glia_train.checkpoint import Checkpoint
@@ -198,4 +199,5 @@ class _Stages:
         """End the current stage."""
         if self.name is not None:
             self.seconds[self.name] = time.perf_counter() - self.began
+            log_end(self.name, self.seconds[self.name])
         self.name = None

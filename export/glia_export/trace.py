@@ -10,20 +10,24 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 from unittest import mock
 
 import torch
-from onnx import ModelProto, helper, version_converter
+from onnx import ModelProto, TensorProto, helper, version_converter
 from torch import Tensor, nn
 
 from glia_export.views import Views
 from glia_rt.contract import IMAGE, SCORE, Contract
+from glia_rt.errors import UsageError
 from glia_train.models.base import Model
 
 #: Second output of a graph while it is checked: the features. The bundle's files leave it out.
-FEATURES: Final = "features"
+FEATURES: Final = "glia/features"
+#: In front of every name inside a graph, so that no input of a contract has the same.
+_MODEL: Final = "model/"
+_RULES: Final = "rules/"
 #: Opset of graphs without an Attention operator.
 OPSET: Final = 20
 #: Opset of graphs with an Attention operator.
@@ -60,17 +64,27 @@ def trace_views(model: Model, contract: Contract) -> ModelProto:
     """Return the views graph of a model: inputs -> (score, features).
 
     The dtypes of the model's weights decide the types in the graph, and so its opset.
+
+    Raises:
+        UsageError: The model does not cast an input before all else that it does with it.
     """
     # Each input has its own example tensor, because the tracer would make one input of a tensor given twice.
     example = tuple(torch.full((2, *one.shape), i, dtype=torch.uint8) for i, one in enumerate(contract.inputs))
     names = [one.name for one in contract.inputs]
-    return _trace(_Traced(model), example, names, [SCORE, FEATURES], opset_for(model), free=1)
+    traced = _trace(_Traced(model), example, names, [SCORE, FEATURES], opset_for(model), _MODEL, free=1)
+    for node in traced.graph.node:
+        if node.op_type not in ("Cast", "Shape") and (odd := set(names) & set(node.input)):
+            raise UsageError(
+                f"the model's first step with its input {min(odd)} is {node.op_type}: cast the input to float32 first, "
+                "as Model.normalise does, because TensorRT takes uint8 nowhere else"
+            )
+    return traced
 
 
 def trace_rules(contract: Contract) -> ModelProto:
     """Return the graph of the rules: picture -> the inputs of the contract, as float32 grey levels."""
     image = torch.zeros(2, 300, 401, 3, dtype=torch.uint8)
-    return _trace(Views(contract), image, [IMAGE], [one.name for one in contract.inputs], OPSET, free=3)
+    return _trace(Views(contract), image, [IMAGE], [one.name for one in contract.inputs], OPSET, _RULES, free=3)
 
 
 def join(rules: ModelProto, views: ModelProto) -> ModelProto:
@@ -84,11 +98,12 @@ def join(rules: ModelProto, views: ModelProto) -> ModelProto:
     [opset] = views.opset_import
     names = [output.name for output in rules.graph.output]
     rules_graph = version_converter.convert_version(rules, opset.version).graph
-    _prefix(rules_graph, "rules/", keep={IMAGE})
-    sampled = {name: output.name for name, output in zip(names, rules_graph.output, strict=True)}
+    sampled = {name: f"{_RULES}out/{name}" for name in names}
+    _rename(rules_graph, sampled)
     for node in list(graph.node):
-        # The views graph casts its uint8 inputs. The rules make float32 already, so the cast is removed.
-        if node.op_type == "Cast" and node.input[0] in sampled:
+        # The views graph casts its uint8 inputs. The rules make float32 already, so a cast to it is removed.
+        to_float = any(one.name == "to" and one.i == TensorProto.FLOAT for one in node.attribute)
+        if node.op_type == "Cast" and to_float and node.input[0] in sampled:
             for reader in graph.node:
                 for i, name in enumerate(reader.input):
                     if name == node.output[0]:
@@ -96,13 +111,12 @@ def join(rules: ModelProto, views: ModelProto) -> ModelProto:
             graph.node.remove(node)
     for node in graph.node:
         for i, name in enumerate(node.input):
-            node.input[i] = sampled.get(name, name)  # a Shape operator reads an input to learn N
+            node.input[i] = sampled.get(name, name)  # of a Shape operator, or of a cast to half
     nodes = list(rules_graph.node) + list(graph.node)
-    del graph.node[:], graph.input[:]
+    del graph.node[:], graph.input[:], graph.value_info[:]
     graph.node.extend(nodes)
     graph.input.extend(rules_graph.input)
     graph.initializer.extend(rules_graph.initializer)
-    graph.value_info.extend(rules_graph.value_info)
     graph.output.extend(rules_graph.output)
     return joined
 
@@ -136,12 +150,14 @@ def _name_dimensions(graph: Any) -> None:
             dim.dim_param = name
 
 
-def _prefix(graph: Any, prefix: str, keep: set[str]) -> None:
+def _rename(graph: Any, names: Mapping[str, str], prefix: str = "") -> None:
+    """Give some values of a graph other names. All others, and all nodes, get a prefix."""
+
     def renamed(name: str) -> str:
-        return name if not name or name in keep else prefix + name
+        return names.get(name, prefix + name if name else name)
 
     for node in graph.node:
-        node.name = renamed(node.name)
+        node.name = prefix + node.name
         node.input[:] = [renamed(name) for name in node.input]
         node.output[:] = [renamed(name) for name in node.output]
     for value in [*graph.initializer, *graph.value_info, *graph.input, *graph.output]:
@@ -154,10 +170,11 @@ def _trace(
     inputs: list[str],
     outputs: list[str],
     opset: int,
+    prefix: str,
     *,
     free: int,
 ) -> ModelProto:
-    """Return the graph of a module of one argument.
+    """Return the graph of a module of one argument. All names inside it begin with `prefix`.
 
     The first `free` dimensions of every tensor of the argument may have any size.
     """
@@ -168,14 +185,18 @@ def _trace(
             (example,),
             dynamo=True,
             opset_version=opset,
-            input_names=inputs,
-            output_names=outputs,
+            # Names that no value inside has; the contract's own might be taken there.
+            input_names=[f"glia/in/{name}" for name in inputs],
+            output_names=[f"glia/out/{name}" for name in outputs],
             dynamic_shapes=(sizes if isinstance(example, Tensor) else tuple(sizes for _ in example),),
             verbose=False,
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
-    return program.model_proto
+    model = program.model_proto
+    outer = {f"glia/in/{name}": name for name in inputs} | {f"glia/out/{name}": name for name in outputs}
+    _rename(model.graph, outer, prefix)
+    return model
 
 
 @contextlib.contextmanager

@@ -105,7 +105,7 @@ def open(bundle: Bundle, options: BackendOptions) -> OpenVinoBackend:
     refuse_device("openvino", options)
     if options.input == "image":
         raise BackendError(
-            "backend openvino: it computes whole numbers in 32 bits, the sampler needs 64; take input views"
+            "backend openvino: it computes whole numbers in 32 bits, the rules need 64; take input views"
         )
     fastest = default_precision()
     precision = options.precision or fastest

@@ -37,7 +37,7 @@ build_options = grouped(
     click.option("--precision", type=click.Choice(["fp16", "fp32"]), default="fp16", show_default=True,
                  help="Which of the bundle's files to build from."),
     click.option("--capability", metavar="LIST",
-                 help="Compute capabilities for tensorrt-rtx, as 7.5,8.9; default: 8.0 and later."),
+                 help="Compute capabilities for tensorrt-rtx, for example 7.5,8.9; default: 8.0 and later."),
 )  # fmt: skip
 
 

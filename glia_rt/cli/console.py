@@ -60,6 +60,7 @@ class State:
 
     debug: bool = False
     _handler: logging.Handler | None = None
+    _level: int = logging.NOTSET
 
     def log(self) -> None:
         """Say each step from now on, as `glia_rt.steps` logs them."""
@@ -67,6 +68,7 @@ class State:
             self._handler = _Say()
             logger = logging.getLogger("glia_rt")
             logger.addHandler(self._handler)
+            self._level = logger.level
             logger.setLevel(logging.INFO)
 
     def close(self) -> None:
@@ -74,7 +76,7 @@ class State:
         if self._handler is not None:
             logger = logging.getLogger("glia_rt")
             logger.removeHandler(self._handler)
-            logger.setLevel(logging.NOTSET)
+            logger.setLevel(self._level)
             self._handler = None
 
 
@@ -159,11 +161,16 @@ def print_engine(console: Console, record: EngineRecord) -> None:
 
 
 def format_row(result: Result) -> str:
-    """Return a result as one line under score, size, path. Characters that would command a terminal are escaped."""
+    """Return a result as one line under score, size, path."""
     if result.status != "ok":
         line = f"{'-':>10}  {'-':>11}  {result.path}: {result.error}"
     else:
         line = f"{result.score:>10.4f}  {result.width:>5}x{result.height:<5}  {result.path}"
+    return escaped(line)
+
+
+def escaped(line: str) -> str:
+    """Return a line whose characters that would command a terminal are escaped."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from glia_rt.cli.console import make_console, make_table, say
+from glia_rt.steps import step
 
 
 @click.command()
@@ -12,7 +13,8 @@ def doctor() -> None:
     """Say which backends work on this machine, and what the others need."""
     from glia_rt.doctor import examine
 
-    findings = examine()
+    with step("look at GPUs, backends and packages"):
+        findings = examine()
     console = make_console()
     if isinstance(findings.gpus, str):
         console.print(f"GPU: {findings.gpus}", highlight=False)

@@ -8,9 +8,11 @@ from typing import Any
 
 import click
 
+from glia_rt.backends.cuda.engine import EngineRecord, engines
+from glia_rt.cli.console import escaped
 from glia_rt.cli.options import needs
 from glia_rt.contract import Contract
-from glia_rt.errors import BundleError
+from glia_rt.errors import BundleError, EngineError
 
 
 @click.command()
@@ -31,17 +33,16 @@ def info(path: str, as_json: bool) -> None:
     else:
         width = max(len(name) for name, _ in rows) + 2
         for name, text in rows:
-            click.echo(f"{name:<{width}}{text}")
+            click.echo(f"{escaped(name):<{width}}{escaped(text)}")
 
 
 def _describe_bundle(path: str) -> tuple[dict[str, Any], list[list[str]]]:
-    from glia_rt.backends.cuda.engine import engines
     from glia_rt.bundle import GRAPHS, Bundle
 
     bundle = Bundle.open(path)
     manifest, built = bundle.manifest, engines(bundle)
     record = {"bundle": str(path), "identity": bundle.identity, **manifest}
-    record["engines"] = [engine.to_dict() for engine in built]
+    record["engines"] = [{"file": file.name} | _engine_facts(one) for file, one in built]
     sizes = {name: manifest["files"][name]["size"] for name in GRAPHS.values() if name in manifest["files"]}
     worst = max(manifest["parity"], key=lambda row: row["worst"] / row["limit"], default=None)
     rows = [
@@ -51,12 +52,28 @@ def _describe_bundle(path: str) -> tuple[dict[str, Any], list[list[str]]]:
     ]
     if worst is not None:
         rows.append(["worst parity", f"{worst['worst']:.1e} of {worst['limit']:.0e} allowed: {worst['what']}"])
-    rows += [
-        ["engine" if i == 0 else "", f"{one.target} {one.library_version}, {one.input}, {one.precision}, "
-         f"compute capability {', '.join(one.capabilities) or '8.0 and later'}, {one.engine_size / 1e6:.1f} MB"]
-        for i, one in enumerate(built)
-    ] or [["engine", f"none yet; glia-rt build {path} --target tensorrt-rtx builds one"]]  # fmt: skip
-    return record, [*rows, ["identity", bundle.identity], ["made by", f"glia-rt {manifest['tools']['glia-rt']}"]]
+    for i, (file, one) in enumerate(built):
+        line = _engine_line(one) if isinstance(one, EngineRecord) else f"{file.name}: its record cannot be read"
+        rows.append(["engine" if i == 0 else "", line])
+    if not built:
+        rows.append(["engine", f"none yet; glia-rt build {path} --target tensorrt-rtx builds one"])
+    return record, [
+        *rows,
+        ["identity", bundle.identity],
+        ["made by", f"glia-rt {manifest['tools'].get('glia-rt', '?')}"],
+    ]
+
+
+def _engine_line(record: EngineRecord) -> str:
+    gpus = ", ".join(record.capabilities) or "8.0 and later"
+    return (
+        f"{record.target} {record.library_version}, {record.input}, {record.precision}, compute capability {gpus}, "
+        f"{record.engine_size / 1e6:.1f} MB"
+    )
+
+
+def _engine_facts(found: EngineRecord | EngineError) -> dict[str, Any]:
+    return found.to_dict() if isinstance(found, EngineRecord) else {"error": str(found)}
 
 
 def _describe_checkpoint(path: str) -> tuple[dict[str, Any], list[list[str]]]:
@@ -77,7 +94,7 @@ def _describe_model(
 ) -> list[list[str]]:
     """Return the rows that a bundle and a checkpoint share; `origin` has backbones, trained_on and metrics."""
     backbone = model["config"].get("backbone")
-    sources = ", ".join(f"started from {facts['source']}" for facts in origin["backbones"].values())
+    sources = ", ".join(f"started from {facts['source']}" for facts in origin.get("backbones", {}).values())
     about = f"{model['family']}" + (f" on {backbone}" if backbone else "") + (f", {sources}" if sources else "")
     score = contract.score
     meaning = (
@@ -90,7 +107,7 @@ def _describe_model(
         shape = " x ".join(map(str, one.shape))
         rows.append(["inputs" if i == 0 else "", f"{one.name}: {one.rule.rule}, {shape}"])
     rows.append(["score", f"{score.name}, {meaning}"])
-    rows.append(["trained on", _training(origin["trained_on"], origin["metrics"])])
+    rows.append(["trained on", _training(origin.get("trained_on", {}), origin.get("metrics", {}))])
     if card.get("text"):
         rows.append(["card", str(card["text"])])
     for name, figure in card.get("figures", {}).items():

@@ -70,7 +70,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _interrupt(number: int, _frame: object) -> None:
-    """Stop in good order on the first Ctrl-C; on the second at once, which loses nothing that is in parts."""
+    """Stop in good order on the first Ctrl-C, and at once on the second. Rows that are in parts are kept both times."""
     signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
     raise KeyboardInterrupt
 

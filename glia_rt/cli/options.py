@@ -117,16 +117,19 @@ def add_global_options(command: click.Command) -> click.Command:
 
     def debug(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
         if value:
-            context.find_object(State).debug = True  # type: ignore[union-attr]
+            context.ensure_object(State).debug = True
 
     def verbose(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
         if value:
-            context.find_object(State).log()  # type: ignore[union-attr]
+            context.ensure_object(State).log()
 
-    shared: dict[str, Any] = {"is_flag": True, "expose_value": False}
+    # Eager, so that they hold for the errors of other options too.
+    shared: dict[str, Any] = {"is_flag": True, "expose_value": False, "is_eager": True}
     command.params += [
         click.Option(["-v", "--verbose"], callback=verbose, help="Say each step, and how long it took.", **shared),
-        click.Option(["--debug"], callback=debug, help="Show the traceback behind an error.", **shared),
+        click.Option(
+            ["--debug"], callback=debug, help="Show the traceback behind an error; GLIA_DEBUG=1 does too.", **shared
+        ),
     ]
     return command
 
@@ -170,7 +173,7 @@ def parse_devices(text: str | None) -> list[int] | None:
     """0,1 -> numbers of GPUs; None for none named."""
     if text is None:
         return None
-    if not all(part.isdecimal() for part in text.split(",")):
+    if not all(part.isdecimal() and len(part) < 4 for part in text.split(",")):
         raise UsageError(f"--device {text} is not a list of numbers, as 0 or 0,1")
     return [int(part) for part in text.split(",")]
 
@@ -190,7 +193,7 @@ engine_options = grouped(
     click.option("--input", type=click.Choice(["views", "image"]), default="views", show_default=True,
                  help="What the graph takes: the model's inputs, or pictures, one size a batch."),
     click.option("--device", metavar="LIST", callback=_parsed(parse_devices),
-                 help="The GPUs to run on, as 0 or 0,1; default: the first."),
+                 help="The GPUs to run on, for example 0 or 0,1; default: the first."),
     click.option("--batch-size", type=click.IntRange(min=1),
                  help="Pictures in a run of the engine; default: 4 on a CPU, 32 on a GPU."),
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from dataclasses import dataclass
 from typing import Any
@@ -29,8 +30,6 @@ class ModelOptions:
             UsageError: It has no such option, or not of this value.
         """
         with needs("train"):
-            import yaml
-
             from glia_train.models.table import read_config
         record: dict[str, Any] = {} if self.backbone is None else {"backbone": self.backbone}
         if self.tune_backbone:
@@ -40,10 +39,12 @@ class ModelOptions:
             group, _, name = key.partition(".")
             if group != "model" or not name or not equals:
                 raise UsageError(f"--set {setting} is not model.OPTION=VALUE, as model.mlp=loda")
+            if name in record:
+                raise UsageError(f"--set {setting}: {name} is given twice; give it once")
             try:
-                record[name] = yaml.safe_load(value)
-            except yaml.YAMLError as error:
-                raise UsageError(f"--set {setting}: {value!r} is no value: {' '.join(str(error).split())}") from error
+                record[name] = json.loads(value)
+            except (ValueError, RecursionError):
+                record[name] = value  # text needs no quotes
         return read_config(self.family, record)
 
 
@@ -54,7 +55,7 @@ model_options = grouped(
     click.option("--backbone", help="The backbone, a timm ViT; default: ViT-B/16."),
     click.option("--tune-backbone", is_flag=True, help="Train the backbone too."),
     click.option("--set", "settings", multiple=True, metavar="model.OPTION=VALUE",
-                 help="An option of the family's config, as model.mlp=loda; may be given several times."),
+                 help="An option of the family's config, for example model.mlp=loda; may be given several times."),
 )  # fmt: skip
 
 

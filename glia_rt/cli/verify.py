@@ -6,6 +6,7 @@ import click
 
 from glia_rt.cli.console import make_console, print_parity, say_backend
 from glia_rt.cli.options import EngineOptions, engine_options
+from glia_rt.steps import step
 
 
 @click.command()
@@ -17,6 +18,7 @@ def verify(bundle: str, engine: EngineOptions) -> None:
 
     with engine.open(bundle) as scorer:
         say_backend(scorer)
-        rows = selftest(scorer)
+        with step("run the selftest"):
+            rows = selftest(scorer)
     print_parity(make_console(), rows)
     require(rows)

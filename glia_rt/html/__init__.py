@@ -2,5 +2,5 @@
 
 In: a template that extends `frame.html`, and what fills it. Out: a file.
 
-Other folders use: the module page.
+Other folders use: the module kit.
 """

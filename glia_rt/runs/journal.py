@@ -19,8 +19,9 @@ from typing import Any, Final, Self
 
 from filelock import FileLock, Timeout
 
-from glia_rt import files
-from glia_rt.errors import GliaError, ListingChangedError, OutputExistsError, UsageError
+from glia_rt import files, upgrades
+from glia_rt.contract import SCHEMA as CONTRACT_SCHEMA
+from glia_rt.errors import BundleError, GliaError, ListingChangedError, OutputExistsError, UsageError
 from glia_rt.listing.missing import FOLDERS
 from glia_rt.listing.sources import START, Position
 from glia_rt.pixels.names import named_path
@@ -119,7 +120,7 @@ class Parts:
         if resume and run_file.exists():
             before = self._read_run()
             self.replaces, is_starting = before.pop(_REPLACES, False), before.pop(_STARTING, False)
-            self._require_same(before)
+            self._require_same(upgraded(before))
             if not is_starting:
                 self._find_start()
                 return
@@ -298,6 +299,14 @@ def _read_part(part: Path) -> list[tuple[Position, Result]]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _DamagedError(f"{part} is damaged ({error}): {_ANEW}") from error
     return rows
+
+
+def upgraded(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts of a run that an older glia-rt began as this one writes them."""
+    try:
+        return {**run, "contract": upgrades.upgrade(run["contract"], "contract", CONTRACT_SCHEMA, upgrades.CONTRACT)}
+    except (KeyError, BundleError):
+        return dict(run)  # not what any version wrote: it will differ from the run of now
 
 
 def _flat(run: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

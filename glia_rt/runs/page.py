@@ -17,7 +17,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from glia_rt.errors import BadImageError, GliaError, SourceError, UsageError
-from glia_rt.html import page
+from glia_rt.html import kit
 from glia_rt.listing.sources import Position, Sources
 from glia_rt.pixels.decode import read_image
 from glia_rt.results import Result
@@ -92,7 +92,7 @@ def write_report(
     thumbnails = _thumbnails(sources, shown, scorer.max_pixels)
     values, sizes = np.asarray(scores), np.asarray(megapixels)
     try:
-        page.write_page(
+        kit.write_page(
             path,
             "glia_rt.runs",
             "page.html",
@@ -148,19 +148,19 @@ def _thumbnails(sources: Sources, wanted: Mapping[Position, str], max_pixels: in
                     if picture.source is not None and picture.name == wanted.get(Position(number, i)):
                         with contextlib.suppress(BadImageError):
                             pixels = read_image(picture.source, max_pixels=max_pixels)
-                            found[Position(number, i)] = page.thumbnail(pixels, _THUMBNAIL)
+                            found[Position(number, i)] = kit.thumbnail(pixels, _THUMBNAIL)
                     if i == places[-1]:
                         break
     return found
 
 
 def _histogram(scores: np.ndarray) -> Markup:
-    with page.plot_style():
+    with kit.plot_style():
         figure = Figure(figsize=(7, 3.5), layout="constrained")
         axes = figure.add_subplot()
-        axes.hist(scores, bins=min(60, max(5, round(len(scores) ** 0.5))), color=page.SERIES[0])
-        page.label_axes(axes, "score", "pictures")
-        return page.svg(figure)
+        axes.hist(scores, bins=min(60, max(5, round(len(scores) ** 0.5))), color=kit.SERIES[0])
+        kit.label_axes(axes, "score", "pictures")
+        return kit.svg(figure)
 
 
 def _by_size(megapixels: np.ndarray, scores: np.ndarray) -> Markup:
@@ -168,19 +168,19 @@ def _by_size(megapixels: np.ndarray, scores: np.ndarray) -> Markup:
 
     Each picture is a point. If there are too many pictures, a point shows how many of them fall near it.
     """
-    with page.plot_style():
+    with kit.plot_style():
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.add_subplot(xscale="log")
         if len(scores) <= _POINTS:
-            axes.scatter(megapixels, scores, s=14, c=page.SERIES[0], alpha=0.5, linewidths=0)
+            axes.scatter(megapixels, scores, s=14, c=kit.SERIES[0], alpha=0.5, linewidths=0)
         else:
             edges = np.geomspace(megapixels.min(), max(megapixels.max(), megapixels.min() * 1.01), 31)
             counts, x, y = np.histogram2d(megapixels, scores, bins=(edges, 24))
             across, up = np.nonzero(counts)
             share = np.log1p(counts[across, up]) / np.log1p(counts.max())
             axes.scatter(
-                np.sqrt(x[across] * x[across + 1]), (y[up] + y[up + 1]) / 2, s=2 + 60 * share, c=page.SERIES[0],
+                np.sqrt(x[across] * x[across + 1]), (y[up] + y[up + 1]) / 2, s=2 + 60 * share, c=kit.SERIES[0],
                 alpha=0.6, linewidths=0,
             )  # fmt: skip
-        page.label_axes(axes, "megapixels", "score")
-        return page.svg(figure)
+        kit.label_axes(axes, "megapixels", "score")
+        return kit.svg(figure)

@@ -25,7 +25,7 @@ from glia_rt.errors import (
 from glia_rt.listing.pieces import Picture
 from glia_rt.listing.sources import START, Position, Sources, Summary, Tally
 from glia_rt.results import Result
-from glia_rt.runs.journal import Parts
+from glia_rt.runs.journal import Parts, upgraded
 from glia_rt.runs.outputs import metadata_path, sink_format
 from glia_rt.steps import step
 
@@ -298,7 +298,7 @@ def _finished(output: Path, run: dict[str, Any]) -> Outcome | None:
         outcome = Outcome(before.pop("rows"), before.pop("bad_images"))
     except (OSError, ValueError, KeyError):
         return None
-    return outcome if before == json.loads(json.dumps(run)) else None
+    return outcome if upgraded(before) == json.loads(json.dumps(run)) else None
 
 
 def _exists(path: str | os.PathLike[str], what: str = "") -> OutputExistsError:

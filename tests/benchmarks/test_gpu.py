@@ -57,7 +57,7 @@ def report(gpu: Any, task: Any, tiny_bundle: Path, tiny_model: GLIANet) -> dict[
     def refuse() -> dict[str, Any]:
         raise UsageError("no such\ntarget")
 
-    eager = gpu.pytorch("pytorch", tiny_model, "fp32", CPU)
+    eager = gpu.pytorch("pytorch", gpu.Scores(tiny_model), "fp32", CPU)
     contenders = [
         eager,
         gpu.runtime("onnxruntime", Bundle.open(tiny_bundle), "fp32", task.batches),
@@ -65,7 +65,7 @@ def report(gpu: Any, task: Any, tiny_bundle: Path, tiny_model: GLIANet) -> dict[
     ]
     facts = {
         "machine": gpu.machine(CPU),
-        "versions": gpu.versions(),
+        "versions": gpu.installed_versions(*gpu.PACKAGES),
         "command": "python benchmarks/gpu.py",
         "backbone": tiny_model.config.backbone,
         "flops_per_image": count_flops(tiny_bundle / "scorer.onnx"),

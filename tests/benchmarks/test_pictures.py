@@ -45,7 +45,7 @@ def test_every_part_runs_and_is_printed(
     assert all(50 < peak < 5_000 for peak in result["peak_memory"].values())
     stages = result["cold_start"]["stages"]
     assert set(stages) == {"start Python", "import", "open", "score", "load compiled graphs"}
-    assert all(0 < seconds < 60 for seconds in stages.values())
+    assert all(seconds > 0 for seconds in stages.values())
 
 
 def test_parts_of_other_machines_are_not_kept(

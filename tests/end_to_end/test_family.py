@@ -7,17 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.crops import Corners, CornersTwin, Crops, CropsConfig, corners
 from helpers.linear import Linear, LinearConfig
 from PIL import Image
 
 from glia_engines.build import build
+from glia_export import views as traced_views
 from glia_export.export import export
-from glia_rt import Scorer
+from glia_rt import Scorer, contract
 from glia_rt.backends.cuda.engine import find_engines
 from glia_rt.bundle import Bundle
+from glia_rt.pixels import views as numpy_views
+from glia_rt.pixels.decode import read_image
 from glia_rt.verify import require, selftest
-from glia_train.checkpoint import Checkpoint
-from glia_train.models.table import FAMILIES
+from glia_train.checkpoint import Checkpoint, make_checkpoint
+from glia_train.models.table import FAMILIES, untrained
 from glia_train.options import TrainOptions
 from glia_train.train import train
 
@@ -59,3 +63,33 @@ def test_a_family_of_ten_lines(labels: Path, tmp_path: Path, monkeypatch: pytest
     build(bundle, "tensorrt-rtx")
     [(_, record)] = find_engines(Bundle.open(bundle), "tensorrt-rtx", "views", "fp16")
     assert record.profile == {"picture": ((1, 16, 16, 3), (32, 16, 16, 3), (64, 16, 16, 3))}
+
+
+@pytest.mark.parametrize("name", ["crops", "linear", "view", "val_0", "_to_copy", "features"])
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_an_input_of_several_crops(
+    name: str, calibrated: bool, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rule that gives (K, S, S, 3), and names that the exporter has for values of its own."""
+    monkeypatch.setitem(FAMILIES, "crops", Crops)
+    monkeypatch.setattr(contract, "RULES", {**contract.RULES, "corners": Corners})
+    monkeypatch.setattr(numpy_views, "RULES", {**numpy_views.RULES, "corners": corners})
+    monkeypatch.setattr(traced_views, "TWINS", {**traced_views.TWINS, "corners": CornersTwin})
+    model, found = untrained(CropsConfig(name))
+    if calibrated:
+        found = found.with_range(-3.0, 3.0)
+    make_checkpoint(model, found, {}).save(tmp_path / "crops.pt")
+    bundle = export(tmp_path / "crops.pt", tmp_path / "crops.glia").path
+    assert Bundle.open(bundle).contract.shapes("views") == {name: (3, 16, 16, 3)}
+    files = sorted(pictures.iterdir())[:5]
+    for kind in ("views", "image"):
+        with Scorer.open(bundle, "onnxruntime", precision="fp32", input=kind) as scorer:
+            require(selftest(scorer))
+            scores = scorer.score_batch(files)  # type: ignore[arg-type]
+        crops = torch.from_numpy(np.stack([corners(read_image(path), Corners(16), None) for path in files]))
+        with torch.inference_mode():
+            np.testing.assert_allclose(scores, model.score(crops).numpy(), atol=6e-5)
+    if name == "crops":
+        build(bundle, "tensorrt-rtx")
+        [(_, record)] = find_engines(Bundle.open(bundle), "tensorrt-rtx", "views", "fp16")
+        assert record.profile[name][0] == (1, 3, 16, 16, 3)

@@ -77,7 +77,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
 
 
 @pytest.mark.slow
-def test_fifty_kills_and_the_same_file(plain_bundle: Path, pictures: Path, tmp_path: Path) -> None:
+def test_fifty_kills_and_the_same_file(tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
     """Files, an archive and bad ones; killed whenever it comes, also while it starts, merges, and cleans up."""
     (tmp_path / "album").mkdir()
     for i in range(66):
@@ -87,9 +87,9 @@ def test_fifty_kills_and_the_same_file(plain_bundle: Path, pictures: Path, tmp_p
         for path in sorted(pictures.iterdir()):
             tar.add(path, path.name)
     sources = [tmp_path / "album", tmp_path / "0.tar"]
-    assert run("score", plain_bundle, *sources, "-o", tmp_path / "first.csv")[0] == 3  # fills the engine's cache
+    assert run("score", tiny_bundle, *sources, "-o", tmp_path / "first.csv")[0] == 3  # fills the engine's cache
     began = time.monotonic()
-    assert run("score", plain_bundle, *sources, "-o", tmp_path / "undisturbed.csv")[0] == 3
+    assert run("score", tiny_bundle, *sources, "-o", tmp_path / "undisturbed.csv")[0] == 3
     whole = time.monotonic() - began
     expected = (tmp_path / "undisturbed.csv").read_bytes()
 
@@ -97,7 +97,7 @@ def test_fifty_kills_and_the_same_file(plain_bundle: Path, pictures: Path, tmp_p
         """Rows in the parts after each kill; an output that is whole before the last one starts anew."""
         chance, found = random.Random(seed), list[int]()
         while len(found) < kills:
-            process = start("score", plain_bundle, *sources, "-o", output, "--resume")
+            process = start("score", tiny_bundle, *sources, "-o", output, "--resume")
             try:
                 process.communicate(timeout=chance.uniform(0.1, 1.0) * whole)
             except subprocess.TimeoutExpired:
@@ -108,7 +108,7 @@ def test_fifty_kills_and_the_same_file(plain_bundle: Path, pictures: Path, tmp_p
                 assert output.read_bytes() == expected
                 output.unlink()
                 shutil.rmtree(output.with_name(f"{output.name}.parts"), ignore_errors=True)
-        assert run("score", plain_bundle, *sources, "-o", output, "--resume")[0] == 3
+        assert run("score", tiny_bundle, *sources, "-o", output, "--resume")[0] == 3
         assert output.read_bytes() == expected
         return set(found)
 
@@ -120,13 +120,13 @@ def test_fifty_kills_and_the_same_file(plain_bundle: Path, pictures: Path, tmp_p
     assert left == {name for output in outputs for name in (output.name, f"{output.name}.meta.json")}
 
 
-def test_a_second_run_onto_one_output_is_refused(plain_bundle: Path, many: Path, tmp_path: Path) -> None:
+def test_a_second_run_onto_one_output_is_refused(tiny_bundle: Path, many: Path, tmp_path: Path) -> None:
     output = tmp_path / "scores.csv"
-    first = start("score", plain_bundle, many, "-o", output)
+    first = start("score", tiny_bundle, many, "-o", output)
     try:
         wait_for(lambda: bool(kept(output)), first)
         for option in ([], ["--resume"], ["--overwrite"]):
-            status, stderr = run("score", plain_bundle, many, "-o", output, *option)
+            status, stderr = run("score", tiny_bundle, many, "-o", output, *option)
             assert status == 2
             assert stderr.endswith(f"{output}: another run is writing it; wait, or name another output\n")
         assert first.poll() is None
@@ -141,10 +141,10 @@ def test_a_second_run_onto_one_output_is_refused(plain_bundle: Path, many: Path,
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_keeps_its_rows_and_says_where(
-    plain_bundle: Path, many: Path, tmp_path: Path, number: signal.Signals, status: int
+    tiny_bundle: Path, many: Path, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
     output = tmp_path / "scores.csv"
-    process = start("score", plain_bundle, many, "-o", output)
+    process = start("score", tiny_bundle, many, "-o", output)
     try:
         wait_for(lambda: len(kept(output)) >= 20, process)
         process.send_signal(number)
@@ -162,7 +162,7 @@ def test_an_interrupted_run_keeps_its_rows_and_says_where(
     assert not output.exists()
 
 
-def test_ctrl_c_twice_ends_at_once(plain_bundle: Path, many: Path, tmp_path: Path) -> None:
+def test_ctrl_c_twice_ends_at_once(tiny_bundle: Path, many: Path, tmp_path: Path) -> None:
     """The first lets the run keep its rows, on a disk that hangs."""
     output, hangs = tmp_path / "scores.csv", tmp_path / "hangs"
     hanging = f"""
@@ -170,7 +170,7 @@ import os, pathlib, time
 fsync = os.fsync
 os.fsync = lambda fd: time.sleep({LIMIT}) if pathlib.Path({str(hangs)!r}).exists() else fsync(fd)
 {PROGRAM}"""
-    command = [sys.executable, "-c", hanging, "score", str(plain_bundle), str(many), "-o", str(output)]
+    command = [sys.executable, "-c", hanging, "score", str(tiny_bundle), str(many), "-o", str(output)]
     process = subprocess.Popen(command, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
         wait_for(lambda: len(kept(output)) >= 20, process)
@@ -190,9 +190,9 @@ os.fsync = lambda fd: time.sleep({LIMIT}) if pathlib.Path({str(hangs)!r}).exists
 # A source that goes, a disk that fills
 
 
-def test_a_folder_that_is_deleted_meanwhile(plain_bundle: Path, many: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_deleted_meanwhile(tiny_bundle: Path, many: Path, tmp_path: Path) -> None:
     output = tmp_path / "scores.csv"
-    process = start("score", plain_bundle, many, "-o", output)
+    process = start("score", tiny_bundle, many, "-o", output)
     try:
         wait_for(lambda: len(kept(output)) >= 20, process)
         many.rename(tmp_path / "elsewhere")
@@ -205,7 +205,7 @@ def test_a_folder_that_is_deleted_meanwhile(plain_bundle: Path, many: Path, tmp_
     assert {row["status"] for row in kept(output)} == {"ok"}
 
 
-def test_a_full_disk(plain_bundle: Path, many: Path, tmp_path: Path) -> None:
+def test_a_full_disk(tiny_bundle: Path, many: Path, tmp_path: Path) -> None:
     """No file of that process may grow past 8 kB: what a full disk looks like, without filling one."""
     output = tmp_path / "scores.csv"
     # A part for every row, so that only the output grows so large.
@@ -214,7 +214,7 @@ def test_a_full_disk(plain_bundle: Path, many: Path, tmp_path: Path) -> None:
         f"resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000)){PROGRAM}"
     )
     # Not OpenVINO, whose cache of compiled graphs would be over the limit, too.
-    args = ["score", str(plain_bundle), f"{many}/00*.jpg", "-o", str(output), "--backend", "onnxruntime"]
+    args = ["score", str(tiny_bundle), f"{many}/00*.jpg", "-o", str(output), "--backend", "onnxruntime"]
     command = [sys.executable, "-c", limited, *args, "--resume"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
     assert done.returncode == 1
@@ -303,12 +303,12 @@ def rogues(pictures: Path, tmp_path: Path) -> dict[str, str]:
 
 
 def test_what_is_no_picture_is_a_row_and_the_others_are_scored(
-    plain_bundle: Path, pictures: Path, tmp_path: Path, rogues: dict[str, str]
+    tiny_bundle: Path, pictures: Path, tmp_path: Path, rogues: dict[str, str]
 ) -> None:
     for i, path in enumerate(sorted(pictures.iterdir())[:3]):
         shutil.copy(path, tmp_path / "rogues" / f"{'aip'[i]}.jpg")
     report = tmp_path / "r.html"
-    status, stderr = run("score", plain_bundle, tmp_path / "rogues", "-o", tmp_path / "scores.csv", "--report", report)
+    status, stderr = run("score", tiny_bundle, tmp_path / "rogues", "-o", tmp_path / "scores.csv", "--report", report)
     assert status == 3
     found = {Path(row["path"]).name: row for row in rows(tmp_path / "scores.csv")}
     assert sorted(found) == sorted([*rogues, "a.jpg", "i.jpg", "p.jpg"])
@@ -320,7 +320,7 @@ def test_what_is_no_picture_is_a_row_and_the_others_are_scored(
 
 
 def test_archives_of_what_is_no_picture(
-    plain_bundle: Path, pictures: Path, tmp_path: Path, rogues: dict[str, str]
+    tiny_bundle: Path, pictures: Path, tmp_path: Path, rogues: dict[str, str]
 ) -> None:
     good = (pictures / "00.jpg").read_bytes()
     members = [("good.jpg", good), ("bomb.png", png_bomb()), ("bomb.tif", tiff_bomb()), ("../out.jpg", good)]
@@ -329,7 +329,7 @@ def test_archives_of_what_is_no_picture(
     (tmp_path / "cut.tar").write_bytes(inner[:700])
     (tmp_path / "none.tar").write_bytes(b"hello")
     archives = [tmp_path / name for name in ("0.tar", "cut.tar", "none.tar")]
-    assert run("score", plain_bundle, *archives, "-o", tmp_path / "scores.csv")[0] == 3
+    assert run("score", tiny_bundle, *archives, "-o", tmp_path / "scores.csv")[0] == 3
     found = [(row["path"].removeprefix(f"{tmp_path}/"), row["error"]) for row in rows(tmp_path / "scores.csv")]
     assert [name for name, _ in found] == [
         "0.tar/good.jpg", "0.tar/bomb.png", "0.tar/bomb.tif", "0.tar/../out.jpg", "0.tar/inner.jpg", "cut.tar",
@@ -340,7 +340,7 @@ def test_archives_of_what_is_no_picture(
     assert found[0][1] == ""
 
 
-def test_names_of_all_kinds(plain_bundle: Path, pictures: Path, tmp_path: Path) -> None:
+def test_names_of_all_kinds(tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
     """As files, as far as the file system goes, and as members of an archive, where 4,000 characters do."""
     names = [b"two\nlines.jpg", b'quo"te, comma.jpg', b"\xff\xfe.jpg", b" spaces .jpg", "é😀.jpg".encode(), b"-o.jpg"]
     names += [b"x" * 251 + b".jpg"]
@@ -356,7 +356,7 @@ def test_names_of_all_kinds(plain_bundle: Path, pictures: Path, tmp_path: Path) 
     outputs = {}
     for kind in ("csv", "jsonl", "parquet"):
         output = tmp_path / f"scores.{kind}"
-        assert run("score", plain_bundle, "album", "0.tar", "-o", output, cwd=tmp_path)[0] == 0
+        assert run("score", tiny_bundle, "album", "0.tar", "-o", output, cwd=tmp_path)[0] == 0
         outputs[kind] = output
     assert [row["path"] for row in rows(outputs["csv"])] == expected
     assert [json.loads(line)["path"] for line in outputs["jsonl"].read_bytes().splitlines()] == expected
@@ -366,7 +366,7 @@ def test_names_of_all_kinds(plain_bundle: Path, pictures: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_tiny_files(plain_bundle: Path, tmp_path: Path) -> None:
+def test_a_hundred_thousand_tiny_files(tiny_bundle: Path, tmp_path: Path) -> None:
     """Mostly unreadable ones, since the engine's speed is not what is looked at here."""
     folder = tmp_path / "album"
     folder.mkdir()
@@ -377,7 +377,7 @@ def test_a_hundred_thousand_tiny_files(plain_bundle: Path, tmp_path: Path) -> No
         else:
             os.link(folder / "000000.png", folder / f"{i:06}.png")
     output = tmp_path / "scores.parquet"
-    status, stderr = run("score", plain_bundle, folder, "-o", output)
+    status, stderr = run("score", tiny_bundle, folder, "-o", output)
     assert status == 3
     assert f"100000 rows in {output}" in stderr
     from pyarrow import parquet

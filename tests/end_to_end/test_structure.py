@@ -39,8 +39,8 @@ BARE = {"train", "export", "engines", "tests", "benchmarks"}
 SOURCES = [(package, path) for package, folder in FOLDERS.items() for path in sorted(folder.rglob("*.py"))]
 IDS = [path.relative_to(ROOT).as_posix() for _, path in SOURCES]
 #: Words that only GLIANet's inputs have.
-VIEWS = re.compile(r"global_view|GLOBAL_VIEW|view_size|\bFRAGMENTS\b|[\"']fragments[\"']|\.fragments\b|\bfragments=")
-#: The rules, the family and its form; and records of a version that knew no other family.
+VIEWS = re.compile(r"global_?view|\bfragments?\b", re.IGNORECASE)
+#: The rules and the family; and records of a version that knew no other family.
 MAY_NAME_VIEWS = {
     "glia_rt/contract.py",
     "glia_rt/pixels/views.py",
@@ -48,7 +48,6 @@ MAY_NAME_VIEWS = {
     "glia_rt/upgrades.py",
     "export/glia_export/views.py",
     "train/glia_train/models/glianet.py",
-    "export/glia_export/forms/glianet.py",
 }
 
 
@@ -155,7 +154,7 @@ def test_the_runtime_imports_little_on_import_and_no_torch_ever(path: Path) -> N
     found = {module.partition(".")[0] for module, _ in at_start} - sys.stdlib_module_names
     # Modules of an extra are imported by whoever asks for them.
     extra = {
-        "html/page.py": {"jinja2", "markupsafe", "matplotlib"},
+        "html/kit.py": {"jinja2", "markupsafe", "matplotlib"},
         "runs/page.py": {"markupsafe", "matplotlib"},
         "runs/ray_data.py": {"ray"},
     }
@@ -168,7 +167,7 @@ def test_the_runtime_imports_little_on_import_and_no_torch_ever(path: Path) -> N
 ROOMS = {module_name(package, path): path for package, path in SOURCES if path.name == "__init__.py"}
 
 
-@pytest.mark.parametrize("room", sorted(set(ROOMS) - set(FOLDERS)))
+@pytest.mark.parametrize("room", sorted(set(ROOMS) - {"glia_rt"}))  # which is the API, and imports it
 def test_a_room_says_what_it_is_for_and_what_others_may_use(room: str) -> None:
     text = ast.get_docstring(parse(ROOMS[room])) or ""
     said, _, offered = text.partition("Other folders use:")
@@ -201,10 +200,8 @@ def test_no_module_names_a_view(package: str, path: Path) -> None:
         assert found == []
 
 
-def test_modules_that_may_name_a_view_are_there() -> None:
-    assert all(
-        VIEWS.search((ROOT / path).read_text()) or "glianet" in path or "views" in path for path in MAY_NAME_VIEWS
-    )
+def test_modules_that_may_name_a_view_do() -> None:
+    assert all(VIEWS.search((ROOT / path).read_text()) for path in MAY_NAME_VIEWS)
 
 
 def test_folders_are_no_packages() -> None:

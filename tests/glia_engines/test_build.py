@@ -23,7 +23,7 @@ from glia_engines import build as building
 from glia_engines.build import build, capability_names, make_profile
 from glia_engines.kernels import Kernel, read_kernels, summary
 from glia_rt.backends.cuda.device import why_no_gpu
-from glia_rt.backends.cuda.engine import EngineRecord, find_engines, record_path, system
+from glia_rt.backends.cuda.engine import LEAST_PORTABLE, EngineRecord, find_engines, record_path, system
 from glia_rt.bundle import Bundle
 from glia_rt.cli.main import main
 from glia_rt.contract import GraphKind
@@ -38,6 +38,8 @@ Capture = pytest.CaptureFixture[str]
 ATTENTIONS = 12 + 12 + 12 + 11
 #: Kernels besides the matrix products that the export was tuned to; docs/tensorrt.md has what else was tried.
 OTHER_KERNELS = 150
+#: The library's own set of portable capabilities.
+PORTABLE = tuple(sorted((one for one in capability_names(tensorrt_rtx) if float(one) >= LEAST_PORTABLE), key=float))
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +130,7 @@ def test_the_record_says_what_was_built(tiny_engine: Path, engine: Path, kernels
     content = engine.read_bytes()
     assert record.target == "tensorrt-rtx"
     assert record.library_version == tensorrt_rtx.__version__
-    assert (record.capabilities, record.system) == (("8.0", "8.6", "8.9", "12.0", "12.1"), system())
+    assert (record.capabilities, record.system) == (PORTABLE, system())
     assert record.glia_rt == __version__
     assert (record.input, record.precision, record.onnx) == ("views", "fp16", "scorer.fp16.onnx")
     view = (224, 224, 3)
@@ -139,7 +141,8 @@ def test_the_record_says_what_was_built(tiny_engine: Path, engine: Path, kernels
     assert (record.engine_size, record.engine_sha256) == (len(content), hashlib.sha256(content).hexdigest())
     assert record.layers == summary(kernels)
     assert record.build_seconds > 0
-    name = f"tensorrt-rtx.views.fp16.sm80-sm86-sm89-sm120-sm121.{tensorrt_rtx.__version__}"
+    gpus = "-".join(f"sm{capability.replace('.', '')}" for capability in PORTABLE)
+    name = f"tensorrt-rtx.views.fp16.{gpus}.{tensorrt_rtx.__version__}"
     assert sorted(path.name for path in engine.parent.iterdir()) == [f"{name}.engine", f"{name}.json"]
 
 
@@ -172,7 +175,7 @@ def test_the_image_graph_builds_with_its_sampler(bundle: Path, glia_rt_command: 
 @pytest.mark.slow
 def test_fp32_builds_from_the_other_file(bundle: Path) -> None:
     done = build(bundle, "tensorrt-rtx", precision="fp32", batch=(1, 4, 8))
-    assert done.path.name.startswith("tensorrt-rtx.views.fp32.sm80-sm86-")
+    assert done.path.name.startswith("tensorrt-rtx.views.fp32.sm80-")
     assert done.record.onnx == "scorer.onnx"
     types = {kind for kernel in read_kernels(done.path.read_bytes()) for kind in kernel.types.values()}
     assert "half" not in types
@@ -225,6 +228,9 @@ def test_options_that_cannot_be(tiny_bundle: Path, args: list[str], reason: str,
 def test_a_capability_that_the_library_does_not_know(tiny_bundle: Path) -> None:
     with pytest.raises(UsageError, match=r"builds for compute capability 7\.5, 8\.0, .*, not 9\.0"):
         build(tiny_bundle, "tensorrt-rtx", capabilities=["8.9", "9.0"])
+    for odd in ("foo", "", "8.9 "):
+        with pytest.raises(UsageError, match="builds for compute capability"):
+            build(tiny_bundle, "tensorrt-rtx", capabilities=["8.9", odd])
     assert not list(tiny_bundle.glob("engines/*"))
 
 

@@ -34,12 +34,12 @@ def test_the_warm_up_is_not_timed() -> None:
         nonlocal calls
         calls += 1
         if calls <= LEAST_WARM_UP_CALLS:
-            time.sleep(0.02)
+            time.sleep(0.2)
 
     timings = closed_loop(first_calls_compile, seconds=0.0, least=3)
     assert len(timings.calls) == 3
     assert calls == 3 + LEAST_WARM_UP_CALLS
-    assert sum(timings.calls) < 0.02
+    assert sum(timings.calls) < 0.2
 
 
 def test_callers_call_at_once() -> None:

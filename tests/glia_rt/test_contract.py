@@ -120,7 +120,7 @@ def test_a_newer_schema_names_the_version_that_reads_it_whatever_else_it_holds()
 
 @pytest.mark.parametrize("schema", [str(SCHEMA), None, 0, -1, 1.0, True])
 def test_what_is_no_schema(schema: object) -> None:
-    with pytest.raises(BundleError, match=rf"schema {schema!r} is none that there has been; .*make it again"):
+    with pytest.raises(BundleError, match=rf"schema {schema!r} is not a schema of glia-rt; .*make it again"):
         Contract.from_dict({"schema": schema, "new": 1})
 
 

@@ -3,6 +3,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -91,3 +93,51 @@ def test_remove(tmp_path: Path) -> None:
     for name in ("folder", "file", "link", "nothing"):
         files.remove(tmp_path / name)
     assert names(tmp_path) == ["kept"]
+
+
+def test_threads_that_write_one_file_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    files.write_whole(path, "0" * 50_000)
+
+    def write(digit: str) -> None:
+        for _ in range(20):
+            files.write_whole(path, digit * 50_000)
+            text = path.read_text()
+            assert len(text) == 50_000
+            assert len(set(text)) == 1
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, "1234"))
+    assert names(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize(("age", "is_removed"), [(0, False), (2 * 24 * 60 * 60, True)])
+def test_what_another_machine_writes_is_left_for_a_day(tmp_path: Path, age: int, is_removed: bool) -> None:
+    other = tmp_path / ".a.txt.partial-01234567-1-1"
+    other.write_text("half")
+    os.utime(other, (time.time() - age,) * 2)
+    files.write_whole(tmp_path / "a.txt", "text")
+    assert other.exists() != is_removed
+
+
+def test_a_process_killed_between_the_renames_loses_no_folder(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.mkdir()
+    (path / "old").touch()
+    program = (
+        "import os, pathlib, sys; from glia_rt import files\n"
+        "rename = pathlib.Path.rename\n"
+        "pathlib.Path.rename = lambda *a: os.kill(os.getpid(), 9) if a[0].name == 'new' else rename(*a)\n"
+        "with files.whole_folder(pathlib.Path(sys.argv[1])): pass"
+    )
+    assert subprocess.run([sys.executable, "-c", program, str(path)], check=False).returncode == -9
+    assert not path.exists()
+
+    def fail() -> None:
+        with files.whole_folder(path):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert names(path) == ["old"]
+    assert names(tmp_path) == ["a"]

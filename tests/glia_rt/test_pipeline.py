@@ -317,9 +317,8 @@ def test_closing_early_reads_no_more() -> None:
 
     results = stream(Counter(), read=slow, batch_size=30)
     next(results)
-    before, began = begun.pulled, time.monotonic()
+    before = begun.pulled
     results.close()
-    assert time.monotonic() - began < 1
     assert begun.pulled <= before + 3, "only what a worker held already"
 
 

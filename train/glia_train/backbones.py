@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,12 +12,13 @@ import timm
 import torch.nn.functional as F
 from timm.layers.attention import Attention
 from timm.models import load_checkpoint
-from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from glia_rt.errors import BundleError, UsageError
 
-VIEW_SIZE = 224
+#: Height and width of the pictures that a ViT is made for, pixels.
+IMAGE_SIZE = 224
 
 
 def create_backbone(name: str) -> VisionTransformer:
@@ -29,16 +31,16 @@ def create_backbone(name: str) -> VisionTransformer:
         near = " or ".join(difflib.get_close_matches(name, timm.list_models()))
         raise UsageError(f"timm has no model {name!r}" + (f"; did you mean {near}?" if near else ""))
     try:
-        vit = timm.create_model(name, pretrained=False, num_classes=0, img_size=VIEW_SIZE)
+        vit = timm.create_model(name, pretrained=False, num_classes=0, img_size=IMAGE_SIZE)
     except TypeError as error:  # the model takes no img_size, which every ViT takes
-        raise UsageError(f"{name} is not a ViT: GLIANet cannot use it") from error
+        raise UsageError(f"{name} is not a ViT: it cannot be a backbone here") from error
     except RuntimeError as error:
         raise UsageError(f"{name}: {_on_one_line(error)}") from error
     plain = isinstance(vit, VisionTransformer) and all(
         type(block) is Block and type(block.attn) is Attention and block.attn.gate is None for block in vit.blocks
     )
     if not plain or vit.cls_token is None or isinstance(vit.norm, nn.Identity):
-        raise UsageError(f"{name} is not a plain ViT with a cls token and a final norm: GLIANet cannot use it")
+        raise UsageError(f"{name} is not a plain ViT with a cls token and a final norm: it cannot be a backbone here")
     return cast(VisionTransformer, vit)
 
 
@@ -76,18 +78,20 @@ def load_backbone_weights(vit: nn.Module, source: str) -> None:
         if path.suffix == ".npz":
             cast(VisionTransformer, vit).load_pretrained(str(path))
             return
-        # The hub uses the same filter. It reads older layouts and fits position embeddings to the view's size.
-        keys = load_checkpoint(vit, str(path), strict=False, filter_fn=checkpoint_filter_fn, weights_only=True)
+        # The hub uses the same filter. A ViT's reads older layouts and fits position embeddings to the view's size.
+        filter_fn = getattr(sys.modules[type(vit).__module__], "checkpoint_filter_fn", None)
+        keys = load_checkpoint(vit, str(path), strict=False, filter_fn=filter_fn, weights_only=True)
     except Exception as error:  # timm and torch raise many kinds, and each means a wrong file
         raise BundleError(f"{path}: not weights of {name}: {_on_one_line(error)}") from error
-    # Most files hold a classification head, which this backbone lacks. Any other difference means another model.
-    if odd := keys.missing_keys + [key for key in keys.unexpected_keys if not key.startswith("head")]:
+    # Most files hold a classifier, which a backbone lacks. Any other difference means another model.
+    classifier = str(cfg.get("classifier") or "head").partition(".")[0]
+    if odd := keys.missing_keys + [key for key in keys.unexpected_keys if not key.startswith(classifier)]:
         raise BundleError(f"{path}: not weights of {name}: {len(odd)} tensors missing or unknown, first {odd[0]}")
 
 
 def _load_from_hub(vit: nn.Module, name: str) -> None:
     try:
-        donor = timm.create_model(name, pretrained=True, num_classes=0, img_size=VIEW_SIZE)
+        donor = timm.create_model(name, pretrained=True, num_classes=0, img_size=IMAGE_SIZE)
     except Exception as error:  # the hub's client raises many kinds, and each means no weights
         raise UsageError(
             f"cannot get {name} from timm's hub ({_on_one_line(error)}). Without a network give "

@@ -23,7 +23,7 @@ from glia_rt.errors import BundleError, UsageError
 from glia_rt.versions import __version__
 from glia_train.backbones import backbone_sha256, load_backbone_weights
 from glia_train.models.base import Model
-from glia_train.models.table import family_of, read_config
+from glia_train.models.table import family_of, read_config, source_of
 
 SCHEMA: Final = 2
 
@@ -126,7 +126,10 @@ class Checkpoint:
         if not isinstance(record, dict) or "schema" not in record:
             raise BundleError(f"{path}: not a checkpoint of glia-rt; `glia-rt train` writes one")
         written_by = record.get("glia_rt")
+        if not all(isinstance(key, str) for key in record):
+            raise BundleError(f"{path}: a field has no name; the checkpoint is damaged")
         record = upgrades.upgrade(record, f"{path}: checkpoint", SCHEMA, upgrades.CHECKPOINT, written_by)
+        written_by = record.get("glia_rt")
         required = {"schema", "glia_rt", "family", "config", "contract", "weights", "calibration", "backbones"}
         required |= {"trained_on", "metrics"}
         upgrades.require_fields(record, f"{path}: checkpoint", required, {"card"}, written_by)
@@ -134,13 +137,14 @@ class Checkpoint:
             config = read_config(record["family"], record["config"])
             contract = Contract.from_dict(record["contract"], written_by)
             scale, offset = (float(value) for value in record["calibration"])
-            backbones = {str(name): dict(facts) for name, facts in record["backbones"].items()}
-        except (
-            AttributeError,
-            TypeError,
-            ValueError,
-        ) as error:  # a value is of the wrong kind; a UsageError is a ValueError
-            raise BundleError(f"{path}: {error}; the checkpoint is damaged, or of a newer glia-rt") from error
+            backbones = {name: dict(facts) for name, facts in record["backbones"].items()}
+            facts = (dict(record["trained_on"]), dict(record["metrics"]), dict(record.get("card", {})))
+        except BundleError as error:
+            raise BundleError(f"{path}: {error}") from error
+        # A value is of the wrong kind, or of a later version. A UsageError is a ValueError.
+        except (AttributeError, TypeError, ValueError, OverflowError) as error:
+            newer = f"made by glia-rt {written_by}: upgrade to it" if written_by != __version__ else "damaged"
+            raise BundleError(f"{path}: {error}; the checkpoint is {newer}") from error
         weights = record["weights"]
         if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
             raise BundleError(f"{path}: its weights are no tensors; the checkpoint is damaged")
@@ -150,12 +154,10 @@ class Checkpoint:
             weights,
             (scale, offset),
             backbones,
-            record["trained_on"],
-            record["metrics"],
-            record.get("card", {}),
+            *facts,
         )
 
-    def build_model(self, backbone_weights: str | None = None) -> Model:
+    def build_model(self, backbone_weights: str | Mapping[str, str] | None = None) -> Model:
         """Return the model with this checkpoint's weights, in eval mode.
 
         Args:
@@ -167,8 +169,11 @@ class Checkpoint:
         """
         model = self.family(self.config)
         left_out = self.left_out
+        if odd_names := sorted(set(self.backbones) ^ set(model.backbones())):
+            raise BundleError(f"the checkpoint's backbones do not fit its config, first {odd_names[0]}: it is damaged")
         for name in left_out:
-            self._load_backbone(name, model.backbones()[name], backbone_weights)
+            source = None if backbone_weights is None else source_of(backbone_weights, name)
+            self._load_backbone(name, model.backbones()[name], source)
         prefixes = tuple(f"{name}." for name in left_out)
         expected = {k: v.shape for k, v in model.state_dict().items() if not prefixes or not k.startswith(prefixes)}
         if {k: v.shape for k, v in self.weights.items()} != expected:
@@ -200,7 +205,7 @@ class Checkpoint:
             )
 
 
-def check_adapter_only(model: Model, backbone_source: str) -> None:
+def check_adapter_only(model: Model, backbone_source: str | Mapping[str, str]) -> None:
     """Check that the frozen backbones of a model can be restored, so that a checkpoint may leave them out.
 
     Raises:
@@ -210,18 +215,19 @@ def check_adapter_only(model: Model, backbone_source: str) -> None:
         raise UsageError(f"--adapter-only: a model of family {model.family} has no backbone to leave out: drop it")
     if not model.frozen_backbones():
         raise UsageError("--adapter-only cannot leave out a backbone that is trained: drop it or --tune-backbone")
-    if backbone_source == "random":
+    if "random" in (source_of(backbone_source, name) for name in model.frozen_backbones()):
         raise UsageError("--adapter-only cannot leave out a backbone of random weights: nobody could restore it")
 
 
 def make_checkpoint(
     model: Model,
     contract: Contract,
-    backbone_source: str,
+    backbone_source: str | Mapping[str, str],
     *,
     adapter_only: bool = False,
     trained_on: Mapping[str, Any] | None = None,
     metrics: Mapping[str, float] | None = None,
+    card: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
     """Return a checkpoint of a model. The weights are copied to the CPU.
 
@@ -244,9 +250,10 @@ def make_checkpoint(
         weights=weights,
         calibration=(scale, offset),
         backbones={
-            name: {"source": backbone_source, "sha256": backbone_sha256(backbone)}
+            name: {"source": source_of(backbone_source, name), "sha256": backbone_sha256(backbone)}
             for name, backbone in model.backbones().items()
         },
         trained_on=dict(trained_on or {}),
         metrics=dict(metrics or {}),
+        card=dict(card or {}),
     )

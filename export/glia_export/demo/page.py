@@ -14,14 +14,14 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from glia_export.demo.data import METRIC, METRIC_IN_FULL, PHOTOGRAPHS, DemoPicture
-from glia_rt.html import page
+from glia_rt.html import kit
 from glia_rt.pixels.decode import read_image
 from glia_rt.verify import Parity
 from glia_train.metrics import Metrics
 
 THUMBNAILS: Final = 30  # fills whole rows of 2, 3, 5 or 6
 
-_MARKERS: Final = tuple(zip(page.SERIES, ("o", "^", "s", "D"), strict=True))
+_MARKERS: Final = tuple(zip(kit.SERIES, ("o", "^", "s", "D"), strict=True))
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def write_report(path: str | os.PathLike[str], report: DemoReport) -> None:
     """
     by_score = sorted(report.held_out, key=lambda scored: scored.score, reverse=True)
     shown = np.linspace(0, len(by_score) - 1, min(THUMBNAILS, len(by_score))).round().astype(int)
-    page.write_page(
+    kit.write_page(
         path,
         "glia_export.demo",
         "page.html",
@@ -100,7 +100,7 @@ def _duration(seconds: float) -> str:
 
 def _thumbnail(path: Path) -> str:
     """Return a picture as a thumbnail of its own size, because a smaller one would not show its distortion."""
-    return page.thumbnail(read_image(path))
+    return kit.thumbnail(read_image(path))
 
 
 def _scatter(pictures: Sequence[ScoredPicture]) -> Markup:
@@ -109,22 +109,22 @@ def _scatter(pictures: Sequence[ScoredPicture]) -> Markup:
     margin = 0.04 * (max(values) - min(values)) or 0.1
     limits = (min(values) - margin, max(values) + margin)
 
-    with page.plot_style():
+    with kit.plot_style():
         figure = Figure(figsize=(5, 5), layout="constrained")
         axes = figure.add_subplot(xlim=limits, ylim=limits, aspect="equal")
-        axes.axline((0, 0), slope=1, color=page.FAINT, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
+        axes.axline((0, 0), slope=1, color=kit.FAINT, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
         names = _photographs([scored.picture for scored in pictures])
         for name, (colour, marker) in zip(names, cycle(_MARKERS), strict=False):
             shown = [scored for scored in pictures if _plain(scored.picture.reference) == name]
             x, y = [scored.picture.score for scored in shown], [scored.score for scored in shown]
             axes.scatter(x, y, s=20, c=colour, marker=marker, alpha=0.65, linewidths=0, label=name, zorder=2)
-        page.label_axes(axes, f"label ({METRIC})", f"score ({METRIC} predicted)")
+        kit.label_axes(axes, f"label ({METRIC})", f"score ({METRIC} predicted)")
         figure.legend(
             loc="outside upper left",
             ncols=len(_MARKERS),
             frameon=False,
             markerscale=1.4,
-            labelcolor=page.INK,
+            labelcolor=kit.INK,
             handletextpad=0.2,
         )
-        return page.svg(figure)
+        return kit.svg(figure)

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Final
 from glia_export.demo.data import LABELS, METRIC, DemoPicture, make_dataset
 from glia_export.demo.page import DemoReport, ScoredPicture, write_report
 from glia_export.export import export
-from glia_rt import files
 from glia_rt.errors import GliaError, OutputExistsError, UsageError
 from glia_rt.listing.sources import Sources
 from glia_rt.results import Result
 from glia_rt.runs.run import score_to_file
 from glia_rt.scorer import Scorer
+from glia_rt.steps import log_end
 from glia_rt.verify import require, selftest
 from glia_rt.versions import installed_versions
 from glia_train.metrics import compare
@@ -153,9 +153,13 @@ def _make_room(out: Path, overwrite: bool) -> None:
             raise UsageError(f"{out} holds files that no demo wrote: give another --out")
         if not overwrite:
             raise OutputExistsError(f"{out} holds an earlier demo: give --overwrite to replace it, or another --out")
-    for name in ("data", "run", CHECKPOINT, BUNDLE, SCORES, f"{SCORES}.meta.json", REPORT):
-        files.remove(out / name)
     try:
+        for name in ("data", "run", CHECKPOINT, BUNDLE, SCORES, f"{SCORES}.meta.json", REPORT):
+            earlier = out / name
+            if earlier.is_dir() and not earlier.is_symlink():
+                shutil.rmtree(earlier)
+            else:
+                earlier.unlink(missing_ok=True)
         out.mkdir(parents=True, exist_ok=True)
         (out / MARK).touch()
     except OSError as error:
@@ -181,3 +185,4 @@ def _stage(name: str, seconds: dict[str, float], console: Console) -> Iterator[N
     began = time.monotonic()
     yield
     seconds[name] = time.monotonic() - began
+    log_end(name, seconds[name])

@@ -26,6 +26,8 @@ from glia_rt.errors import BackendError, BundleError, EngineError
 
 SCHEMA: Final = 2
 FOLDER: Final = "engines"
+#: The least compute capability that tensorrt-rtx builds for unless others are named.
+LEAST_PORTABLE: Final = 8.0
 
 #: Smallest, usual and largest shape of each input.
 Profile = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
@@ -129,7 +131,7 @@ class EngineRecord:
         """
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise EngineError(f"{path}, which describes the engine, cannot be read ({error}); {REBUILD}") from error
         written_by = found.get("glia_rt") if isinstance(found, dict) else None
         try:
@@ -140,13 +142,29 @@ class EngineRecord:
         except BundleError as error:
             raise EngineError(f"{error}; or {REBUILD}") from error
         try:
-            record["capabilities"] = tuple(record["capabilities"])
-            record["profile"] = {
-                name: tuple(tuple(shape) for shape in shapes) for name, shapes in record["profile"].items()
-            }
-        except (TypeError, AttributeError) as error:
+            return cls(**record | {"capabilities": _capabilities(record), "profile": _profile(record)})
+        except (TypeError, ValueError, AttributeError) as error:
             raise EngineError(f"{path} is damaged ({error}); {REBUILD}") from error
-        return cls(**record)
+
+
+def _capabilities(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the capabilities of a record that was read; ValueError for what are none."""
+    names = tuple(record["capabilities"])
+    for name in names:
+        float(name)
+    return tuple(map(str, names))
+
+
+def _profile(record: Mapping[str, Any]) -> Profile:
+    """Return the profile of a record that was read; ValueError for what is none."""
+    profile = {name: tuple(tuple(map(int, shape)) for shape in shapes) for name, shapes in record["profile"].items()}
+    # Three shapes of one length for each input; the first number of each is a batch.
+    if not profile or any(len(shapes) != 3 or len({*map(len, shapes)} - {0}) != 1 for shapes in profile.values()):
+        raise ValueError(f"profile {record['profile']!r}")
+    for name in ("engine_size", "build_seconds"):
+        if not isinstance(record[name], int | float):
+            raise TypeError(f"{name} {record[name]!r}")
+    return profile  # type: ignore[return-value]
 
 
 REBUILD: Final = "build the engine again, with glia-rt build and --overwrite"
@@ -159,24 +177,44 @@ def engine_path(record: EngineRecord, bundle: Bundle) -> Path:
     return bundle.path / FOLDER / name
 
 
+def engines(bundle: Bundle) -> list[tuple[Path, EngineRecord | EngineError]]:
+    """Return all engines of a bundle with their records, in the order of file names.
+
+    A bundle on a shared disk holds engines of other machines. Where the record of an engine cannot be read, the error
+    stands in its place.
+    """
+    folder = bundle.path / FOLDER
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    found: list[tuple[Path, EngineRecord | EngineError]] = []
+    for path in (folder / name for name in names if name.endswith(".engine") and not name.startswith(".")):
+        try:
+            record = EngineRecord.read(record_path(path))
+            if not path.name.startswith(f"{record.target}.{record.input}.{record.precision}."):
+                raise EngineError(f"{record_path(path)} describes another engine; {REBUILD}")
+            found.append((path, record))
+        except EngineError as error:
+            found.append((path, error))
+    return found
+
+
 def find_engines(bundle: Bundle, target: str, input: GraphKind, precision: str) -> list[tuple[Path, EngineRecord]]:
     """Return a bundle's engines of one kind and their records, in the order of file names.
 
     Raises:
-        EngineError: A record is missing or damaged, or describes another engine.
+        EngineError: There is none, or the record of none can be read.
     """
-    folder = bundle.path / FOLDER
-    names = sorted(os.listdir(folder)) if folder.is_dir() else []
-    paths = [folder / name for name in names if name.endswith(".engine") and not name.startswith(".")]
-    found = [(path, EngineRecord.read(record_path(path))) for path in paths if _may_be(path, target, input, precision)]
-    for path, record in found:
-        if (record.target, record.input, record.precision) != (target, input, precision):
-            raise EngineError(f"{record_path(path)} describes another engine; {REBUILD}")
-    return found
-
-
-def _may_be(path: Path, target: str, input: GraphKind, precision: str) -> bool:
-    return path.name.startswith(f"{target}.{input}.{precision}.")
+    prefix = f"{target}.{input}.{precision}."
+    found = [(path, record) for path, record in engines(bundle) if path.name.startswith(prefix)]
+    readable = [(path, record) for path, record in found if isinstance(record, EngineRecord)]
+    if readable:
+        return readable
+    for _, error in found:
+        if isinstance(error, EngineError):
+            raise error
+    raise EngineError(
+        f"{bundle.path / FOLDER} holds no engine of {target} for {input} in {precision}: "
+        f"{build_command(bundle, target, input, precision)}"
+    )
 
 
 def record_path(engine: Path) -> Path:
@@ -195,9 +233,18 @@ def build_command(bundle: Bundle, target: str, input: GraphKind, precision: str)
 
 
 def checked_engine(
-    bundle: Bundle, target: str, input: GraphKind, precision: str, *, library_version: str, capability: str
+    bundle: Bundle,
+    target: str,
+    input: GraphKind,
+    precision: str,
+    *,
+    library_version: str,
+    capability: str,
+    batch_size: int = 1,
 ) -> tuple[bytes, EngineRecord]:
     """Read a bundle's engine and check that it is complete, belongs to this bundle and fits this machine.
+
+    Where several fit, one that takes batches of `batch_size` is preferred.
 
     Args:
         bundle: The bundle that the engine belongs to.
@@ -206,6 +253,7 @@ def checked_engine(
         precision: "fp16" or "fp32".
         library_version: Version of the TensorRT on this machine.
         capability: Compute capability of the GPU on this machine, for example "8.9".
+        batch_size: Pictures in a batch. Whether the engine takes so many is for the caller to check.
 
     Returns:
         The bytes of the engine, and its record.
@@ -215,30 +263,25 @@ def checked_engine(
             for another version of TensorRT, GPU or operating system. The message says what to do.
     """
     found = find_engines(bundle, target, input, precision)
-    if not found:
-        raise EngineError(
-            f"{bundle.path / FOLDER} holds no engine of {target} for {input} in {precision}: "
-            f"{build_command(bundle, target, input, precision)}"
-        )
-    # This picks the engine for this machine, or else the one that comes closest. The checks below then say why that one
-    # does not fit.
-    path, record = max(found, key=lambda one: _fitness(one[1], library_version, capability))
-    content = path.read_bytes()
-    if len(content) != record.engine_size:
-        raise EngineError(
-            f"{path} has {len(content)} bytes, its record says {record.engine_size}; copy it again, or {REBUILD}"
-        )
-    if hashlib.sha256(content).hexdigest() != record.engine_sha256:
-        raise EngineError(f"{path} is not the file that was built (sha256 differs); copy it again, or {REBUILD}")
-    if record.bundle_identity != bundle.identity or record.onnx_sha256 != bundle.sha256(GRAPHS[input, precision]):
-        raise EngineError(f"{path} was built from another export of {bundle.path.name}; {REBUILD}")
+    found.sort(key=lambda one: _fitness(one[0], one[1], bundle, library_version, capability, batch_size), reverse=True)
+    errors: list[EngineError] = []
+    for path, record in found:
+        try:
+            return _checked(path, record, bundle, library_version, capability), record
+        except EngineError as error:
+            errors.append(error)
+    raise errors[0]  # that of the engine which comes closest
+
+
+def _checked(path: Path, record: EngineRecord, bundle: Bundle, library_version: str, capability: str) -> bytes:
+    """Return the bytes of an engine; raises as `checked_engine` does."""
     if record.library_version != library_version:
         raise EngineError(
-            f"{path} was built by {target} {record.library_version}, here is {library_version}, and engines do not "
-            f"travel between versions; {REBUILD}"
+            f"{path} was built by {record.target} {record.library_version}, here is {library_version}, and engines do "
+            f"not travel between versions; {REBUILD}"
         )
     # The library itself decides which GPUs a portable engine runs on: Runtime.get_engine_validity.
-    if not TARGETS[target].portable:
+    if not TARGETS[record.target].portable:
         if capability not in record.capabilities:
             raise EngineError(
                 f"{path} was built on a GPU of compute capability {', '.join(record.capabilities)}, this one has "
@@ -246,15 +289,36 @@ def checked_engine(
             )
         if record.system != system():
             raise EngineError(f"{path} was built on {record.system}, this is {system()}; {REBUILD} on this machine")
-    return content, record
+    graph = GRAPHS[record.input, record.precision]
+    if record.bundle_identity != bundle.identity or record.onnx_sha256 != bundle.sha256(graph):
+        raise EngineError(f"{path} was built from another export of {bundle.path.name}; {REBUILD}")
+    content = path.read_bytes()
+    if len(content) != record.engine_size:
+        raise EngineError(
+            f"{path} has {len(content)} bytes, its record says {record.engine_size}; copy it again, or {REBUILD}"
+        )
+    if hashlib.sha256(content).hexdigest() != record.engine_sha256:
+        raise EngineError(f"{path} is not the file that was built (sha256 differs); copy it again, or {REBUILD}")
+    return content
 
 
-def _fitness(record: EngineRecord, library_version: str, capability: str) -> tuple[bool, bool, int]:
+def _fitness(
+    path: Path, record: EngineRecord, bundle: Bundle, library_version: str, capability: str, batch_size: int
+) -> tuple[bool | int, ...]:
     """Return how well an engine fits a machine, as a sort key. The first difference decides."""
-    is_of_this_version = record.library_version == library_version
-    # A portable engine may also run on later GPUs than those its record names, so the record with more names is
-    # better. A record of schema 1 may name none.
-    return is_of_this_version, capability in record.capabilities, len(record.capabilities)
+    # A record of schema 1 names no capabilities where tensorrt-rtx chose them: 8.0 and later.
+    by_itself = not record.capabilities and float(capability) >= LEAST_PORTABLE
+    named = capability in record.capabilities or by_itself
+    count = len(record.capabilities)
+    return (
+        record.library_version == library_version,
+        named,
+        record.max_batch >= batch_size,
+        path == engine_path(record, bundle),  # an engine of schema 1 has another name, and is the older one
+        # An engine for this GPU alone was asked for. Where none names the GPU, a portable engine may still run on it:
+        # the more it names, the likelier that is.
+        -count if named else count,
+    )
 
 
 def require_in_profile(record: EngineRecord, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -277,10 +341,3 @@ def require_in_profile(record: EngineRecord, shapes: Mapping[str, tuple[int, ...
 def system() -> str:
     """Return the operating system and the processor, for example "Linux x86_64"."""
     return f"{platform.system()} {platform.machine()}"
-
-
-def engines(bundle: Bundle) -> list[EngineRecord]:
-    """Return the records of all engines of a bundle, in the order of file names."""
-    folder = bundle.path / FOLDER
-    names = sorted(os.listdir(folder)) if folder.is_dir() else []
-    return [EngineRecord.read(folder / name) for name in names if name.endswith(".json")]

@@ -66,7 +66,13 @@ class Library:
         gpu = Gpu.open(options.device or 0)
         trt = cast(TensorRT, tensorrt_api.load(self.target))
         content, record = checked_engine(
-            bundle, name, options.input, precision, library_version=trt.__version__, capability=gpu.capability
+            bundle,
+            name,
+            options.input,
+            precision,
+            library_version=trt.__version__,
+            capability=gpu.capability,
+            batch_size=options.batch_size or 1,
         )
         batch_size = options.batch_size or record.usual_batch
         if batch_size > record.max_batch:

@@ -37,22 +37,22 @@ extern "C" __global__ void resize_across(
     rows[y * ROW + at] = weigh(levels, 3, table + VIEW_SIZE + x, taps);
 }
 
-// rows (height, VIEW_SIZE, 3) -> global_view (VIEW_SIZE, VIEW_SIZE, 3). The table has the same form as above, for the
+// rows (height, VIEW_SIZE, 3) -> out (VIEW_SIZE, VIEW_SIZE, 3). The table has the same form as above, for the
 // rows of the result.
-extern "C" __global__ void resize_down(const Level* rows, Level* global_view, const int* table, long long taps) {
+extern "C" __global__ void resize_down(const Level* rows, Level* out, const int* table, long long taps) {
     const int at = blockIdx.x * VIEW_SIZE + threadIdx.x, y = blockIdx.y;
-    global_view[y * ROW + at] = weigh(rows + table[y] * ROW + at, ROW, table + VIEW_SIZE + y, taps);
+    out[y * ROW + at] = weigh(rows + table[y] * ROW + at, ROW, table + VIEW_SIZE + y, taps);
 }
 
 // image (height, width, 3) -> fragments (VIEW_SIZE, VIEW_SIZE, 3), the mosaic. The first three rows of the table are
 // for the rows of the mosaic: the two rows of the picture to blend, and the weight of the second one. The next three
 // rows are the same for its columns.
-extern "C" __global__ void read_fragments(const Level* image, Level* fragments, const int* table, long long width) {
+extern "C" __global__ void read_fragments(const Level* image, Level* out, const int* table, long long width) {
     const int at = blockIdx.x * VIEW_SIZE + threadIdx.x, x = at / 3, channel = at % 3, y = blockIdx.y;
     const int *row = table + y, *column = table + 3 * VIEW_SIZE + x;
     const Level* top = image + 3 * (row[0] * width) + channel;
     const Level* bottom = image + 3 * (row[VIEW_SIZE] * width) + channel;
     const int left = 3 * column[0], right = 3 * column[VIEW_SIZE], weight = column[2 * VIEW_SIZE];
     const Level upper = blend(top[left], top[right], weight), lower = blend(bottom[left], bottom[right], weight);
-    fragments[y * ROW + at] = blend(upper, lower, row[2 * VIEW_SIZE]);
+    out[y * ROW + at] = blend(upper, lower, row[2 * VIEW_SIZE]);
 }

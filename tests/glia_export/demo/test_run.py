@@ -37,7 +37,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_the_folder_holds_every_piece_of_the_chain(output: Path) -> None:
     assert {path.name for path in output.iterdir()} == FILES
-    assert Checkpoint.load(output / "checkpoint.pt").backbone_source == "random"
+    assert Checkpoint.load(output / "checkpoint.pt").backbones["backbone"]["source"] == "random"
     bundle = Bundle.open(output / "demo.glia")
     assert bundle.contract.score.range == (0, 1)
     rows = table(output / "scores.csv")

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -561,11 +560,22 @@ def loaded_after(statement: str) -> set[str]:
     return {name.partition(".")[0] for name in python(f"import sys; {statement}; print(*sys.modules)").split()}
 
 
-@pytest.mark.parametrize("statement", ["import glia_rt", "from glia_rt.cli.main import main; main(['--help'])"])
+HELP = "from glia_rt.cli.main import main; main(['--help'])"
+
+
+@pytest.mark.parametrize("statement", ["import glia_rt", HELP])
 def test_nothing_heavy_is_imported_at_start(statement: str) -> None:
     loaded = loaded_after(statement)
     assert "glia_rt" in loaded
     assert loaded & HEAVY == set()
+
+
+@pytest.mark.parametrize(("statement", "more"), [("import glia_rt", set()), (HELP, {"click"})])
+def test_a_start_imports_these_packages_and_no_others(statement: str, more: set[str]) -> None:
+    """What a start costs, without a clock: numpy, and what decodes pictures."""
+    before = loaded_after("pass")  # an editable install has modules of its own
+    found = {name for name in loaded_after(statement) - before - sys.stdlib_module_names if not name.startswith("_")}
+    assert found - {"cython_runtime"} == {"glia_rt", "numpy", "PIL", "simplejpeg"} | more
 
 
 def test_scoring_imports_no_training(plain_bundle: Path, good: Path) -> None:
@@ -573,20 +583,6 @@ def test_scoring_imports_no_training(plain_bundle: Path, good: Path) -> None:
     loaded = loaded_after(f"from glia_rt.cli.main import main; main({args!r})")
     assert "onnxruntime" in loaded
     assert loaded & {"torch", "timm", "onnx", "openvino", "glia_train", "glia_export"} == set()
-
-
-def test_importing_takes_under_a_quarter_of_a_second() -> None:
-    program = "import time; began = time.perf_counter(); import glia_rt; print(time.perf_counter() - began)"
-    assert min(float(python(program)) for _ in range(5)) < 0.25
-
-
-def test_help_takes_under_half_a_second() -> None:
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
-        python(PROGRAM, "--help")
-        times.append(time.perf_counter() - began)
-    assert min(times) < 0.5
 
 
 def test_a_file_that_may_not_be_read_is_a_row(plain_bundle: Path, good: Path, tmp_path: Path, capsys: Capture) -> None:

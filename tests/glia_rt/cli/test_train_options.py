@@ -11,7 +11,7 @@ import pytest
 
 from glia_rt.cli.main import main
 from glia_rt.cli.train import ModelOptions
-from glia_rt.errors import BundleError, UsageError
+from glia_rt.errors import UsageError
 from glia_train.models.glianet import ModelConfig
 
 #: A value for each field that is not its default.
@@ -63,7 +63,12 @@ def test_several_at_once_and_beside_the_flags() -> None:
         ("model.latent=1.5", "glianet: latent: "),
         ("model.mlp=wide", "glianet: mlp: Input should be 'narrow' or 'loda'"),
         ("model.dropout=1.5", r"glianet: dropout must lie in \[0, 1\), not 1.5"),
-        ("model.residual=[", r"--set model.residual=\[: '\[' is no value"),
+        ("model.residual=[", "glianet: residual: "),
+        ("model.latent=010", "glianet: latent: Input should be a valid integer"),
+        ("model.latent=1:30", "glianet: latent: Input should be a valid integer"),
+        ("model.interaction_init=NaN", "glianet: .*finite numbers"),
+        ("model.interaction_init=Infinity", "glianet: .*finite numbers"),
+        ("model.latent=" + "[" * 3000, "glianet: latent: "),
     ],
 )
 def test_a_setting_that_cannot_be(setting: str, reason: str) -> None:
@@ -71,8 +76,13 @@ def test_a_setting_that_cannot_be(setting: str, reason: str) -> None:
         options(setting).config()
 
 
+def test_a_backbone_is_named_once() -> None:
+    with pytest.raises(UsageError, match="backbone is given twice"):
+        options("model.backbone=vit_tiny_patch16_224", backbone="vit_small_patch16_224").config()
+
+
 def test_a_family_that_is_none() -> None:
-    with pytest.raises(BundleError, match="this version knows no family 'cnn', only glianet"):
+    with pytest.raises(UsageError, match="there is no family 'cnn'; there are glianet"):
         options(family="cnn").config()
 
 

@@ -16,6 +16,7 @@ from helpers.runs import BAD, ROWS, Stop, after, names
 
 from glia_rt import Result, Scorer
 from glia_rt.errors import GliaError, OutputExistsError, UsageError
+from glia_rt.files import partial_path
 from glia_rt.listing.sources import Position, Sources
 from glia_rt.runs import journal as parts
 from glia_rt.runs.journal import Parts
@@ -62,7 +63,7 @@ def test_an_output_is_on_the_disk_before_its_parts_go(
     monkeypatch.setattr(os, "replace", replaced)
     monkeypatch.setattr(Path, "unlink", unlinked)
     score_to_file(scorer, listing, tmp_path / "scores.csv")
-    merged, partial = calls.index(("fsync", "scores.csv.parts/merged")), f".partial-{os.getpid()}"
+    merged, partial = calls.index(("fsync", "scores.csv.parts/merged")), partial_path(Path("x")).name.removeprefix(".x")
     assert calls[merged:-2] == [
         ("fsync", "scores.csv.parts/merged"),
         # First this, so that killed in between the run takes the output for its own.

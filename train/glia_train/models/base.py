@@ -30,7 +30,7 @@ Shapes: N pictures, D the width of the features, which the head reads.
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -59,11 +59,11 @@ class Stage:
     attends: bool = False
 
 
-class Model(nn.Module):
+class Model(nn.Module, ABC):
     """A model of one family.
 
     A family sets `family` and `Config`, and defines `__init__(config)`, `inputs`, `features` and `raw_score`. It may
-    define `stages`, `backbones` and `form`.
+    define `stages` and `backbones`.
 
     Attributes:
         config: The `Config` that the model was made with.
@@ -147,10 +147,14 @@ class Model(nn.Module):
         return raw * self.calibration[0] + self.calibration[1]
 
     def normalise(self, view: Tensor) -> Tensor:
-        """Return a view, uint8 (N, S, S, 3), as (v / 255 - mean) / std per channel, float32 (N, 3, S, S)."""
-        x = view.to(torch.float32).permute(0, 3, 1, 2)
-        gain = (1 / (255 * self.std)).view(1, 3, 1, 1)
-        shift = (self.mean / self.std).view(1, 3, 1, 1)
+        """Return (v / 255 - mean) / std per channel: uint8 (N, ..., S, S, 3) -> float32 (N, ..., 3, S, S).
+
+        The cast comes first, because TensorRT takes uint8 nowhere else. So a model of crops (N, K, S, S, 3) folds K
+        into the batch after this step.
+        """
+        x = view.to(torch.float32).movedim(-1, -3)
+        gain = (1 / (255 * self.std)).view(3, 1, 1)
+        shift = (self.mean / self.std).view(3, 1, 1)
         return x * gain - shift
 
     def train(self, mode: bool = True) -> Self:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from glia_rt.contract import Fragments, ModelInput, Resize
 from glia_rt.errors import UsageError
-from glia_train.backbones import VIEW_SIZE, block_cls_row, create_backbone, embed, pretrained_cfg, split_heads
+from glia_train.backbones import IMAGE_SIZE, block_cls_row, create_backbone, embed, pretrained_cfg, split_heads
 from glia_train.models.base import Model, Stage
 
 #: Names of the two inputs.
@@ -157,8 +157,8 @@ class GLIANet(Model):
     def inputs(cls, config: ModelConfig) -> tuple[ModelInput, ...]:
         """Return the whole picture and the mosaic of 49 fragments, both 224 x 224."""
         return (
-            ModelInput(GLOBAL_VIEW, Resize(VIEW_SIZE)),
-            ModelInput(FRAGMENTS, Fragments(VIEW_SIZE, GRID, VIEW_SIZE // GRID)),
+            ModelInput(GLOBAL_VIEW, Resize(IMAGE_SIZE)),
+            ModelInput(FRAGMENTS, Fragments(IMAGE_SIZE, GRID, IMAGE_SIZE // GRID)),
         )
 
     def stages(self) -> dict[str, Stage]:

@@ -11,7 +11,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from glia_rt.contract import Contract
-from glia_rt.errors import BundleError, UsageError
+from glia_rt.errors import UsageError
 from glia_train.backbones import load_backbone_weights
 from glia_train.models.base import Model
 from glia_train.models.glianet import GLIANet
@@ -36,11 +36,10 @@ def read_config(family: str, record: Mapping[str, Any]) -> Any:
     """Return the config of a family, made from JSON types.
 
     Raises:
-        BundleError: There is no such family.
-        UsageError: A field is unknown, or a field does not take its value.
+        UsageError: There is no such family, a field is unknown, or a field does not take its value.
     """
-    if family not in FAMILIES:
-        raise BundleError(f"this version knows no family {family!r}, only {', '.join(FAMILIES)}: upgrade glia-rt")
+    if not isinstance(family, str) or family not in FAMILIES:
+        raise UsageError(f"there is no family {family!r}; there are {', '.join(FAMILIES)}")
     kind = FAMILIES[family].Config
     fields = [field.name for field in dataclasses.fields(kind)]
     if unknown := sorted(set(record) - set(fields)):
@@ -48,15 +47,19 @@ def read_config(family: str, record: Mapping[str, Any]) -> Any:
     try:
         # The record is checked as JSON, because a strict check of JSON takes a list for a tuple and an object for a
         # dataclass.
-        return TypeAdapter(kind).validate_json(json.dumps(dict(record)), strict=True)
+        return TypeAdapter(kind).validate_json(json.dumps(dict(record), allow_nan=False), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"][:1]))
         reason = first["msg"].removeprefix("Value error, ")
         raise UsageError(f"{family}: {f'{field}: ' if field else ''}{reason}") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"{family}: {error}; values are text, finite numbers, true or false, and lists") from error
 
 
-def untrained(config: Any, backbone_weights: str = "random", seed: int = 0) -> tuple[Model, Contract]:
+def untrained(
+    config: Any, backbone_weights: str | Mapping[str, str] = "random", seed: int = 0
+) -> tuple[Model, Contract]:
     """Return an untrained model in eval mode, and its contract.
 
     Training starts with this model, and speed is measured with it.
@@ -73,6 +76,11 @@ def untrained(config: Any, backbone_weights: str = "random", seed: int = 0) -> t
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = family_of(config)(config)
-    for backbone in model.backbones().values():
-        load_backbone_weights(backbone, backbone_weights)
+    for name, backbone in model.backbones().items():
+        load_backbone_weights(backbone, source_of(backbone_weights, name))
     return model.eval(), model.contract()
+
+
+def source_of(backbone_weights: str | Mapping[str, str], name: str) -> str:
+    """Return where the weights of a backbone come from: one source serves all, a mapping has one for each name."""
+    return backbone_weights if isinstance(backbone_weights, str) else backbone_weights[name]

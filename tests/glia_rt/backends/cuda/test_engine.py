@@ -62,7 +62,7 @@ def test_a_whole_engine_is_taken(bundle: Bundle, engine: Path, version: str) -> 
     content, record = checked_engine(bundle, "tensorrt-rtx", "views", "fp16", library_version=version, capability="8.9")
     assert content == engine.read_bytes()
     assert record == EngineRecord.read(record_path(engine))
-    assert engines(bundle) == [record]
+    assert engines(bundle) == [(engine, record)]
     assert (record.max_batch, record.bundle_identity) == (64, bundle.identity)
 
 
@@ -174,7 +174,9 @@ def place(bundle: Bundle, record: EngineRecord, content: bytes) -> Path:
 
 
 def test_names_say_what_an_engine_is_for(bundle: Bundle, engine: Path, version: str, plan: Path) -> None:
-    assert engine.name == f"tensorrt-rtx.views.fp16.sm80-sm86-sm89-sm120-sm121.{version}.engine"
+    gpus = "-".join(f"sm{one.replace('.', '')}" for one in EngineRecord.read(record_path(engine)).capabilities)
+    assert gpus.startswith("sm80-")
+    assert engine.name == f"tensorrt-rtx.views.fp16.{gpus}.{version}.engine"
     assert plan.name == "tensorrt.views.fp16.sm90.11.4.engine"
 
 
@@ -214,7 +216,70 @@ def test_an_engine_of_the_older_name_is_found(bundle: Bundle, engine: Path, vers
     record_path(engine).unlink()
     record_path(old).write_text(json.dumps(found))
     check(bundle, version)
-    assert [record.capabilities for record in engines(bundle)] == [()]
+    assert [(path, one.capabilities) for path, one in engines(bundle) if isinstance(one, EngineRecord)] == [(old, ())]
+
+
+def test_a_new_engine_comes_before_one_of_the_older_name(bundle: Bundle, plan: Path) -> None:
+    old = plan.with_name("tensorrt.views.fp16.engine")
+    old.write_bytes(b"old")
+    record_path(old).write_text(record_path(plan).read_text())
+    content, _ = checked_engine(bundle, "tensorrt", "views", "fp16", library_version="11.4", capability="9.0")
+    assert content == plan.read_bytes()
+
+
+@pytest.mark.parametrize("neighbour", [None, "", "[]", '{"schema": 2}'])
+def test_an_engine_that_is_being_built_keeps_no_other_from_its_machine(
+    bundle: Bundle, plan: Path, neighbour: str | None
+) -> None:
+    other = plan.with_name("tensorrt.views.fp16.sm80.11.4.engine")
+    other.write_bytes(b"half of it")
+    if neighbour is not None:
+        record_path(other).write_text(neighbour)
+    check(bundle, "11.4", "tensorrt", "9.0")
+    assert isinstance(dict(engines(bundle))[other], EngineError)
+
+
+def test_an_engine_for_this_gpu_alone_comes_before_a_portable_one(bundle: Bundle, engine: Path, version: str) -> None:
+    record = EngineRecord.read(record_path(engine))
+    profile = {name: (least, usual, (128, *most[1:])) for name, (least, usual, most) in record.profile.items()}
+    place(bundle, dataclasses.replace(record, capabilities=("8.9",), profile=profile), engine.read_bytes())
+
+    def taken(capability: str, batch_size: int) -> int:
+        return checked_engine(
+            bundle,
+            "tensorrt-rtx",
+            "views",
+            "fp16",
+            library_version=version,
+            capability=capability,
+            batch_size=batch_size,
+        )[1].max_batch
+
+    assert taken("8.9", 1) == 128
+    assert taken("8.6", 1) == 64
+    place(bundle, record, engine.read_bytes())
+    place(bundle, dataclasses.replace(record, capabilities=("8.6",)), engine.read_bytes())
+    assert taken("8.6", 128) == 64  # none takes so many; the caller says what to build
+    assert taken("8.9", 128) == 128
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"profile": {}},
+        {"profile": {"pixels": [[1, 2], [1, 2]]}},
+        {"profile": {"pixels": ["abc", "abc", "abc"]}},
+        {"profile": {"pixels": [[], [], []]}},
+        {"profile": 5},
+        {"capabilities": [None]},
+        {"capabilities": ["wide"]},
+        {"engine_size": "large"},
+    ],
+)
+def test_a_record_of_values_that_are_none(bundle: Bundle, engine: Path, version: str, changes: dict[str, Any]) -> None:
+    edit_record(engine, **changes)
+    with pytest.raises(EngineError, match="is damaged"):
+        check(bundle, version)
 
 
 def test_a_plan_for_another_gpu(bundle: Bundle, plan: Path) -> None:
