@@ -5,7 +5,7 @@
 
 Everything is timed in one process, contender after contender, round after round. Ratios are taken round by round, and
 the median is reported. So a machine that slows down for a while slows all contenders. Random weights do not change the
-amount of work. The script writes results/cpu-NAME.json and prints the README's tables.
+amount of work. The script writes results/cpu-NAME.json and prints the table of docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def eager(model: Model, inputs: dict[str, np.ndarray], *, autocast: bool) -> tor
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Return the README's tables."""
+    """Return the table of docs/benchmarks.md."""
 
     def lines() -> Iterator[str]:
         yield f"{result['hardware']}; " + ", ".join(f"{k} {v}" for k, v in result["versions"].items())

@@ -9,8 +9,8 @@ down for a while slows all contenders. pyiqa is timed if it is installed. It is 
 needs it. The pictures are copies of a few photographs. They are read once more before each timing, so that they come
 from the system's cache and disks are not measured.
 
-The script writes results/pictures.json and prints the README's tables. With --only, it keeps the other parts if they
-were measured on the same machine with the same versions.
+The script writes results/pictures.json and prints the tables of docs/benchmarks.md. With --only, it keeps the other
+parts if they were measured on the same machine with the same versions.
 """
 
 from __future__ import annotations
@@ -456,7 +456,7 @@ def make_jpegs(folder: Path, width: int, height: int, count: int) -> Path:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Return the tables of README and docs/scale.md."""
+    """Return the tables of docs/benchmarks.md and docs/scale.md."""
 
     def lines() -> Iterator[str]:
         yield f"{result['hardware']}; " + ", ".join(f"{k} {v}" for k, v in result["versions"].items())

@@ -1,8 +1,8 @@
 """Files and folders that are whole or not there, their hashes, and their removal.
 
 What is written has another name first, that of `partial_path`, and then takes its own. A process that is killed leaves
-the old file or the new one, never half of one. A file is also forced to the disk before it gets its name, so that the
-same holds for a power cut. What killed processes leave under partial names is removed by the next writer.
+the old one or the new one, never half of one. What is written is forced to the disk before it gets its name, so that
+the same holds for a power cut. What killed processes leave under partial names is removed by the next writer.
 """
 
 from __future__ import annotations
@@ -107,13 +107,24 @@ def whole_folder(path: Path) -> Iterator[Path]:
     new.mkdir(parents=True)
     try:
         yield new
+        _sync_tree(new)
         if path.exists():
             path.rename(old)
         new.rename(path)
+        sync_folder(path.parent)
     finally:
         if old.exists() and not path.exists():
             old.rename(path)
         remove(partial)
+
+
+def _sync_tree(folder: Path) -> None:
+    """Force all that is in a folder to the disk."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with open(os.path.join(parent, name), "rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(parent))
 
 
 def remove(path: Path) -> None:

@@ -24,10 +24,10 @@ def info(path: str, as_json: bool) -> None:
 
     if not Path(path).exists():
         raise BundleError(f"{path}: no such bundle or checkpoint")
-    if Path(path).is_dir():
-        record, rows = _describe_bundle(path)
-    else:
-        record, rows = _describe_checkpoint(path)
+    try:
+        record, rows = _describe_bundle(path) if Path(path).is_dir() else _describe_checkpoint(path)
+    except (AttributeError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise BundleError(f"{path}: a value is of the wrong kind ({error!r}); the file is damaged") from error
     if as_json:
         click.echo(json.dumps(record, indent=2))
     else:

@@ -163,7 +163,7 @@ def require_output(
         )
     if os.path.lexists(output) and not (resume or overwrite):
         raise _exists(output)
-    _require_name(output)
+    _require_name(metadata_path(output))
     if report is not None:
         _require_report(report, may_exist=resume or overwrite)
 
@@ -305,15 +305,14 @@ def _exists(path: str | os.PathLike[str], what: str = "") -> OutputExistsError:
     return OutputExistsError(f"{path} exists{what}; name another file, or give --overwrite to replace it")
 
 
-def _require_name(output: Path) -> None:
+def _require_name(path: Path) -> None:
     """Find out now, not once all is scored, that a file of this name cannot be made."""
-    longest = metadata_path(output)
     try:
-        os.lstat(files.partial_path(longest))
+        os.lstat(files.partial_path(path))
     except FileNotFoundError:
         return
     except OSError as error:
-        raise UsageError(f"{output}: cannot be written: {error.strerror}; name another file") from error
+        raise UsageError(f"{path}: cannot be written: {error.strerror}; name another file") from error
 
 
 def _require_report(path: str | os.PathLike[str], *, may_exist: bool) -> None:
@@ -325,6 +324,7 @@ def _require_report(path: str | os.PathLike[str], *, may_exist: bool) -> None:
         raise UsageError(f"{path}: a folder; name a file for the report")
     if not Path(path).parent.is_dir():
         raise UsageError(f"{path}: there is no folder {Path(path).parent}; make it first")
+    _require_name(Path(path))
     try:
         import glia_rt.runs.page  # noqa: F401
     except ModuleNotFoundError as error:

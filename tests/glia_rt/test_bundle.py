@@ -92,6 +92,20 @@ def test_another_schema(bundle: Path, content: str) -> None:
         Bundle.open(bundle)
 
 
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"schema": ' * 100_000])
+def test_a_manifest_of_nothing_but_brackets(bundle: Path, content: str) -> None:
+    (bundle / MANIFEST).write_text(content)
+    with pytest.raises(BundleError, match="cannot be read"):
+        Bundle.open(bundle)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_a_name_that_no_file_can_have(bundle: Path, name: str) -> None:
+    change_manifest(bundle, lambda record: record["files"].update({name: {"sha256": "", "size": 0}}))
+    with pytest.raises(BundleError, match="is missing"):
+        Bundle.open(bundle)
+
+
 def test_a_newer_schema_names_the_version_that_made_it(bundle: Path) -> None:
     change_manifest(bundle, lambda record: record.update(schema=SCHEMA + 1, tools={"glia-rt": "9.1"}))
     with pytest.raises(BundleError, match=rf"the manifest: schema {SCHEMA + 1} is newer than {SCHEMA}.*glia-rt 9\.1"):

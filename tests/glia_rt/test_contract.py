@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +192,19 @@ def test_a_record_that_is_no_object_is_no_contract() -> None:
 def test_rules_of_this_version() -> None:
     assert (RESIZE.shape, FRAGMENTS.shape) == ((224, 224, 3), (224, 224, 3))
     assert set(RULES) == set(views.RULES) == {"resize", "fragments"}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda r: r.update(mean=[10**400, 0, 0]), "mean must be three finite numbers"),
+        (lambda r: r["score"].update(range=[0, 10**400]), "score.range must be two finite numbers"),
+        (lambda r: r["inputs"][0].update(size=10**30), "resize.size must be a whole number from 1 to 65535"),
+        (lambda r: r["inputs"][0].update(size=0), "resize.size must be a whole number from 1 to 65535"),
+    ],
+)
+def test_numbers_that_nothing_can_hold(change: Callable[[dict[str, Any]], object], reason: str) -> None:
+    record = CONTRACT.to_dict()
+    change(record)
+    with pytest.raises(BundleError, match=reason):
+        Contract.from_dict(record)

@@ -14,6 +14,7 @@ from glia_rt.backends.cuda.engine import EngineRecord
 from glia_rt.bundle import Bundle
 from glia_rt.contract import Contract
 from glia_rt.errors import BundleError
+from glia_rt.runs.journal import upgraded
 from glia_rt.upgrades import upgrade
 from glia_train.checkpoint import Checkpoint
 from glia_train.models.glianet import ModelConfig
@@ -35,6 +36,15 @@ def test_contract_with_a_missing_field() -> None:
     del record["grid"]
     with pytest.raises(BundleError, match="contract: missing field grid"):
         Contract.from_dict(record)
+
+
+def test_a_run_that_an_older_version_began() -> None:
+    """It is the run of now, if nothing else has changed: `--resume` goes on with it."""
+    before = {"contract": read("contract.json"), "batch_size": 4}
+    now = {"contract": make_contract((1.0, 5.0)).to_dict(), "batch_size": 4}
+    assert upgraded(before) == json.loads(json.dumps(now))
+    assert upgraded({"batch_size": 4}) == {"batch_size": 4}
+    assert upgraded({"contract": 5}) == {"contract": 5}
 
 
 def test_bundle(tmp_path: Path) -> None:

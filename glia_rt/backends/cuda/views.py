@@ -123,6 +123,8 @@ def plan_fragments(height: int, width: int, rule: Fragments) -> FragmentsPlan:
     return FragmentsPlan(width, rule.size, table)
 
 
+#: Most threads in a block of CUDA. A kernel has a thread for each column of an input.
+MAX_THREADS: Final = 1024
 #: The function that plans each rule that has kernels, by the rule's name.
 TWINS: Final[Mapping[str, Callable[[int, int, Any], Plan]]] = {
     Resize.rule: plan_resize,
@@ -134,13 +136,18 @@ def require_twins(contract: Contract) -> None:
     """Refuse a model that has an input which no kernel makes.
 
     Raises:
-        UsageError: The model has such an input. The message names the input and its rule.
+        UsageError: The model has such an input, or one wider than a block of threads. The message names the input.
     """
     for one in contract.inputs:
         if one.rule.rule not in TWINS:
             raise UsageError(
                 f"input {one.name} is made by the rule {one.rule.rule}, which has no CUDA kernel; give pictures as "
                 "numpy arrays, or make the inputs yourself for score_views"
+            )
+        if one.shape[-2] > MAX_THREADS:
+            raise UsageError(
+                f"input {one.name} is {one.shape[-2]} pixels wide, and the CUDA kernels make up to {MAX_THREADS}; give "
+                "pictures as numpy arrays"
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from glia_rt.bundle import MANIFEST
 from glia_rt.cli.main import main
 
 Capture = pytest.CaptureFixture[str]
@@ -76,3 +78,36 @@ def test_a_pipe_gets_the_same(
     done = glia_rt_command("info", tiny_bundle)
     assert (done.returncode, done.stderr) == (0, "")
     assert all(line == line.rstrip() for line in done.stdout.splitlines())
+
+
+@pytest.fixture
+def edited(plain_bundle: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A bundle with some entries of its manifest changed."""
+
+    def edit(**changes: Any) -> Path:
+        bundle = Path(shutil.copytree(plain_bundle, tmp_path / "edited.glia"))
+        manifest = json.loads((bundle / MANIFEST).read_text())
+        (bundle / MANIFEST).write_text(json.dumps(manifest | changes))
+        return bundle
+
+    return edit
+
+
+def test_a_strangers_card_does_not_command_the_terminal(edited: Callable[..., Path], capsys: Capture) -> None:
+    assert main(["info", str(edited(card={"text": "\x1b[2J\x1b]0;title\x07 \ud800"}))]) == 0
+    assert r"\x1b[2J\x1b]0;title\x07 \ud800" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": {"family": "glianet"}},
+        {"parity": [5]},
+        {"parity": [{"worst": 1, "limit": 0, "what": "x"}]},
+        {"checkpoint": {"metrics": 5, "trained_on": {"labels": "x"}}},
+        {"card": {"figures": [1]}},
+    ],
+)
+def test_values_of_the_wrong_kind(edited: Callable[..., Path], changes: dict[str, Any], capsys: Capture) -> None:
+    assert main(["info", str(edited(**changes))]) == 5
+    assert "the file is damaged" in capsys.readouterr().err

@@ -11,7 +11,6 @@ import pytest
 
 from glia_rt import Result, Scorer
 from glia_rt.errors import GliaError
-from glia_rt.files import partial_path
 from glia_rt.listing.sources import Position, Sources
 from glia_rt.runs.page import SHOWN, write_report
 from glia_rt.runs.run import describe
@@ -139,7 +138,7 @@ def test_many_pictures_do_not_make_a_large_page(tmp_path: Path, pictures: Path, 
 def test_a_place_that_cannot_be_written(
     tmp_path: Path, rows: list[tuple[Position, Result]], pictures: Path, scorer: Scorer
 ) -> None:
-    partial_path(tmp_path / "r.html").mkdir()
+    (tmp_path / "r.html").mkdir()
     with pytest.raises(GliaError, match=r"r\.html: the report cannot be written: Is a directory"):
         write(tmp_path, rows, Sources([pictures]), scorer)
 
