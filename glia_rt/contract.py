@@ -145,17 +145,18 @@ class ModelInput:
         Raises:
             BundleError: An unknown rule or parameter, a missing one, or a value that the rule does not take.
         """
-        what = "contract: an input"
         if not isinstance(record, Mapping) or not {"name", "rule"} <= set(record):
-            raise BundleError(f"{what} has a name and a rule, not {record!r}; the file is damaged: make it again")
+            raise BundleError(
+                f"contract: inputs: each has a name and a rule, not {record!r}; the file is damaged: make it again"
+            )
         parameters = dict(record)
         name, rule_name = parameters.pop("name"), parameters.pop("rule")
         rule = RULES.get(rule_name) if isinstance(rule_name, str) else None
         if rule is None:
             needed = f"glia-rt {written_by}" if written_by else "a newer glia-rt"
             raise BundleError(
-                f"{what}, {name}, is made by the rule {rule_name!r}, and this version knows {', '.join(RULES)}: "
-                f"upgrade to {needed}, which wrote it"
+                f"contract: an input, {name}, is made by the rule {rule_name!r}, and this version knows "
+                f"{', '.join(RULES)}: upgrade to {needed}, which wrote it"
             )
         fields = {field.name for field in dataclasses.fields(rule)}
         upgrades.require_fields(parameters, f"contract: input {name}", fields, written_by=written_by)

@@ -162,7 +162,7 @@ def test_what_is_no_schema(schema: object) -> None:
     ],
 )
 def test_a_wrong_value_is_named(name: str, value: Any) -> None:
-    with pytest.raises(BundleError, match=f"contract: .*{name.rpartition('.')[2].removesuffix('s')}"):
+    with pytest.raises(BundleError, match=rf"contract: .*\b{name.rpartition('.')[2]}s?\b"):
         Contract.from_dict(changed(name, value))
 
 

@@ -261,10 +261,10 @@ def test_the_graph_samples_as_the_host_does(
         assert [result.path for result in results] == [str(path) for path in mixed]
 
 
-def test_threads_share_a_scorer(plain: Scorer, files: list[Path]) -> None:
-    expected = [plain.score(path) for path in files[:6]]
+def test_threads_share_a_scorer(scorer: Scorer, files: list[Path]) -> None:
+    expected = [scorer.score(path) for path in files[:6]]
     with ThreadPoolExecutor(6) as pool:
-        assert list(pool.map(plain.score, files[:6] * 3)) == expected * 3
+        assert list(pool.map(scorer.score, files[:6] * 3)) == expected * 3
 
 
 # Files: the same to the bit, wherever a picture stands
@@ -415,7 +415,7 @@ def test_a_score_that_is_not_finite_is_an_error(
                 list(scorer.score_files(files[:2]))
 
 
-def test_memory_does_not_grow_with_the_number_of_files(plain: Scorer, files: list[Path]) -> None:
+def test_memory_does_not_grow_with_the_number_of_files(scorer: Scorer, files: list[Path]) -> None:
     pulled = 0
 
     def paths() -> Iterator[Path]:
@@ -424,10 +424,10 @@ def test_memory_does_not_grow_with_the_number_of_files(plain: Scorer, files: lis
             pulled += 1
             yield path
 
-    ahead = [pulled - given for given, _ in enumerate(plain.score_files(paths(), workers=2), start=1)]
+    ahead = [pulled - given for given, _ in enumerate(scorer.score_files(paths(), workers=2), start=1)]
     assert len(ahead) == 96
     # What `score_stream` holds: a batch for each run under way or waiting, one in the making, one a decoding thread.
-    assert max(ahead) <= (plain.backend.parallel + 4) * plain.batch_size + 2
+    assert max(ahead) <= (scorer.backend.parallel + 4) * scorer.batch_size + 2
 
 
 def test_paths_of_an_iterator(plain: Scorer, files: list[Path]) -> None:
