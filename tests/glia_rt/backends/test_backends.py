@@ -260,7 +260,7 @@ def test_no_such_backend(bundle: Bundle) -> None:
         ("onnxruntime", "views", "fp16", "computes in fp32 on a CPU, not fp16"),
         ("openvino", "views", "fp16", "computes in fp32 or bf16, not fp16"),
         ("openvino", "views", "int8", "computes in fp32 or bf16, not int8"),
-        ("openvino", "image", None, "32 bits, the sampler needs 64; take input views"),
+        ("openvino", "image", None, "32 bits, the rules need 64; take input views"),
     ],
 )
 def test_a_precision_that_a_backend_lacks_is_refused(

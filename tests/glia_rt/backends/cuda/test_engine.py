@@ -173,10 +173,13 @@ def place(bundle: Bundle, record: EngineRecord, content: bytes) -> Path:
 # One bundle for several machines
 
 
-def test_names_say_what_an_engine_is_for(bundle: Bundle, engine: Path, version: str, plan: Path) -> None:
+def test_names_say_what_an_engine_is_for(engine: Path, version: str) -> None:
     gpus = "-".join(f"sm{one.replace('.', '')}" for one in EngineRecord.read(record_path(engine)).capabilities)
     assert gpus.startswith("sm80-")
     assert engine.name == f"tensorrt-rtx.views.fp16.{gpus}.{version}.engine"
+
+
+def test_the_name_of_an_engine_for_one_gpu(plan: Path) -> None:
     assert plan.name == "tensorrt.views.fp16.sm90.11.4.engine"
 
 
