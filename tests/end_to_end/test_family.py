@@ -65,8 +65,10 @@ def test_a_family_of_ten_lines(labels: Path, tmp_path: Path, monkeypatch: pytest
     assert record.profile == {"picture": ((1, 16, 16, 3), (32, 16, 16, 3), (64, 16, 16, 3))}
 
 
-@pytest.mark.parametrize("name", ["crops", "linear", "view", "val_0", "_to_copy", "features"])
-@pytest.mark.parametrize("calibrated", [True, False])
+TAKEN = [pytest.param(name, True, marks=pytest.mark.slow) for name in ("view", "val_0", "_to_copy", "features")]
+
+
+@pytest.mark.parametrize(("name", "calibrated"), [("linear", True), ("crops", False), *TAKEN])
 def test_an_input_of_several_crops(
     name: str, calibrated: bool, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
