@@ -1,4 +1,4 @@
-"""Write docs/cli.md, of the commands' own help: `make docs`."""
+"""Write docs/cli.md from the help of the commands: `make docs`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from glia_rt.cli.main import cli
 HEAD = """\
 # Commands
 
-`make docs` writes this page, of what each command says of itself under `--help`.
+`make docs` writes this page from the help of each command.
 
 | exit status | means |
 |---|---|

@@ -338,7 +338,7 @@ class Scorer:
 def _open_backends(
     name: str, bundle: Bundle, options: BackendOptions, device: int | Sequence[int] | None
 ) -> tuple[Backend, list[str]]:
-    """An engine on each device; the first settles what "auto" and the defaults stand for."""
+    """Open a backend on each device. The first decides what "auto" and the defaults mean for the others."""
     if device is None:
         return open_backend(name, bundle, options)
     devices = [device] if isinstance(device, int) else list(device)

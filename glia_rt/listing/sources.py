@@ -1,4 +1,4 @@
-"""What to score: files, folders, patterns, lists, tar shards and Parquet, as one lazy stream in a fixed order."""
+"""What to score: files, folders, patterns, lists, tar archives and Parquet, as one lazy stream in a fixed order."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Sources:
     Each path is, by what is there,
 
     - a folder: every picture in it and below it, as `folders.walk` has them;
-    - a file whose name ends in .tar, .tar.gz or .tgz: a shard, its pictures in the archive's order;
+    - a file whose name ends in .tar, .tar.gz or .tgz: an archive, its pictures in the archive's order;
     - a file whose name ends in .parquet: a column of pictures, row group by row group;
     - any other file: a picture, even if it is not there;
     - where nothing has that name and it holds *, ? or [: a pattern, for the pictures, tar and Parquet files that match,
@@ -149,7 +149,7 @@ class Sources:
 
         Raises:
             UsageError: It can be walked only once.
-            SourceError: A shard cannot be read.
+            SourceError: An archive cannot be read.
         """
         if not self.is_repeatable:
             raise UsageError(READ_ONCE)

@@ -142,28 +142,36 @@ class EngineRecord:
         except BundleError as error:
             raise EngineError(f"{error}; or {REBUILD}") from error
         try:
-            return cls(**record | {"capabilities": _capabilities(record), "profile": _profile(record)})
+            record["capabilities"] = _capabilities(record["capabilities"])
+            record["profile"] = _profile(record["profile"])
+            for name in ("engine_size", "build_seconds"):
+                float(record[name])
+            return cls(**record)
         except (TypeError, ValueError, AttributeError) as error:
             raise EngineError(f"{path} is damaged ({error}); {REBUILD}") from error
 
 
-def _capabilities(record: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the capabilities of a record that was read; ValueError for what are none."""
-    names = tuple(record["capabilities"])
+def _capabilities(names: Any) -> tuple[str, ...]:
+    """Return compute capabilities that were read from JSON.
+
+    Raises:
+        TypeError, ValueError: They are not numbers as text.
+    """
     for name in names:
         float(name)
     return tuple(map(str, names))
 
 
-def _profile(record: Mapping[str, Any]) -> Profile:
-    """Return the profile of a record that was read; ValueError for what is none."""
-    profile = {name: tuple(tuple(map(int, shape)) for shape in shapes) for name, shapes in record["profile"].items()}
+def _profile(record: Any) -> Profile:
+    """Return a profile that was read from JSON.
+
+    Raises:
+        AttributeError, TypeError, ValueError: It is not three shapes for each input.
+    """
+    profile = {name: tuple(tuple(map(int, shape)) for shape in shapes) for name, shapes in record.items()}
     # Three shapes of one length for each input; the first number of each is a batch.
     if not profile or any(len(shapes) != 3 or len({*map(len, shapes)} - {0}) != 1 for shapes in profile.values()):
-        raise ValueError(f"profile {record['profile']!r}")
-    for name in ("engine_size", "build_seconds"):
-        if not isinstance(record[name], int | float):
-            raise TypeError(f"{name} {record[name]!r}")
+        raise ValueError(f"profile {record!r}")
     return profile  # type: ignore[return-value]
 
 
