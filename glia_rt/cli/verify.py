@@ -13,7 +13,7 @@ from glia_rt.steps import step
 @click.argument("bundle", type=click.Path())
 @engine_options
 def verify(bundle: str, engine: EngineOptions) -> None:
-    """Run a bundle's selftest here: are views and scores those of the export?"""
+    """Run a bundle's selftest here: are inputs and scores those of the export?"""
     from glia_rt.verify import require, selftest
 
     with engine.open(bundle) as scorer:
