@@ -15,7 +15,7 @@ The loops take turns, round after round, and the median of the rounds is reporte
 amount of work. The ceiling is PyTorch's fastest FP16 matrix product, which is measured again before each contender.
 
 The script needs torch, timm, onnx and matplotlib. To export here, it also needs onnxscript and an ONNX Runtime. After
-each contender it writes OUT/gpu-GPU-BACKBONE.json, .md and .png. They list what could not run, with the reason. The
+each batch size it writes OUT/gpu-GPU-BACKBONE.json, .md and .png. They list what could not run, with the reason. The
 exit status is 4 if scores were off, and 6 without a GPU.
 """
 
@@ -199,18 +199,19 @@ def compete(contenders: Sequence[Contender], task: Task, facts: Mapping[str, Any
         facts: Facts for the top of the report, `flops_per_image` among them.
 
     Yields:
-        The report so far, as plain JSON types, after each contender.
+        The report so far, as plain JSON types, after each batch size of each contender.
     """
     ceilings: list[dict[str, float]] = []
     rows: dict[str, dict[str, Any]] = {}
     for contender in contenders:
         ceilings.append(dict(matrix_products(task)))
-        rows[contender.name] = measure(contender, task)
         rate, product = max((rate, product) for found in ceilings for product, rate in found.items())
-        for at, way in itertools.product([at for row in rows.values() for at in row["batches"].values()], WAYS):
-            at[way]["share_of_ceiling"] = at[way]["images_per_s"] * facts["flops_per_image"] / rate
         ceiling = {"flops_per_s": rate, "product": product, "before_each_contender": ceilings}
-        yield {**facts, "ceiling": ceiling, "contenders": rows}
+        for row in measure(contender, task):
+            rows[contender.name] = row
+            for at, way in itertools.product([at for each in rows.values() for at in each["batches"].values()], WAYS):
+                at[way]["share_of_ceiling"] = at[way]["images_per_s"] * facts["flops_per_image"] / rate
+            yield {**facts, "ceiling": ceiling, "contenders": rows}
 
 
 def matrix_products(task: Task, at_once: int = 10) -> Iterator[tuple[str, float]]:
@@ -228,14 +229,15 @@ def matrix_products(task: Task, at_once: int = 10) -> Iterator[tuple[str, float]
         yield f"{m}x{k} {k}x{n}", loop.rate * at_once * 2 * m * k * n
 
 
-def measure(contender: Contender, task: Task) -> dict[str, Any]:
-    """Return the results of a contender at each batch size, and the reason where it does not run."""
+def measure(contender: Contender, task: Task) -> Iterator[dict[str, Any]]:
+    """Yield the results of a contender after each batch size, and the reason where it does not run."""
     row: dict[str, Any] = {"batches": {}, "failed": {}}
     say(contender.name)
     try:
         row |= contender.prepare()
     except (GliaError, RuntimeError) as error:
-        return row | {"failed": {"any batch size": in_short(error)}}
+        yield row | {"failed": {"any batch size": in_short(error)}}
+        return
     release(task.device)
     before, alone = memory_used(task.device), None
     for batch in task.batches:
@@ -252,7 +254,7 @@ def measure(contender: Contender, task: Task) -> dict[str, Any]:
             found["memory_bytes"] -= before
             row["batches"][str(batch)] = found
         release(task.device)
-    return row
+        yield row
 
 
 def measure_batch(contender: Contender, batch: int, task: Task) -> tuple[dict[str, Any], npt.NDArray[np.float32]]:
@@ -392,7 +394,7 @@ def benchmark(options: argparse.Namespace) -> None:
         }
         contenders = [pytorch("pytorch-eager-fp16", Scores(half), "fp16", device)]
         contenders += [runtime(name, bundle, "fp16", batches) for name in ("onnxruntime-cuda", *TARGETS)]
-        # This contender is the last one: a run that is stopped while it tunes has the results of the others already.
+        # This contender is the last one, because it may tune for minutes at each batch size.
         contenders += [pytorch("pytorch-compile-fp16", Scores(half), "fp16", device, compiled=True)]
         for report in compete(contenders, task, facts):
             path = write(options.out, report)

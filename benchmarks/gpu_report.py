@@ -104,6 +104,8 @@ def plot(report: Report) -> Figure:
     figure = Figure(figsize=(12, 5), layout="constrained")
     latency, throughput = figure.subplots(1, 2)
     for i, (name, row) in enumerate(report["contenders"].items()):
+        if not row["batches"]:
+            continue
         batches, found = [int(batch) for batch in row["batches"]], row["batches"].values()
         look = {"color": f"C{i}", "marker": "osD^v"[i % 5], "markersize": 5}
         latency.plot(batches, [at["latency"]["p50_ms"] for at in found], **look)
@@ -123,5 +125,5 @@ def plot(report: Report) -> Figure:
         axes.set_xlabel("batch size")
         axes.grid(alpha=0.3)
     figure.suptitle(f"{report['backbone']} on {report['machine']['GPU']}")
-    figure.legend(loc="outside right upper", frameon=False)
+    figure.legend(loc="outside right center", frameon=False)
     return figure

@@ -1,4 +1,4 @@
-"""Arrays of other libraries in GPU memory, read in place through DLPack or `__cuda_array_interface__`."""
+"""Arrays of other libraries in GPU memory, found through DLPack or `__cuda_array_interface__`."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ class GpuArray(NamedTuple):
     owner: Any
 
 
-def on_gpu(array: Any, stream: Stream, device: Device, *, ranks: tuple[int, ...]) -> GpuArray:
+def on_gpu(array: Any, stream: Stream, device: Device, shape: Sequence[int | None]) -> GpuArray:
     """Return the address and the shape of an array on the GPU.
 
     The array is not copied. The stream waits for the work that the array's owner has queued.
 
     Args:
-        array: uint8, C-contiguous. The last dimension is RGB.
+        array: uint8, C-contiguous.
         stream: The stream that will read the array.
         device: The GPU that the array must be on.
-        ranks: The numbers of dimensions that are taken: 3 for a picture, 4 for a batch of pictures.
+        shape: The shape that the array must have. None stands for any length.
 
     Raises:
         UsageError: The array does not meet one of these conditions.
@@ -47,12 +47,13 @@ def on_gpu(array: Any, stream: Stream, device: Device, *, ranks: tuple[int, ...]
     if hasattr(array, "__dlpack__"):
         found, dtype, strides = _from_dlpack(array, stream, device)
     elif hasattr(array, "__cuda_array_interface__"):
-        found, dtype, strides = _from_cuda_array_interface(array, stream)
+        found, dtype, strides = _from_cuda_array_interface(array, stream, device)
     else:
         raise UsageError(f"a {type(array).__name__} is no array on the GPU, by DLPack or __cuda_array_interface__")
-    if dtype != "uint8" or len(found.shape) not in ranks or found.shape[-1] != 3:
-        taken = " or ".join(f"({', '.join([*'NK'[: rank - 3], 'H', 'W', '3'])})" for rank in ranks)
-        raise UsageError(f"an array on the GPU must be uint8 {taken}, not {dtype} {found.shape}")
+    fits = len(found.shape) == len(shape) and all(n in (None, m) for n, m in zip(shape, found.shape, strict=True))
+    if dtype != "uint8" or not fits:
+        wanted = ", ".join("any" if n is None else str(n) for n in shape)
+        raise UsageError(f"an array on the GPU must be uint8 ({wanted}), not {dtype} {found.shape}")
     if strides is not None and tuple(strides) != _contiguous(found.shape):
         raise UsageError("an array on the GPU must be C-contiguous: make it so first")
     return found
@@ -63,7 +64,7 @@ def _from_dlpack(array: Any, stream: Stream, device: Device) -> tuple[GpuArray, 
 
     kind, index = array.__dlpack_device__()
     if kind not in _DLPACK_CUDA or index != device.device_id:
-        raise UsageError(f"an array is not in the memory of GPU {device.device_id}: move it there")
+        raise _elsewhere(device)
     try:
         view = StridedMemoryView.from_dlpack(array, stream_ptr=int(stream.handle))
         dtype = str(view.dtype)
@@ -72,18 +73,28 @@ def _from_dlpack(array: Any, stream: Stream, device: Device) -> tuple[GpuArray, 
     return GpuArray(view.ptr, tuple(view.shape), view), dtype, view.strides
 
 
-def _from_cuda_array_interface(array: Any, stream: Stream) -> tuple[GpuArray, str, Any]:
+def _from_cuda_array_interface(array: Any, stream: Stream, device: Device) -> tuple[GpuArray, str, Any]:
+    from cuda.bindings import driver
     from cuda.core import LEGACY_DEFAULT_STREAM, PER_THREAD_DEFAULT_STREAM, Stream
 
     interface = array.__cuda_array_interface__
+    address, _read_only = interface["data"]
+    # The interface does not say which GPU the memory is on, and a kernel that reads another one's ends the process.
+    ordinal = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    status, index = driver.cuPointerGetAttribute(ordinal, int(address))
+    if status != driver.CUresult.CUDA_SUCCESS or index != device.device_id:
+        raise _elsewhere(device)
     # Version 2 of the interface names no stream, and neither does PyCUDA. Both work on the default stream unless they
     # are told otherwise. A stream of ours does not wait for the default stream by itself.
     queued = interface.get("stream") or 1
     known = {1: LEGACY_DEFAULT_STREAM, 2: PER_THREAD_DEFAULT_STREAM}
     stream.wait(known[queued] if queued in known else Stream.from_handle(queued))
-    address, _read_only = interface["data"]
     found = GpuArray(int(address), tuple(interface["shape"]), array)
     return found, str(np.dtype(interface["typestr"])), interface.get("strides")
+
+
+def _elsewhere(device: Device) -> UsageError:
+    return UsageError(f"an array is not in the memory of GPU {device.device_id}: move it there")
 
 
 def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:

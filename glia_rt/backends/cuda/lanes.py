@@ -4,7 +4,11 @@ A lane is a stream with memory of its own: for each shape of batch, pinned memor
 There are two lanes. While one lane computes, the other copies its next batch to the GPU or its last scores back. A call
 of `run` takes a free lane, so the pipeline calls `run` from as many threads as there are lanes.
 
-Batches are padded to a few sizes, because a context or a captured CUDA graph that an engine prepares is for one shape.
+Batches are padded to a few sizes, because a context or a captured CUDA graph that an engine prepares is for one shape
+at one address. Arrays that are on the GPU already are therefore copied, too, within the GPU: a copy takes microseconds,
+and a run without a CUDA graph takes milliseconds longer.
+
+Every call makes its GPU the current one of the thread and restores the one that was current before.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glia_rt.backends.base import why_not_importable
-from glia_rt.backends.cuda.arrays import on_gpu
+from glia_rt.backends.cuda.arrays import GpuArray, on_gpu
 from glia_rt.backends.cuda.device import Gpu, why_no_gpu
 from glia_rt.contract import IMAGE, Contract, GraphKind
 from glia_rt.errors import BackendError, UsageError
@@ -49,17 +53,14 @@ class Engine(Protocol):
 
     batches: tuple[int, int]
 
-    def prepare(
-        self, shapes: Shapes, addresses: Addresses, score: int, stream: Stream, *, repeated: bool
-    ) -> Callable[[], None]:
-        """Prepare to run on inputs of these shapes at these addresses.
+    def prepare(self, shapes: Shapes, addresses: Addresses, score: int, stream: Stream) -> Callable[[], None]:
+        """Prepare to run repeatedly on inputs of these shapes at these addresses.
 
         Args:
             shapes: Shape of each input, with N.
             addresses: Address on the GPU of each input, uint8.
             score: Address on the GPU to write the scores to, float32 (N,).
             stream: The stream to run on.
-            repeated: Whether the run will be repeated often, so that a captured CUDA graph pays.
 
         Returns:
             A function that starts one run on the stream and does not wait for it.
@@ -94,7 +95,7 @@ class GpuBackend:
         self._engine = engine
         self._contract = contract
         self._input = input
-        self._ranks = {name: 1 + len(shape) for name, shape in contract.shapes(input).items()}
+        self._shapes = contract.shapes(input)
         self._sizes = padded_sizes(*engine.batches, batch_size)
         self._idle: queue.SimpleQueue[_Lane | None] = queue.SimpleQueue()
         self._views: Any = None
@@ -102,21 +103,22 @@ class GpuBackend:
             from cuda.core import Device
 
             self._device = Device(gpu.index)
-            self._device.set_current()
-            for _ in range(LANES):
-                self._idle.put(_Lane(self._device, engine, _SHAPES[input]))
+            with current(self._device):
+                for _ in range(LANES):
+                    self._idle.put(_Lane(self._device, engine, _SHAPES[input]))
 
     def run(self, inputs: Mapping[str, Any]) -> npt.NDArray[np.float32]:
         """Score a batch; see `Backend.run`.
 
-        The inputs may also be arrays on the GPU, with DLPack or `__cuda_array_interface__`. They are read in place. All
-        inputs must then be on the GPU.
+        The inputs may also be arrays on the GPU, with DLPack or `__cuda_array_interface__`. They are copied within the
+        GPU. All inputs must then be on the GPU.
         """
-        if any(not isinstance(array, np.ndarray) for array in inputs.values()):
-            with self._lane() as lane:
-                return lane.run_in_place(inputs, self._ranks)
-        padded = self._padded(len(next(iter(inputs.values()))))
+        if len(counts := {array.shape[0] for array in inputs.values()}) > 1:
+            raise UsageError(f"arrays of {sorted(counts)} pictures: all inputs need the same number")
+        padded = self._padded(*counts)
         with self._lane() as lane:
+            if any(not isinstance(array, np.ndarray) for array in inputs.values()):
+                inputs = {name: lane.find(array, (None, *self._shapes[name])) for name, array in inputs.items()}
             return lane.run(inputs, padded)
 
     def run_images(self, images: Sequence[Any]) -> npt.NDArray[np.float32]:
@@ -135,14 +137,16 @@ class GpuBackend:
         """
         padded = self._padded(len(images))
         with self._lane() as lane:
+            found = [lane.find(image, (None, None, 3)) for image in images]
             if self._input == "image":  # the graph makes the inputs itself, of one picture per run
-                return np.concatenate([lane.run_in_place({IMAGE: image}, self._ranks) for image in images])
+                alone = [image._replace(shape=(1, *image.shape)) for image in found]
+                return np.concatenate([lane.run({IMAGE: image}, 1) for image in alone])
             if self._views is None:  # two lanes may do this at once; one of the two objects is then dropped
                 from glia_rt.backends.cuda.views import CudaViews
 
                 self._views = CudaViews(self._contract, self._device)
             shapes = {one.name: (padded, *one.shape) for one in self._contract.inputs}
-            return lane.run_images(images, shapes, self._views)
+            return lane.run_images(found, shapes, self._views)
 
     def prepare(self, inputs: Mapping[str, npt.NDArray[np.uint8]]) -> None:
         """Run every lane once, because the first run of a lane is slow."""
@@ -155,8 +159,7 @@ class GpuBackend:
         """Free the engine after all runs have ended."""
         lanes = [self._idle.get() for _ in range(LANES)]
         try:
-            with cuda_errors(self.name, self.batch_size):
-                self._device.set_current()
+            with cuda_errors(self.name, self.batch_size), current(self._device):
                 for lane in lanes:
                     if lane is not None:
                         lane.close()
@@ -181,11 +184,26 @@ class GpuBackend:
         try:
             if lane is None:
                 raise BackendError(f"backend {self.name}: closed")
-            with cuda_errors(self.name, self.batch_size):
-                self._device.set_current()  # CUDA keeps the current device per thread
+            with cuda_errors(self.name, self.batch_size), current(self._device):
                 yield lane
         finally:
             self._idle.put(lane)
+
+
+@contextlib.contextmanager
+def current(device: Device) -> Iterator[None]:
+    """Make a GPU the current one of this thread, and afterwards restore the one that was current before.
+
+    CUDA keeps the current GPU per thread. Other libraries in the thread, such as PyTorch, rely on theirs.
+    """
+    from cuda.bindings import driver
+
+    status, before = driver.cuCtxGetCurrent()
+    device.set_current()  # this also starts the driver
+    try:
+        yield
+    finally:
+        driver.cuCtxSetCurrent(before if status == driver.CUresult.CUDA_SUCCESS else driver.CUcontext(0))
 
 
 @contextlib.contextmanager
@@ -217,48 +235,27 @@ class _Lane:
         self._batches: OrderedDict[tuple[tuple[int, ...], ...], _Batch] = OrderedDict()
         self._most = shapes
 
-    def run(self, inputs: Mapping[str, npt.NDArray[np.uint8]], padded: int) -> npt.NDArray[np.float32]:
-        """Score arrays on the host. The padding holds arbitrary pictures, whose scores are dropped."""
+    def find(self, array: Any, shape: Sequence[int | None]) -> GpuArray:
+        """Return where another library's array is, for the lane's stream to read; see `on_gpu`."""
+        return on_gpu(array, self._stream, self._device, shape)
+
+    def run(self, inputs: Mapping[str, npt.NDArray[np.uint8] | GpuArray], padded: int) -> npt.NDArray[np.float32]:
+        """Score a batch. The padding holds arbitrary pictures, whose scores are dropped."""
         batch = self._batch({name: (padded, *array.shape[1:]) for name, array in inputs.items()})
         for name, array in inputs.items():
             batch.write(name, array, self._stream)
         batch.launch()
-        return batch.scores(len(next(iter(inputs.values()))), self._stream)
+        return batch.scores(next(iter(inputs.values())).shape[0], self._stream)
 
-    def run_images(self, images: Sequence[Any], shapes: Shapes, views: CudaViews) -> npt.NDArray[np.float32]:
+    def run_images(self, images: Sequence[GpuArray], shapes: Shapes, views: CudaViews) -> npt.NDArray[np.float32]:
         """Score pictures on the GPU. Their inputs are made directly in the memory of the batch."""
         batch = self._batch(shapes)
-        held = [on_gpu(image, self._stream, self._device, ranks=(3,)) for image in images]
-        for i, image in enumerate(held):
+        for i, image in enumerate(images):
             height, width, _ = image.shape
             outputs = {name: batch.address(name) + i * math.prod(shape[1:]) for name, shape in shapes.items()}
             views.make(image.ptr, height, width, outputs, self._stream)
         batch.launch()
         return batch.scores(len(images), self._stream)
-
-    def run_in_place(self, inputs: Mapping[str, Any], ranks: Mapping[str, int]) -> npt.NDArray[np.float32]:
-        """Score arrays on the GPU in place.
-
-        Args:
-            inputs: Arrays by input name. A batch of one may lack the dimension N.
-            ranks: Number of dimensions of a batch of each input.
-        """
-        held = {
-            name: on_gpu(array, self._stream, self._device, ranks=(ranks[name] - 1, ranks[name]))
-            for name, array in inputs.items()
-        }
-        shapes = {name: (1,) * (ranks[name] - len(array.shape)) + tuple(array.shape) for name, array in held.items()}
-        if len(counts := {shape[0] for shape in shapes.values()}) > 1:
-            raise UsageError(f"arrays of {sorted(counts)} pictures: all inputs need the same number")
-        [count] = counts
-        score = self._device.allocate(4 * count, stream=self._stream)
-        addresses = {name: array.ptr for name, array in held.items()}
-        self._engine.prepare(shapes, addresses, int(score.handle), self._stream, repeated=False)()
-        scores = np.empty(count, np.float32)
-        score.copy_to(_wrap(scores), stream=self._stream)
-        self._stream.sync()
-        score.close(self._stream)
-        return scores
 
     def close(self) -> None:
         for batch in self._batches.values():
@@ -295,14 +292,18 @@ class _Batch:
         for array in self._arrays.values():
             array[:] = 0
         addresses = {name: self.address(name) for name in shapes}
-        self.launch = engine.prepare(shapes, addresses, int(self._score_gpu.handle), stream, repeated=True)
+        self.launch = engine.prepare(shapes, addresses, int(self._score_gpu.handle), stream)
 
     def address(self, name: str) -> int:
         return int(self._gpu[name].handle)
 
-    def write(self, name: str, array: npt.NDArray[np.uint8], stream: Stream) -> None:
-        self._arrays[name][: len(array)] = array
-        self._gpu[name].copy_from(self._host[name], stream=stream)
+    def write(self, name: str, array: npt.NDArray[np.uint8] | GpuArray, stream: Stream) -> None:
+        if isinstance(array, GpuArray):
+            size = math.prod(array.shape)
+            _wrap(self.address(name), size).copy_from(_wrap(array.ptr, size), stream=stream)
+        else:
+            self._arrays[name][: len(array)] = array
+            self._gpu[name].copy_from(self._host[name], stream=stream)
 
     def scores(self, count: int, stream: Stream) -> npt.NDArray[np.float32]:
         self._score_host.copy_from(self._score_gpu, stream=stream)
@@ -347,7 +348,8 @@ def _host_array(buffer: Buffer, dtype: Any) -> npt.NDArray[Any]:
     return np.frombuffer(memory, dtype)
 
 
-def _wrap(array: npt.NDArray[Any]) -> Buffer:
+def _wrap(address: int, size: int) -> Buffer:
+    """Return memory that somebody else owns, as a buffer to copy from or to."""
     from cuda.core import Buffer
 
-    return Buffer.from_handle(array.ctypes.data, array.nbytes, owner=array)
+    return Buffer.from_handle(address, size)

@@ -29,12 +29,14 @@ PROVIDER: Final = "CUDAExecutionProvider"
 _BATCH_SIZE: Final = 32
 #: Largest batch, unless a larger batch size was asked for.
 _LARGEST: Final = 4096
-_OUT_OF_MEMORY: Final = ("Failed to allocate memory", "out of memory", "ALLOC_FAILED")
+#: The last one is what cuBLAS says.
+_OUT_OF_MEMORY: Final = ("Failed to allocate memory", "out of memory", "ALLOC_FAILED", "resource allocation failed")
 
 
 def open(bundle: Bundle, options: BackendOptions) -> lanes.GpuBackend:
     """Load a bundle's graph onto a GPU; raises as `open_backend` does."""
     import onnxruntime as ort
+    from cuda.core import Device
 
     precision = options.precision or default_precision()
     if precision not in ("fp16", "fp32"):
@@ -43,7 +45,8 @@ def open(bundle: Bundle, options: BackendOptions) -> lanes.GpuBackend:
     gpu = Gpu.open(options.device or 0)
     # ONNX Runtime computes some nodes of the image graph on the CPU, so it cannot capture that graph.
     capture = options.input == "views"
-    session = create_session(bundle.checked_file(GRAPHS[options.input, precision]), gpu.index, capture=capture)
+    with lanes.current(Device(gpu.index)):  # ONNX Runtime changes the current device
+        session = create_session(bundle.checked_file(GRAPHS[options.input, precision]), gpu.index, capture=capture)
     engine = _Session(session, gpu.index, max(_LARGEST, batch_size), capture=capture)
     library = f"onnxruntime {ort.__version__}"
     backend = lanes.GpuBackend(NAME, precision, engine, gpu, bundle.contract, options.input, batch_size, library)
@@ -72,11 +75,19 @@ def create_session(path: Path, device: int, *, capture: bool) -> Any:
         ort.preload_dlls()  # CUDA and cuDNN from NVIDIA's packages
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
-    options = {"device_id": str(device), "use_tf32": "0", "enable_cuda_graph": str(int(capture))}
+    # By default cuDNN's convolutions are timed and the fastest is taken, which may be another one in the next process.
+    # Its scores then differ in the last bits, and a run that is resumed mixes both.
+    settings.use_deterministic_compute = True
+    options = {
+        "device_id": str(device),
+        "use_tf32": "0",
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "enable_cuda_graph": str(int(capture)),
+    }
     try:
         session = ort.InferenceSession(path, settings, providers=[(PROVIDER, options)], enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-        raise _failure(error, _BATCH_SIZE, f"cannot load {path}: ") from error
+        raise failure(error, _BATCH_SIZE, f"cannot load {path}: ") from error
     require_cuda(session)
     return session
 
@@ -126,7 +137,7 @@ class _Session:
         self._thread = ThreadPoolExecutor(1, "onnxruntime-cuda")
 
     def prepare(
-        self, shapes: lanes.Shapes, addresses: lanes.Addresses, score: int, stream: Stream, *, repeated: bool
+        self, shapes: lanes.Shapes, addresses: lanes.Addresses, score: int, stream: Stream
     ) -> Callable[[], None]:
         """Prepare a run; see `lanes.Engine`.
 
@@ -141,14 +152,14 @@ class _Session:
         binding.bind_output(SCORE, "cuda", self._device, np.float32, (count,), score)
         options = ort.RunOptions()
         # A CUDA graph is bound to these addresses. The id -1 means a run without one.
-        options.add_run_config_entry("gpu_graph_id", str(next(self._graphs) if repeated and self.capture else -1))
+        options.add_run_config_entry("gpu_graph_id", str(next(self._graphs) if self.capture else -1))
 
         def run() -> None:
             try:
                 self._session.run_with_iobinding(binding, options)
                 binding.synchronize_outputs()
             except Exception as error:  # the exceptions share no base class, as above
-                raise _failure(error, count) from error
+                raise failure(error, count) from error
 
         def launch() -> None:
             stream.sync()  # the inputs have arrived
@@ -162,7 +173,8 @@ class _Session:
         self._session = None
 
 
-def _failure(error: Exception, batch: int, what: str = "") -> BackendError:
+def failure(error: Exception, batch: int, what: str = "") -> BackendError:
+    """Return the error for an exception of ONNX Runtime during a batch of this size; `what` precedes its text."""
     if any(sign in str(error) for sign in _OUT_OF_MEMORY):
         return lanes.out_of_memory(NAME, batch)
     return BackendError(f"backend {NAME}: {what}{first_line(error)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -20,6 +20,7 @@ from glia_rt.backends.cuda.tensorrt_api import (
     ICudaEngine,
     ICudaEngineRtx,
     IExecutionContext,
+    IRuntimeConfigRtx,
     Runtime,
     RuntimeRtx,
     TensorRT,
@@ -82,8 +83,8 @@ class Library:
             )
         from cuda.core import Device
 
-        with lanes.cuda_errors(name, batch_size):
-            Device(gpu.index).set_current()  # TensorRT loads onto the current device
+        # TensorRT loads onto the current device.
+        with lanes.cuda_errors(name, batch_size), lanes.current(Device(gpu.index)):
             load = _RtxEngine if self.target.portable else _PlanEngine
             engine = load(trt, content, record, gpu)
         library = f"{self.target.package} {trt.__version__}"
@@ -110,23 +111,11 @@ RTX: Final = Library(TARGETS["tensorrt-rtx"])
 TENSORRT: Final = Library(TARGETS["tensorrt"])
 
 
-@dataclass(frozen=True)
-class _Replay:
-    """A captured CUDA graph. It uses the context's memory, so it keeps the context alive."""
-
-    graph: Any
-    stream: Stream
-    context: Any
-
-    def __call__(self) -> None:
-        self.graph.launch(self.stream)
-
-
 class _PlanEngine:
     """An engine of `tensorrt`.
 
-    A repeated run has a context of its own, for one shape and one stream, and is captured into a CUDA graph. All other
-    runs on a stream share one context.
+    Each prepared run has a context of its own, for one shape and one stream. Runs on the model's inputs are captured
+    into CUDA graphs. Runs on pictures are not: a picture's size seldom occurs twice.
     """
 
     def __init__(self, trt: TensorRT, content: bytes, record: EngineRecord, gpu: Gpu) -> None:
@@ -134,7 +123,7 @@ class _PlanEngine:
         self.batches = (record.min_batch, record.max_batch)
         logger, self._errors = tensorrt_api.collecting_logger(trt)
         self._runtime: Runtime | None = trt.Runtime(logger)
-        self._loose_contexts: dict[int, IExecutionContext] = {}
+        self._capture = record.input == "views"
         self._engine = self._load(trt, content, gpu)
 
     def _load(self, trt: TensorRT, content: bytes, gpu: Gpu) -> ICudaEngine | None:
@@ -146,13 +135,13 @@ class _PlanEngine:
         return engine
 
     def prepare(
-        self, shapes: lanes.Shapes, addresses: lanes.Addresses, score: int, stream: Stream, *, repeated: bool
+        self, shapes: lanes.Shapes, addresses: lanes.Addresses, score: int, stream: Stream
     ) -> Callable[[], None]:
         """Prepare a run; see `lanes.Engine`."""
-        if not repeated:
-            return self._enqueue(self._loose(stream), shapes, addresses, score, stream)
-        context = self._context(repeated=True)
+        context = self._context()
         enqueue = self._enqueue(context, shapes, addresses, score, stream)
+        if not self._capture:
+            return enqueue
         # The first run after a change of shapes does work that must not be captured, so one run precedes the capture. A
         # CUDA graph is for one state of one context, so nothing else uses this context again.
         enqueue()
@@ -163,14 +152,7 @@ class _PlanEngine:
             graph = builder.end_building().complete()
         finally:
             builder.close()  # this also ends a capture that failed
-        return _Replay(graph, stream, context)
-
-    def _loose(self, stream: Stream) -> IExecutionContext:
-        """Return a stream's context for shapes and addresses that change from run to run."""
-        key = int(stream.handle)
-        if key not in self._loose_contexts:
-            self._loose_contexts[key] = self._context(repeated=False)
-        return self._loose_contexts[key]
+        return partial(_replay, graph, stream, context)
 
     def _enqueue(
         self, context: IExecutionContext, shapes: lanes.Shapes, addresses: lanes.Addresses, score: int, stream: Stream
@@ -187,7 +169,7 @@ class _PlanEngine:
 
         return enqueue
 
-    def _context(self, repeated: bool) -> IExecutionContext:
+    def _context(self) -> IExecutionContext:
         context = None if self._engine is None else self._engine.create_execution_context()
         if context is None:
             raise self._failure("no execution context")
@@ -198,7 +180,6 @@ class _PlanEngine:
 
     def close(self) -> None:
         """Free the engine, then the runtime that loaded it."""
-        self._loose_contexts.clear()
         self._engine = None
         self._runtime = None
 
@@ -217,17 +198,15 @@ class _RtxEngine(_PlanEngine):
         rtx = cast(TensorRTRtx, trt)
         require_valid(rtx, cast(RuntimeRtx, self._runtime), content)
         engine = super()._load(trt, content, gpu)
-        configs = [cast(ICudaEngineRtx, engine).create_runtime_config() for _ in range(2)]
-        # Arrays of other libraries are at other addresses each time, so capturing would not pay for them.
-        configs[False].cuda_graph_strategy = rtx.CudaGraphStrategy.DISABLED
-        configs[True].cuda_graph_strategy = rtx.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        self._cache = configs[True].create_runtime_cache()
-        for config in configs:
-            config.set_runtime_cache(self._cache)
-            # By default the kernels for a new shape are compiled in the background while other kernels stand in for
-            # them. The scores of one batch then change as soon as the compiled kernels are ready.
-            config.dynamic_shapes_kernel_specialization_strategy = rtx.DynamicShapesKernelSpecializationStrategy.EAGER
-        self._configs = configs
+        config = cast(ICudaEngineRtx, engine).create_runtime_config()
+        strategy = rtx.CudaGraphStrategy
+        config.cuda_graph_strategy = strategy.WHOLE_GRAPH_CAPTURE if self._capture else strategy.DISABLED
+        self._cache = config.create_runtime_cache()
+        config.set_runtime_cache(self._cache)
+        # By default the kernels for a new shape are compiled in the background while other kernels stand in for them.
+        # The scores of one batch then change as soon as the compiled kernels are ready.
+        config.dynamic_shapes_kernel_specialization_strategy = rtx.DynamicShapesKernelSpecializationStrategy.EAGER
+        self._config: IRuntimeConfigRtx | None = config
         self._cache_file = runtime_cache_file(self._record, gpu.name, driver_version(gpu))
         if self._cache_file is not None and self._cache_file.is_file():
             # It returns False if another driver or version wrote the file. The kernels are then compiled and written
@@ -236,15 +215,15 @@ class _RtxEngine(_PlanEngine):
         return engine
 
     def prepare(
-        self, shapes: lanes.Shapes, addresses: lanes.Addresses, score: int, stream: Stream, *, repeated: bool
+        self, shapes: lanes.Shapes, addresses: lanes.Addresses, score: int, stream: Stream
     ) -> Callable[[], None]:
         """Prepare a run; see `lanes.Engine`."""
-        context = self._context(repeated=True) if repeated else self._loose(stream)
-        return self._enqueue(context, shapes, addresses, score, stream)
+        return self._enqueue(self._context(), shapes, addresses, score, stream)
 
-    def _context(self, repeated: bool) -> IExecutionContext:
-        engine = cast(ICudaEngineRtx, self._engine)
-        context = engine.create_execution_context(self._configs[repeated])
+    def _context(self) -> IExecutionContext:
+        if self._engine is None or self._config is None:
+            raise BackendError(f"backend {self._record.target}: closed")
+        context = cast(ICudaEngineRtx, self._engine).create_execution_context(self._config)
         if context is None:
             raise self._failure("no execution context")
         return context
@@ -262,10 +241,14 @@ class _RtxEngine(_PlanEngine):
     def close(self) -> None:
         """Keep the kernels that were compiled since the start for other batch sizes, then free the engine."""
         self.keep()
-        self._loose_contexts.clear()  # they go before the cache that holds their kernels
-        self._configs.clear()
+        self._config = None
         del self._cache
         super().close()
+
+
+def _replay(graph: Any, stream: Stream, context: IExecutionContext) -> None:
+    """Launch a captured CUDA graph. It uses the memory of its context, which must therefore live as long."""
+    graph.launch(stream)
 
 
 def require_valid(trt: TensorRTRtx, runtime: RuntimeRtx, content: bytes) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from cuda.bindings import driver
 
 from glia_engines.build import build
 from glia_rt import Scorer
@@ -36,12 +40,15 @@ Views = dict[str, npt.NDArray[np.uint8]]
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_engine: Path) -> Path:
+def bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle with an engine for each target that is installed."""
+    folder = shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("gpu") / "tiny.glia")
     if "tensorrt" in INSTALLED:
-        build(tiny_engine, "tensorrt")
-    if (capability := RTX_CAPABILITIES.get(Gpu.open(0).capability)) is not None:
-        build(tiny_engine, "tensorrt-rtx", capabilities=[capability], overwrite=True)
-    return tiny_engine
+        build(folder, "tensorrt")
+    if "tensorrt-rtx" in INSTALLED:
+        capability = RTX_CAPABILITIES.get(Gpu.open(0).capability)
+        build(folder, "tensorrt-rtx", capabilities=[capability] if capability else ())
+    return folder
 
 
 @pytest.fixture(scope="module", params=INSTALLED)
@@ -68,8 +75,8 @@ def taken(views: Views, which: Any) -> Views:
     return {name: array[which] for name, array in views.items()}
 
 
-def on_gpu(views: Views) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(array).cuda() for name, array in views.items()}
+def on_gpu(views: Views, device: int = 0) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array).to(f"cuda:{device}") for name, array in views.items()}
 
 
 def test_some_backend_is_installed() -> None:
@@ -158,8 +165,153 @@ def test_work_queued_before_is_waited_for(scorer: Scorer, views: Views) -> None:
 def test_pictures_on_the_gpu_are_sampled_there(scorer: Scorer, selftest_pictures: list[Path]) -> None:
     pixels = [read_image(path) for path in selftest_pictures] * 3  # more than one batch
     expected = np.concatenate([scorer.score_batch(pixels[i : i + 8]) for i in range(0, len(pixels), 8)])
-    found = scorer.score_batch([torch.from_numpy(array).cuda() for array in pixels])  # type: ignore[misc]
+    found = scorer.score_batch([torch.from_numpy(array.copy()).cuda() for array in pixels])  # type: ignore[misc]
     np.testing.assert_array_equal(found, expected)
+
+
+def test_arrays_may_start_anywhere(scorer: Scorer, views: Views) -> None:
+    """TensorRT takes addresses that are multiples of 256 alone."""
+    expected = scorer.score_views(**views)
+    shifted = {}
+    for name, view in on_gpu(views).items():
+        memory = torch.empty(view.numel() + 1, dtype=torch.uint8, device="cuda")
+        shifted[name] = memory[1:].view(view.shape).copy_(view)
+        assert shifted[name].data_ptr() % 2 == 1
+    np.testing.assert_array_equal(scorer.score_views(**shifted), expected)
+
+
+def test_fewer_arrays_than_a_batch(scorer: Scorer, views: Views) -> None:
+    expected = scorer.score_views(**views)
+    for count in (1, 3, 5):
+        there = on_gpu(taken(views, np.s_[:count]))
+        np.testing.assert_array_equal(scorer.score_views(**there), scorer.score_views(**taken(views, np.s_[:count])))
+        assert len(scorer.score_views(**there)) == count
+    np.testing.assert_array_equal(scorer.score_views(**on_gpu(views)), expected)
+
+
+def test_another_stream_of_the_caller_is_waited_for(scorer: Scorer, views: Views) -> None:
+    expected = scorer.score_views(**views)
+    there, work = on_gpu(views), torch.randn(4096, 4096, device="cuda")
+    filled = {name: torch.zeros_like(tensor) for name, tensor in there.items()}
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for _ in range(20):
+            work = work @ work
+        for name, tensor in there.items():
+            filled[name].copy_(tensor)
+        np.testing.assert_array_equal(scorer.score_views(**filled), expected)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
+def test_arrays_of_another_gpu_are_refused(scorer: Scorer, views: Views) -> None:
+    for there in (torch.from_numpy(views[GLOBAL_VIEW]).to("cuda:1"), Interface(on_gpu(views, 1)[GLOBAL_VIEW])):
+        with pytest.raises(UsageError, match="is not in the memory of GPU 0: move it there"):
+            scorer.score_views(**on_gpu(views) | {GLOBAL_VIEW: there})
+    assert len(scorer.score_views(**on_gpu(views))) == 8
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
+def test_two_gpus_score_alike(bundle: Path, views: Views) -> None:
+    with Scorer.open(bundle, INSTALLED[0], batch_size=8, device=[0, 1]) as scorer:
+        scores = [scorer.score_views(**views) for _ in range(4)]
+    for found in scores[1:]:
+        np.testing.assert_array_equal(found, scores[0])
+
+
+def test_an_address_on_the_host_is_refused(scorer: Scorer, views: Views) -> None:
+    """`__cuda_array_interface__` does not say where its address is, so the driver is asked."""
+    there = on_gpu(views)
+    lying = Interface(there[GLOBAL_VIEW])
+    lying.__cuda_array_interface__["data"] = (views[GLOBAL_VIEW].ctypes.data, False)
+    with pytest.raises(UsageError, match="is not in the memory of GPU 0: move it there"):
+        scorer.score_views(**there | {GLOBAL_VIEW: lying})
+    assert len(scorer.score_views(**there)) == 8
+
+
+# The graph that makes the inputs itself, and FP32
+
+
+@pytest.mark.parametrize("name", ["onnxruntime-cuda"])
+def test_the_image_graph(bundle: Path, scorer: Scorer, selftest_pictures: list[Path], name: str) -> None:
+    pixels = [read_image(path) for path in selftest_pictures]
+    expected = scorer.score_batch(pixels)
+    with Scorer.open(bundle, name, input="image", batch_size=2) as opened:
+        found = opened.score_batch(pixels)
+        there = opened.score_batch([torch.from_numpy(array.copy()).cuda() for array in pixels])  # type: ignore[misc]
+    np.testing.assert_array_equal(there, found)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2 * SCORE_LIMITS["fp16"] * SPAN)
+
+
+def test_fp32(bundle: Path, views: Views, tiny_model: GLIANet) -> None:
+    with torch.inference_mode():
+        reference = tiny_model.score(*(torch.from_numpy(views[name]) for name in (GLOBAL_VIEW, FRAGMENTS))).numpy()
+    with Scorer.open(bundle, "onnxruntime-cuda", precision="fp32", batch_size=8) as opened:
+        require(selftest(opened))
+        np.testing.assert_allclose(opened.score_views(**views), reference, rtol=0, atol=SCORE_LIMITS["fp32"] * SPAN)
+
+
+# What a call leaves behind
+
+
+SCORES = """
+import sys
+from glia_rt import Scorer
+with Scorer.open(sys.argv[1], sys.argv[2], batch_size=8) as scorer:
+    print(*(score.hex() for score in scorer.score_batch(sys.argv[3:]).tolist()))
+"""
+
+
+def test_scores_are_the_same_in_every_process(
+    bundle: Path, scorer: Scorer, backend: GpuBackend, selftest_pictures: list[Path]
+) -> None:
+    expected = [score.hex() for score in scorer.score_batch(selftest_pictures).tolist()]
+    command = [sys.executable, "-c", SCORES, str(bundle), backend.name, *map(str, selftest_pictures)]
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+        assert done.stdout.split() == expected
+
+
+def current_context() -> int:
+    status, context = driver.cuCtxGetCurrent()
+    assert status == driver.CUresult.CUDA_SUCCESS
+    return int(context)
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+def test_the_current_gpu_of_the_thread_is_left_alone(bundle: Path, views: Views, name: str) -> None:
+    """Once without a current context, and once with a context of the caller's own."""
+    pixels, there = torch.from_numpy(views[FRAGMENTS][0]).cuda(), on_gpu(views)
+
+    def calls() -> Iterator[int]:
+        with Scorer.open(bundle, name, batch_size=8) as opened:
+            yield current_context()
+            opened.score_views(**views)
+            yield current_context()
+            opened.score_views(**there)
+            yield current_context()
+            opened.score_batch([pixels])  # type: ignore[list-item]
+            yield current_context()
+            with pytest.raises(UsageError):
+                opened.score_views(**views | {GLOBAL_VIEW: there[GLOBAL_VIEW]})
+            yield current_context()
+        yield current_context()
+
+    def with_none() -> set[int]:
+        assert current_context() == 0
+        return set(calls())
+
+    def with_another() -> set[int]:
+        status, context = driver.cuCtxCreate(None, 0, 0)
+        assert status == driver.CUresult.CUDA_SUCCESS
+        try:
+            return {found - int(context) for found in calls()}
+        finally:
+            driver.cuCtxDestroy(context)
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(with_none).result() == {0}
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(with_another).result() == {0}
 
 
 @pytest.mark.parametrize(
