@@ -37,8 +37,16 @@ def test_a_bundle_in_a_dozen_lines(tiny_bundle: Path, capsys: Capture) -> None:
     assert lines["score"] == "quality, 1 to 5, higher is better"
     assert lines["trained on"] == "nothing"
     assert "scorer.onnx 24.2 MB" in lines["files"]
-    assert "PyTorch FP16 on the CPU" in lines["worst parity"]
     assert lines["engine"].startswith("none yet; glia-rt build ")
+
+
+def test_the_worst_parity_is_the_one_nearest_to_its_limit(edited_bundle: EditedBundle, capsys: Capture) -> None:
+    def edit(_folder: Path, manifest: dict[str, Any]) -> None:
+        [row] = [row for row in manifest["parity"] if row["what"] == "scorer.onnx, batch 8"]
+        row["worst"] = 0.9 * row["limit"]
+
+    lines = shown(edited_bundle(edit), capsys)
+    assert lines["worst parity"] == "9.0e-06 of 1e-05 allowed: scorer.onnx, batch 8"
 
 
 def test_what_it_was_trained_on_and_its_card(edited_bundle: EditedBundle, capsys: Capture) -> None:
