@@ -114,7 +114,7 @@ def run(out: Path, *, minutes: float, overwrite: bool, console: Console) -> Path
             seconds=seconds,
             setup={
                 "Model": f"GLIANet on {MODEL.backbone}, backbone trained too, from random weights",
-                "Training": f"{trained.epochs} epochs, {len(trained.split.train)} pictures",
+                "Training": f"epochs: {trained.epochs}; pictures: {len(trained.split.train)}",
                 "Scored with": backend,
                 "Machine": f"{platform.machine()}, {platform.system()}",
                 "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
