@@ -20,7 +20,7 @@ HEAD = """\
 | 0 | done |
 | 1 | what is to be scored has gone, the disk is full, or the error is an unexpected one |
 | 2 | usage, or the output exists |
-| 3 | done, but some pictures could not be scored |
+| 3 | done, but some pictures are missing or cannot be read |
 | 4 | parity |
 | 5 | a checkpoint, a bundle or an engine is missing, damaged, or of another version |
 | 6 | a backend cannot be used here, or a package is not installed |
@@ -37,14 +37,23 @@ def make_page() -> str:
     lines = [
         HEAD + "\n".join(_table([one for one in cli.params if isinstance(one, click.Option) and one.name in SHARED]))
     ]
-    for name in sorted(cli.commands):
-        command = cli.commands[name]
+    for name, command in all_commands(cli):
         arguments = " ".join(_name(one) for one in command.params if isinstance(one, click.Argument))
-        lines += ["", f"## {name}", "", f"    glia-rt {name} [OPTIONS] {arguments}".rstrip(), ""]
+        lines += ["", f"## {name}", ""]
+        if not isinstance(command, click.Group):
+            lines += [f"    glia-rt {name} [OPTIONS] {arguments}".rstrip(), ""]
         lines.append(inspect.cleandoc(command.help or ""))
         own = [one for one in command.params if isinstance(one, click.Option) and one.name not in SHARED]
         lines += ["", *_table(own)] if own else []
     return "\n".join(lines) + "\n"
+
+
+def all_commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Yield the commands of a group by their names, and those of the groups in it, as "data check"."""
+    for name, command in sorted(group.commands.items()):
+        yield f"{prefix}{name}", command
+        if isinstance(command, click.Group):
+            yield from all_commands(command, f"{prefix}{name} ")
 
 
 def _table(options: list[click.Option]) -> Iterator[str]:

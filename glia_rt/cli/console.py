@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, TextIO, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TextIO, TypeAlias
 
 import click
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from glia_rt.backends.cuda.engine import EngineRecord
+    from glia_rt.contract import Contract
     from glia_rt.listing.sources import Summary
     from glia_rt.results import Result
     from glia_rt.runs import run
-    from glia_rt.scorer import Scorer
     from glia_rt.verify import Parity
 
     OnStart: TypeAlias = Callable[[Summary | None, run.Progress], None]
@@ -99,7 +99,15 @@ def say_notes(error: BaseException) -> None:
         say(f"glia-rt: {note}")
 
 
-def say_backend(scorer: Scorer) -> None:
+class Opened(Protocol):
+    """An opened model: a `glia_rt.Scorer`, or a checkpoint in PyTorch."""
+
+    backend: Any
+    passed_over: tuple[str, ...]
+    contract: Contract
+
+
+def say_backend(scorer: Opened) -> None:
     """Print which engine was taken, and why not each faster one."""
     backend = scorer.backend
     say(f"backend {backend.name}, {backend.precision}, {backend.device}")
@@ -211,3 +219,33 @@ def show_progress(*, hidden: bool) -> Iterator[tuple[OnStart, OnRow]]:
                 say(text if left is None else f"{text}, {timedelta(seconds=round(left))} left")
 
         yield on_start, on_row
+
+
+@contextmanager
+def show_count(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """Yield what a command calls after each of so many pictures.
+
+    On a terminal this is a bar on stderr with the time left. Elsewhere it is a line per minute.
+
+    Args:
+        what: What is done to the pictures, for example "reading".
+        total: The number of pictures.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = make_console(stderr=True)
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    in_log = not console.is_terminal
+    with Progress(*columns, console=console, disable=in_log) as bar:
+        task = bar.add_task("", total=total)
+        done, said = 0, time.monotonic()
+
+        def advance() -> None:
+            nonlocal done, said
+            done += 1
+            bar.advance(task)
+            if in_log and time.monotonic() - said >= LOG_SECONDS:
+                said = time.monotonic()
+                say(f"{what}: {done} of {total} pictures")
+
+        yield advance

@@ -1,8 +1,8 @@
 """The command line as a whole. Errors become one line on stderr and an exit status here, and only here.
 
 Exit status: 0 done; 1 what is to be scored has gone, the disk is full, or unexpected; 2 usage, or the output exists;
-3 done, but some pictures could not be scored; 4 parity; 5 checkpoint, bundle or engine; 6 backend, or a package that is
-not installed; 130 interrupted.
+3 done, but some pictures are missing or cannot be read; 4 parity; 5 checkpoint, bundle or engine; 6 backend, or a
+package that is not installed; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from collections.abc import Sequence
 import click
 
 from glia_rt.cli.build import build
+from glia_rt.cli.compare import compare
 from glia_rt.cli.console import State, drop, say, say_notes, say_traceback
+from glia_rt.cli.data import data
 from glia_rt.cli.demo import demo
 from glia_rt.cli.doctor import doctor
+from glia_rt.cli.evaluate import evaluate
 from glia_rt.cli.export import export
 from glia_rt.cli.info import info
 from glia_rt.cli.options import add_global_options
@@ -87,6 +90,8 @@ def cli() -> None:
     configure_pillow()
 
 
-for command in (train, export, build, verify, score, info, doctor, demo):
+for command in (train, evaluate, compare, export, build, verify, score, data, info, doctor, demo):
     cli.add_command(add_global_options(command))
+for command in data.commands.values():
+    add_global_options(command)
 add_global_options(cli)

@@ -96,6 +96,59 @@ class OutputOptions:
             raise UsageError("--resume, --overwrite and --report are for a file: give -o too")
 
 
+@dataclass(frozen=True)
+class DatasetOptions:
+    """Which labelled pictures to use: a published dataset on disk, or labels of the user's own."""
+
+    dataset: str | None
+    root: str | None
+    data: str | None
+    path_column: str | None
+    score_column: str | None
+    group_column: str | None
+
+    def __post_init__(self) -> None:
+        """Refuse what does not go together."""
+        if self.dataset is None and self.data is None:
+            raise UsageError("no labelled pictures: give --dataset NAME and --root DIR, or --data LABELS")
+        if self.dataset is not None and self.data is not None:
+            raise UsageError("--dataset and --data are two sources of labels: give one of them")
+        if self.data is not None and self.root is not None:
+            raise UsageError(
+                "--root is the folder of a published dataset: drop it, or give --dataset instead of --data"
+            )
+        if self.dataset is not None and (self.path_column or self.score_column or self.group_column):
+            raise UsageError("--path-column, --score-column and --group-column are for --data: drop them")
+
+    def read(self, *, require: bool = True) -> Any:
+        """Return the dataset, a `glia_train.datasets.base.Dataset`.
+
+        Args:
+            require: Refuse a dataset of which pictures are missing, or from which nothing can be learnt.
+
+        Raises:
+            MissingPackageError: The extra `train` is not installed.
+            UsageError: There is no such dataset, its labels cannot be used, or pictures are missing.
+        """
+        with needs("train"):
+            from glia_train.datasets.base import require_pictures
+            from glia_train.datasets.csv import Columns
+            from glia_train.datasets.table import DATASETS, read_dataset
+        if self.dataset is not None and self.dataset not in DATASETS:
+            known = ", ".join(DATASETS)
+            raise UsageError(
+                f"there is no dataset {self.dataset!r}: give one of {known}, or labels of your own by --data"
+            )
+        if self.dataset is not None:
+            dataset = read_dataset(self.dataset, self.root)
+        else:
+            columns = Columns(self.path_column, self.score_column or Columns.score, self.group_column)
+            dataset = read_dataset(self.data or "", columns=columns)
+        if require:
+            require_pictures(dataset)
+        return dataset
+
+
 def grouped(name: str, kind: type[Any], *options: Decorator) -> Decorator:
     """Return a decorator that adds options to a command, which gets them as one argument `name`, a `kind`."""
 
@@ -223,3 +276,17 @@ output_options = grouped(
     click.option("--report", type=click.Path(), help="Also write an HTML page about the scores."),
     click.option("--json", "as_json", is_flag=True, help="Print JSON lines instead of a table; without -o only."),
 )
+
+dataset_options = grouped(
+    "labelled",
+    DatasetOptions,
+    click.option("--dataset", metavar="NAME", help="A published dataset: biq2021 or kadid10k. It needs --root."),
+    click.option("--root", type=click.Path(), metavar="DIR", help="The folder that the dataset was unpacked to."),
+    click.option("--data", type=click.Path(), metavar="LABELS",
+                 help="Labels of your own: a .csv of path,score, a .parquet, or a folder of .parquet files."),
+    click.option("--path-column", metavar="COLUMN",
+                 help="The column of the paths, or in Parquet of the pictures; default: path, or image."),
+    click.option("--score-column", metavar="COLUMN", help="The column of the scores; default: score."),
+    click.option("--group-column", metavar="COLUMN",
+                 help="A column of names that pictures share which are kept together; default: reference, if there."),
+)  # fmt: skip

@@ -30,6 +30,9 @@ INK: Final = "#010101"
 FAINT: Final = "#020202"
 SERIES: Final = ("#030301", "#030302", "#030303", "#030304")
 
+#: Most pictures that are drawn as a point each. The points of more would be a blot, and a file of megabytes.
+POINTS: Final = 2_000
+
 _VARIABLES: Final = {INK: "ink", FAINT: "faint"} | {colour: f"series-{i}" for i, colour in enumerate(SERIES, start=1)}
 
 
@@ -71,6 +74,34 @@ def label_axes(axes: Axes, x: str, y: str) -> None:
     axes.set_ylabel(y, color=INK)
     axes.tick_params(which="both", color=FAINT, labelcolor=INK)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def scatter(axes: Axes, x: npt.NDArray[np.floating[Any]], y: npt.NDArray[np.floating[Any]]) -> None:
+    """Draw y (N,) against x (N,), N at least 1, which is positive on a logarithmic axis.
+
+    Each pair is a point. If there are more than `POINTS`, a point shows how many of them fall near it.
+    """
+    if len(x) <= POINTS:
+        axes.scatter(x, y, s=14, c=SERIES[0], alpha=0.5, linewidths=0)
+        return
+    if axes.get_xscale() == "log":
+        edges = np.geomspace(x.min(), max(x.max(), x.min() * 1.01), 31)
+        centres = np.sqrt(edges[:-1] * edges[1:])
+    else:
+        edges = np.linspace(x.min(), max(x.max(), np.nextafter(x.min(), np.inf)), 31)
+        centres = (edges[:-1] + edges[1:]) / 2
+    counts, _, up = np.histogram2d(x, y, bins=(edges, 24))
+    column, row = np.nonzero(counts)
+    share = np.log1p(counts[column, row]) / np.log1p(counts.max())
+    heights = (up[row] + up[row + 1]) / 2
+    axes.scatter(centres[column], heights, s=2 + 60 * share, c=SERIES[0], alpha=0.6, linewidths=0)
+
+
+def plain(value: Any) -> str:
+    """Return a value of a record as people read it: a mapping as names and values, None as "default"."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {plain(inner)}" for key, inner in value.items())
+    return "default" if value is None else str(value)
 
 
 def svg(figure: Figure) -> Markup:

@@ -5,5 +5,6 @@ whole listing. `pieces` are the parts of it that open on their own; `tar` and `p
 and `lists` find names. `missing` tells a missing file from a disk that has gone.
 
 Other folders use: Sources, Position, Summary, Tally, START, DEFAULT_COLUMN of sources; Picture of pieces; find_images
-of folders; Trail, FOLDERS of missing; read_cell, holds_bytes of parquet.
+of folders; Trail, FOLDERS of missing; read_cell, holds_bytes,
+holds_pictures, open_arrow, first_line of parquet.
 """

@@ -53,7 +53,7 @@ class RowGroup:
             # decompressor finds becomes rows.
             if getattr(error, "errno", None) is not None or not os.path.exists(self.path):
                 raise gone(self.path, error) from error
-            reason = f"a damaged Parquet file ({_first_line(error)})"
+            reason = f"a damaged Parquet file ({first_line(error)})"
             for lost in range(max(row, first), self.count):
                 yield Picture(self._name(lost), None, reason, done=(lost + 1) / self.count)
 
@@ -63,7 +63,7 @@ class RowGroup:
 
         # Without pre_buffer, and with a buffer, each page is read only when its turn comes.
         with (
-            _open_arrow(self.path) as opened,
+            open_arrow(self.path) as opened,
             parquet.ParquetFile(opened, pre_buffer=False, buffer_size=1 << 20) as file,
         ):
             mean = file.metadata.row_group(self.index).total_byte_size // self.count
@@ -103,12 +103,12 @@ def row_groups(path: str, column: str) -> Iterator[RowGroup | DamagedArchive]:
 
     require_file(path)
     try:
-        with _open_arrow(path) as opened, parquet.ParquetFile(opened) as file:
+        with open_arrow(path) as opened, parquet.ParquetFile(opened) as file:
             schema, metadata = file.schema_arrow, file.metadata
     except (pa.ArrowException, OSError) as error:
         if getattr(error, "errno", None) is not None:
             raise gone(path, error) from error
-        yield DamagedArchive(path, f"not a Parquet file, or damaged at its end ({_first_line(error)})")
+        yield DamagedArchive(path, f"not a Parquet file, or damaged at its end ({first_line(error)})")
         return
     if column not in schema.names:
         raise UsageError(
@@ -116,7 +116,7 @@ def row_groups(path: str, column: str) -> Iterator[RowGroup | DamagedArchive]:
         )
     if schema.names.count(column) > 1:
         raise UsageError(f"{display_name(path)}: several columns are called {column!r}; rename all but one")
-    if not _holds_pictures(schema.field(column).type):
+    if not holds_pictures(schema.field(column).type):
         raise UsageError(
             f"{display_name(path)}: column {column!r} is {schema.field(column).type}; pictures are bytes, or strings "
             "that are their paths: name such a column with --column, or cast this one to binary"
@@ -129,14 +129,15 @@ def row_groups(path: str, column: str) -> Iterator[RowGroup | DamagedArchive]:
         row += count
 
 
-def _open_arrow(path: str) -> Any:
+def open_arrow(path: str) -> Any:
     """Return a file opened for Arrow, which takes names that are not UTF-8 only as bytes."""
     import pyarrow as pa
 
     return pa.OSFile(os.fsencode(path))
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, because Arrow adds where in its own code the error arose."""
     return str(error).partition("\n")[0]
 
 
@@ -178,7 +179,8 @@ def holds_bytes(kind: Any) -> bool:
     return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
 
-def _holds_pictures(kind: Any) -> bool:
+def holds_pictures(kind: Any) -> bool:
+    """Return whether a column of this type holds pictures: bytes, paths, or structs of them."""
     from pyarrow import types
 
     return bool(_fields_of_pictures(kind)) if types.is_struct(kind) else _is_value(kind)

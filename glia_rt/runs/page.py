@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 SHOWN: Final = 10
 
 _THUMBNAIL: Final = 320
-#: Most pictures that are drawn as a point each. The points of more would be a blot, and a file of megabytes.
-_POINTS: Final = 2_000
 #: Most kinds of errors that are told apart.
 _KINDS: Final = 100
 
@@ -96,11 +94,11 @@ def write_report(
             path,
             "glia_rt.runs",
             "page.html",
-            {"plain": _plain, "count": "{:,}".format},
+            {"plain": kit.plain, "count": "{:,}".format},
             run=run,
             contract=scorer.contract,
             scored=len(scores),
-            is_binned=len(scores) > _POINTS,
+            is_binned=len(scores) > kit.POINTS,
             quantiles=_quantiles(values),
             histogram=_histogram(values) if len(scores) else None,
             by_size=_by_size(sizes, values) if len(scores) else None,
@@ -115,12 +113,6 @@ def write_report(
 def _kind(error: str) -> str:
     """Return an error without the numbers in it, so that equal causes count as one."""
     return re.sub(r"\d+", "N", error)
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
-    return "default" if value is None else str(value)
 
 
 def _quantiles(scores: np.ndarray) -> dict[str, float]:
@@ -164,23 +156,10 @@ def _histogram(scores: np.ndarray) -> Markup:
 
 
 def _by_size(megapixels: np.ndarray, scores: np.ndarray) -> Markup:
-    """Return a plot of score against size.
-
-    Each picture is a point. If there are too many pictures, a point shows how many of them fall near it.
-    """
+    """Return a plot of score against size."""
     with kit.plot_style():
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.add_subplot(xscale="log")
-        if len(scores) <= _POINTS:
-            axes.scatter(megapixels, scores, s=14, c=kit.SERIES[0], alpha=0.5, linewidths=0)
-        else:
-            edges = np.geomspace(megapixels.min(), max(megapixels.max(), megapixels.min() * 1.01), 31)
-            counts, x, y = np.histogram2d(megapixels, scores, bins=(edges, 24))
-            across, up = np.nonzero(counts)
-            share = np.log1p(counts[across, up]) / np.log1p(counts.max())
-            axes.scatter(
-                np.sqrt(x[across] * x[across + 1]), (y[up] + y[up + 1]) / 2, s=2 + 60 * share, c=kit.SERIES[0],
-                alpha=0.6, linewidths=0,
-            )  # fmt: skip
+        kit.scatter(axes, megapixels, scores)
         kit.label_axes(axes, "megapixels", "score")
         return kit.svg(figure)

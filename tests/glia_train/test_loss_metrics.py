@@ -8,11 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from scipy.stats import rankdata
+from scipy.optimize import curve_fit
+from scipy.stats import kendalltau, pearsonr, rankdata, spearmanr
 
 from glia_rt.errors import UsageError
 from glia_train.loss import LOSSES, LossName, mse_rho_loss, plcc_loss
-from glia_train.metrics import compare, fit_logistic
+from glia_train.metrics import ScoreMapping, compare, fit_mapping
 
 Floats = npt.NDArray[np.float64]
 
@@ -98,7 +99,7 @@ def test_plcc_and_rmse_come_after_the_logistic() -> None:
     assert metrics.note == ""
     assert metrics.plcc > 0.995 > np.corrcoef(scores, labels)[0, 1] + 0.03
     assert metrics.rmse == pytest.approx(2, rel=0.1)
-    mapped = fit_logistic(scores, labels)
+    mapped = fit_mapping(scores, labels).apply(scores)
     assert metrics.rmse == pytest.approx(math.sqrt(np.mean((mapped - labels) ** 2)))
     assert (np.diff(mapped[np.argsort(scores)]) >= 0).all()
 
@@ -146,13 +147,94 @@ def test_too_few_pictures_for_the_logistic() -> None:
     assert set(metrics.to_dict()) == {"srcc", "krcc"}
 
 
-def test_a_fit_that_does_not_converge_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glia_train.metrics.MAX_EVALUATIONS", 6)
-    metrics = compare(*sample())
-    assert math.isnan(metrics.plcc)
-    assert math.isnan(metrics.rmse)
-    assert metrics.srcc > 0.5
-    assert "logistic was not fitted" in metrics.note
+def test_rank_correlations_worked_by_hand() -> None:
+    # Differences of ranks 1, 1, 0, 1, 1: 1 - 6 * 4 / (5 * 24). Of ten pairs two are turned around.
+    metrics = compare([1, 2, 3, 4, 5], [2, 1, 3, 5, 4])
+    assert metrics.srcc == pytest.approx(0.8)
+    assert metrics.krcc == pytest.approx(0.6)
+
+
+def test_ties_worked_by_hand() -> None:
+    # Ranks 1.5, 1.5, 3.5, 3.5 against 1, 2, 3, 4. Of six pairs four agree, and two are tied in the scores.
+    metrics = compare([0, 0, 1, 1], [1, 2, 3, 4])
+    assert metrics.srcc == pytest.approx(4 / math.sqrt(4 * 5))
+    assert metrics.krcc == pytest.approx(4 / math.sqrt(4 * 6))
+
+
+@pytest.mark.parametrize("digits", [0, 1, 8])
+def test_metrics_are_scipy_s(digits: int) -> None:
+    scores, labels = sample(0.6, 300)
+    scores, labels = scores.round(digits), labels.round(digits)
+    metrics = compare(scores, labels)
+    assert metrics.srcc == pytest.approx(spearmanr(scores, labels).statistic)
+    assert metrics.krcc == pytest.approx(kendalltau(scores, labels).statistic)
+
+    def logistic(x: Floats, b1: float, b2: float, b3: float, b4: float) -> Floats:
+        return b2 + (b1 - b2) / (1 + np.exp(-(x - b3) / abs(b4)))
+
+    start = [labels.max(), labels.min(), scores.mean(), 0.5]
+    found, _ = curve_fit(logistic, scores, labels, p0=start, maxfev=100_000)
+    mapped = logistic(scores, *found)
+    assert metrics.mapping == "logistic"
+    assert metrics.plcc == pytest.approx(pearsonr(mapped, labels).statistic, abs=1e-6)
+    assert metrics.rmse == pytest.approx(math.sqrt(np.mean((mapped - labels) ** 2)), rel=1e-6)
+
+
+def test_a_fit_that_does_not_converge_falls_back_to_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("glia_train.metrics.MAX_EVALUATIONS", 2)
+    scores, labels = sample()
+    metrics = compare(scores, labels)
+    assert metrics.mapping == "linear"
+    assert metrics.note.startswith(
+        "the logistic was not fitted: it did not converge in 2 evaluations; PLCC and RMSE are"
+    )
+    assert metrics.plcc == pytest.approx(pearsonr(scores, labels).statistic)
+    line = np.polynomial.Polynomial.fit(scores, labels, 1)(scores)
+    assert metrics.rmse == pytest.approx(math.sqrt(np.mean((line - labels) ** 2)))
+    assert set(metrics.to_dict()) == {"srcc", "krcc", "plcc", "rmse"}
+
+
+def test_the_correlation_of_a_falling_line_is_negative(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("glia_train.metrics.MAX_EVALUATIONS", 2)
+    scores, labels = sample()
+    metrics = compare(-scores, labels)
+    assert metrics.mapping == "linear"
+    assert metrics.plcc == pytest.approx(-pearsonr(scores, labels).statistic)
+
+
+def test_a_fit_that_ends_in_a_constant_falls_back_to_a_line() -> None:
+    # Each score has the same mean label, so that no curve does better than a constant.
+    metrics = compare([2, 1, 0, 2, 2], [1, 1, 1, 0, 2])
+    assert metrics.mapping == "linear"
+    assert "it ended in a constant" in metrics.note
+    assert metrics.plcc == pytest.approx(0, abs=1e-12)
+    assert metrics.rmse == pytest.approx(math.sqrt(2 / 5))
+
+
+def test_a_fit_is_never_worse_than_a_line() -> None:
+    rng = np.random.default_rng(0)
+    for scale in (1e-3, 1, 1e3):
+        for _ in range(50):
+            scores, labels = scale * rng.normal(size=12), rng.normal(size=12)
+            rmse = compare(scores, labels).rmse
+            assert rmse <= labels.std() * math.sqrt(1 - np.corrcoef(scores, labels)[0, 1] ** 2) + 1e-2
+
+
+def test_a_fit_may_start_from_another() -> None:
+    scores, labels = sample(0.8, 400)
+    scores = np.sinh(2 * scores)
+    start = fit_mapping(scores[:200], labels[:200])
+    alone, started = compare(scores, labels), compare(scores, labels, start=start)
+    assert start.kind == "logistic"
+    assert started.rmse == pytest.approx(alone.rmse, rel=1e-3)
+    assert started.plcc == pytest.approx(alone.plcc, abs=1e-3)
+
+
+def test_a_line_to_start_from_stays_a_line() -> None:
+    scores, labels = sample()
+    metrics = compare(scores, labels, start=ScoreMapping("linear", (1.0, 0.0), "why"))
+    assert (metrics.mapping, metrics.note) == ("linear", "why")
+    assert metrics.plcc == pytest.approx(pearsonr(scores, labels).statistic)
 
 
 def test_two_lengths_are_refused() -> None:

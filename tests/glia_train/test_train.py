@@ -30,18 +30,20 @@ from glia_rt.pixels.views import make_inputs
 from glia_train import train as training
 from glia_train.checkpoint import Checkpoint
 from glia_train.datasets.csv import read_labels
-from glia_train.datasets.splits import split_pictures
+from glia_train.datasets.splits import split_dataset
+from glia_train.machine import Machine
 from glia_train.models.glianet import ModelConfig
 from glia_train.models.table import FAMILIES, untrained
 from glia_train.options import TrainOptions
+from glia_train.run_folder import TrainResult
 from glia_train.schedule import Schedule
-from glia_train.train import Machine, TrainResult, train
+from glia_train.train import train
 
 CONFIG = ModelConfig(backbone="vit_tiny_r_s16_p8_224")
 #: For what no model changes: a second of GLIANet is a thousand steps of this one.
 LINEAR = LinearConfig()
 OPTIONS = TrainOptions(epochs=2, batch_size=8, lr=3e-3)
-FILES = {"checkpoint.pt", "run.json", "split.csv", "metrics.csv"}
+FILES = {"checkpoint.pt", "run.json", "split.csv", "metrics.csv", "curves.png"}
 
 
 @pytest.fixture(autouse=True)
@@ -51,11 +53,11 @@ def _linear(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty-five pictures of five contents; the less noise, the better."""
+    """Thirty pictures of six contents: 20, 5 and 5 in the three parts. The less noise, the better."""
     folder = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     rows = []
-    for content in range(5):
+    for content in range(6):
         coarse = Image.fromarray(rng.integers(60, 196, (4, 4, 3), dtype=np.uint8))
         picture = np.asarray(coarse.resize((240, 228), Image.Resampling.BICUBIC)).astype(float)
         for level in range(5):
@@ -68,7 +70,7 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(labels: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
-    return train(labels, tmp_path_factory.mktemp("run") / "new" / "run", CONFIG, OPTIONS, "random")
+    return train(read_labels(labels), tmp_path_factory.mktemp("run") / "new" / "run", CONFIG, OPTIONS, "random")
 
 
 def weights_of(path: Path) -> dict[str, torch.Tensor]:
@@ -79,23 +81,31 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return all(torch.equal(first[key], second[key]) for key in first | second)
 
 
-def test_a_run_leaves_four_files(run: TrainResult, labels: Path) -> None:
+def test_a_run_leaves_five_files(run: TrainResult, labels: Path) -> None:
     folder = run.checkpoint.parent
     assert {path.name for path in folder.iterdir()} == FILES
     record = json.loads((folder / "run.json").read_text())
     assert record["labels"] == str(labels)
-    assert record["pictures"] == {"train": 20, "test": 5, "split_by": "reference"}
+    assert record["pictures"] == {"train": 20, "validation": 5, "test": 5, "split_by": "reference"}
     assert record["config"] == dataclasses.asdict(CONFIG)
     assert record["options"] == {
         "epochs": 2,
         "batch_size": 8,
+        "micro_batch_size": None,
+        "crops": 1,
         "lr": 3e-3,
+        "warmup_epochs": 0.0,
         "weight_decay": 1e-2,
+        "clip_norm": None,
+        "ema": None,
         "loss": "mse-rho",
+        "precision": None,
         "seed": 3407,
         "workers": None,
+        "cache": True,
         "adapter_only": False,
         "score_range": None,
+        "measure_test": True,
         "time_limit_s": None,
     }
     assert record["machine"]["precision"] == Machine.here().precision
@@ -103,9 +113,13 @@ def test_a_run_leaves_four_files(run: TrainResult, labels: Path) -> None:
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2"]
-    assert float(rows[-1]["srcc"]) == run.metrics.srcc
     assert all(0 < float(row["loss"]) < 0.5 for row in rows)
-    assert (folder / "split.csv").read_text() == split_pictures(read_labels(labels), 3407).to_csv()
+    assert [float(row["lr"]) for row in rows] == pytest.approx([1.5e-3, 0])
+    assert all(float(row["pictures_per_s"]) > 0 and 0 <= float(row["waiting"]) < 1 for row in rows)
+    assert all(-1 <= float(row["srcc"]) <= 1 for row in rows)
+    with Image.open(folder / "curves.png") as plot:
+        assert plot.size == (1000, 400)
+    assert (folder / "split.csv").read_text() == split_dataset(read_labels(labels), 3407).to_csv()
 
 
 def test_the_checkpoint_says_what_it_is(run: TrainResult) -> None:
@@ -113,7 +127,8 @@ def test_the_checkpoint_says_what_it_is(run: TrainResult) -> None:
     assert checkpoint.contract.score.range == (1.0, 5.0)
     assert checkpoint.backbones["backbone"]["source"] == "random"
     assert checkpoint.metrics == run.metrics.to_dict()
-    assert (checkpoint.trained_on["epoch"], checkpoint.trained_on["calibrated_on"]) == (2, 20)
+    facts = checkpoint.trained_on
+    assert (facts["epoch"], facts["calibrated_on"], facts["measured_on"]) == (2, 20, "test")
 
 
 def test_scores_are_calibrated_on_the_training_part(run: TrainResult) -> None:
@@ -145,7 +160,7 @@ def test_only_what_may_train_has_trained(run: TrainResult) -> None:
 @pytest.mark.slow
 def test_training_learns(labels: Path, tmp_path: Path) -> None:
     options = TrainOptions(epochs=8, batch_size=10, lr=3e-3)
-    result = train(labels, tmp_path, CONFIG, options, "random")
+    result = train(read_labels(labels), tmp_path, CONFIG, options, "random")
     assert result.metrics.srcc > 0.85
     with (tmp_path / "metrics.csv").open() as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
@@ -157,12 +172,12 @@ def test_a_seed_fixes_every_weight_whatever_the_workers(
     run: TrainResult, labels: Path, tmp_path: Path, workers: int
 ) -> None:
     options = TrainOptions(epochs=2, batch_size=8, lr=3e-3, workers=workers)
-    again = train(labels, tmp_path, CONFIG, options, "random")
+    again = train(read_labels(labels), tmp_path, CONFIG, options, "random")
     assert same(weights_of(again.checkpoint), weights_of(run.checkpoint))
 
 
 def test_another_seed_is_another_run(run: TrainResult, labels: Path, tmp_path: Path) -> None:
-    other = train(labels, tmp_path, CONFIG, TrainOptions(epochs=1, batch_size=8, seed=1), "random")
+    other = train(read_labels(labels), tmp_path, CONFIG, TrainOptions(epochs=1, batch_size=8, seed=1), "random")
     assert not same(weights_of(other.checkpoint), weights_of(run.checkpoint))
     assert other.split != run.split
 
@@ -170,14 +185,14 @@ def test_another_seed_is_another_run(run: TrainResult, labels: Path, tmp_path: P
 def test_the_caller_keeps_its_random_numbers(labels: Path, tmp_path: Path) -> None:
     torch.manual_seed(11)
     state = torch.get_rng_state()
-    train(labels, tmp_path, LINEAR, TrainOptions(epochs=1, batch_size=20), "random")
+    train(read_labels(labels), tmp_path, LINEAR, TrainOptions(epochs=1, batch_size=20), "random")
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_tuned_backbone_trains_and_plcc_loss(labels: Path, tmp_path: Path) -> None:
     config = ModelConfig(backbone=CONFIG.backbone, tune_backbone=True)
     options = TrainOptions(epochs=1, batch_size=10, loss="plcc")
-    result = train(labels, tmp_path, config, options, "random")
+    result = train(read_labels(labels), tmp_path, config, options, "random")
     before, after = untrained(config, "random", 3407)[0].state_dict(), weights_of(result.checkpoint)
     assert not torch.equal(before["backbone.cls_token"], after["backbone.cls_token"])
 
@@ -186,7 +201,7 @@ def test_adapter_only(labels: Path, tmp_path: Path) -> None:
     backbone = untrained(CONFIG, seed=5)[0].backbone
     torch.save(backbone.state_dict(), tmp_path / "backbone.pth")
     options = TrainOptions(epochs=1, batch_size=20, adapter_only=True)
-    result = train(labels, tmp_path / "run", CONFIG, options, str(tmp_path / "backbone.pth"))
+    result = train(read_labels(labels), tmp_path / "run", CONFIG, options, str(tmp_path / "backbone.pth"))
     checkpoint = Checkpoint.load(result.checkpoint)
     assert checkpoint.adapter_only
     assert checkpoint.backbones["backbone"]["source"] == "backbone.pth"
@@ -197,7 +212,7 @@ def test_the_last_calibration_sees_the_whole_training_part(
     labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "CALIBRATION_SAMPLE", 6)
-    result = train(labels, tmp_path, LINEAR, OPTIONS, "random")
+    result = train(read_labels(labels), tmp_path, LINEAR, OPTIONS, "random")
     assert Checkpoint.load(result.checkpoint).trained_on["calibrated_on"] == 20
 
 
@@ -213,14 +228,25 @@ def test_learning_rate_falls_along_a_cosine() -> None:
     assert schedule.learning_rate == 0
 
 
+def test_the_learning_rate_rises_first() -> None:
+    options = TrainOptions(epochs=4, warmup_epochs=1, lr=0.5)
+    schedule = Schedule(options, steps_per_epoch=4, progress=Progress(disable=True))
+    rates = []
+    for _ in range(16):
+        rates.append(schedule.learning_rate)
+        schedule.step(rate=1.0)
+    assert rates[:4] == pytest.approx([0.125, 0.25, 0.375, 0.5])
+    assert rates[4:] == pytest.approx([0.25 * (1 + np.cos(np.pi * i / 12)) for i in range(12)])
+
+
 def test_a_model_without_a_backbone_has_none_to_leave_out(labels: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--adapter-only: a model of family linear has no backbone to leave out"):
-        train(labels, tmp_path, LINEAR, TrainOptions(epochs=1, batch_size=8, adapter_only=True), "random")
+        train(read_labels(labels), tmp_path, LINEAR, TrainOptions(epochs=1, batch_size=8, adapter_only=True), "random")
 
 
 def test_a_time_limit_ends_the_run_with_a_whole_checkpoint(labels: Path, tmp_path: Path) -> None:
     options = TrainOptions(epochs=100_000, batch_size=4, time_limit_s=3)
-    result = train(labels, tmp_path, LINEAR, options, "random")
+    result = train(read_labels(labels), tmp_path, LINEAR, options, "random")
     assert 1 <= result.epochs < 100_000
     assert Checkpoint.load(result.checkpoint).trained_on["epoch"] == result.epochs
 
@@ -244,32 +270,34 @@ class Tripwire:
 def test_the_console_gets_a_line_an_epoch(labels: Path, tmp_path: Path) -> None:
     file = Tripwire()
     options = TrainOptions(epochs=2, batch_size=20)
-    train(labels, tmp_path, CONFIG, options, "random", console=Console(file=file))  # type: ignore[arg-type]
+    train(read_labels(labels), tmp_path, CONFIG, options, "random", console=Console(file=file))  # type: ignore[arg-type]
     first, *epochs = file.lines.splitlines()
-    assert first.startswith("20 pictures to train on, 5 held out, split by reference; ")
+    assert first.startswith("20 pictures to train on, 5 to validate with, 5 to test with, split by reference; ")
     assert first.endswith("512,113 trainable parameters")
-    assert [line.split(": ")[0] for line in epochs] == ["epoch 1/2", "epoch 2/2"]
-    assert all("loss 0." in line and "held-out SRCC" in line and "PLCC" in line for line in epochs)
+    assert [line.split(": ")[0] for line in epochs] == ["epoch 1/2", "epoch 2/2", "test part"]
+    assert all("loss 0." in line and "validation SRCC" in line and "PLCC" in line for line in epochs[:2])
+    assert epochs[-1].startswith("test part: SRCC ")
 
 
 def test_ctrl_c_leaves_the_last_whole_checkpoint(labels: Path, tmp_path: Path) -> None:
     console = Console(file=Tripwire("epoch 2/9"))  # type: ignore[arg-type]
     options = TrainOptions(epochs=9, batch_size=20)
     with pytest.raises(KeyboardInterrupt, match=r"training stopped: .*checkpoint.pt is of epoch 2"):
-        train(labels, tmp_path, LINEAR, options, "random", console=console)
+        train(read_labels(labels), tmp_path, LINEAR, options, "random", console=console)
     checkpoint = Checkpoint.load(tmp_path / "checkpoint.pt")
     assert checkpoint.trained_on["epoch"] == 2
     assert checkpoint.calibrated
     assert checkpoint.calibration != (1.0, 0.0)
-    assert {path.name for path in tmp_path.iterdir()} == FILES
+    assert {path.name for path in tmp_path.iterdir()} == FILES | {"state.pt"}
 
 
 def test_a_real_ctrl_c(labels: Path, tmp_path: Path) -> None:
     code = (
         "from helpers.linear import Linear, LinearConfig; from glia_train.models.table import FAMILIES;"
         "from glia_train.options import TrainOptions; from glia_train.train import train;"
+        "from glia_train.datasets.csv import read_labels;"
         "FAMILIES['linear'] = Linear;"
-        f"train({str(labels)!r}, {str(tmp_path / 'run')!r}, LinearConfig(),"
+        f"train(read_labels({str(labels)!r}), {str(tmp_path / 'run')!r}, LinearConfig(),"
         "TrainOptions(epochs=100_000, batch_size=20), 'random')"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -286,31 +314,32 @@ def test_a_real_ctrl_c(labels: Path, tmp_path: Path) -> None:
     assert process.returncode != 0
     last = stderr.strip().splitlines()[-1]
     assert last.startswith("KeyboardInterrupt: training stopped: ")
-    epoch = int(last.rpartition(" ")[2])
+    assert last.endswith("; --resume goes on with it")
+    epoch = int(last.partition(";")[0].rpartition(" ")[2])
     assert Checkpoint.load(tmp_path / "run" / "checkpoint.pt").trained_on["epoch"] - epoch in (0, 1)
 
 
 def test_a_run_is_not_overwritten_unasked(run: TrainResult, labels: Path) -> None:
     before = run.checkpoint.read_bytes()
     with pytest.raises(OutputExistsError, match="--overwrite"):
-        train(labels, run.checkpoint.parent, CONFIG, OPTIONS, "random")
+        train(read_labels(labels), run.checkpoint.parent, CONFIG, OPTIONS, "random")
     assert run.checkpoint.read_bytes() == before
 
 
 def test_overwriting_leaves_nothing_of_the_run_before(labels: Path, tmp_path: Path) -> None:
     options = TrainOptions(epochs=1, batch_size=20)
-    train(labels, tmp_path, LINEAR, options, "random")
+    train(read_labels(labels), tmp_path, LINEAR, options, "random")
     file = Tripwire("20 pictures to train on")
     with pytest.raises(KeyboardInterrupt):
-        train(labels, tmp_path, LINEAR, options, "random", overwrite=True, console=Console(file=file))  # type: ignore[arg-type]
+        train(read_labels(labels), tmp_path, LINEAR, options, "random", overwrite=True, console=Console(file=file))  # type: ignore[arg-type]
     assert {path.name for path in tmp_path.iterdir()} == {"run.json", "split.csv"}
-    train(labels, tmp_path, LINEAR, options, "random")  # nothing of worth is in the way
+    train(read_labels(labels), tmp_path, LINEAR, options, "random")  # nothing of worth is in the way
 
 
 def test_an_output_that_is_no_folder(labels: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UsageError, match="file: cannot hold a run"):
-        train(labels, tmp_path / "file", LINEAR, OPTIONS, "random", overwrite=True)
+        train(read_labels(labels), tmp_path / "file", LINEAR, OPTIONS, "random", overwrite=True)
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -318,7 +347,7 @@ def test_an_output_that_is_no_folder(labels: Path, tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"batch_size": 128}, "20 training pictures do not fill one batch of 128: give --batch-size 16"),
-        ({"score_range": (1.0, 4.0)}, r"5 scores lie outside --score-range 1 4, first 5 of \d-0.png"),
+        ({"score_range": (1.0, 4.0)}, r"6 of 30 scores lie outside 1 to 4, first 5 of \d-0.png"),
         ({"adapter_only": True}, "nobody could restore it"),
     ],
 )
@@ -326,20 +355,20 @@ def test_what_cannot_be_trained_is_refused_first(
     labels: Path, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        train(labels, tmp_path / "run", CONFIG, TrainOptions(**{"batch_size": 8} | options), "random")
+        train(read_labels(labels), tmp_path / "run", CONFIG, TrainOptions(**{"batch_size": 8} | options), "random")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_declared_range_is_the_contracts(labels: Path, tmp_path: Path) -> None:
     options = TrainOptions(epochs=1, batch_size=20, score_range=(0.0, 10.0))
-    result = train(labels, tmp_path, LINEAR, options, "random")
+    result = train(read_labels(labels), tmp_path, LINEAR, options, "random")
     assert Checkpoint.load(result.checkpoint).contract.score.range == (0.0, 10.0)
 
 
 def test_a_diverging_loss_is_an_error_with_advice(labels: Path, tmp_path: Path) -> None:
     options = TrainOptions(epochs=3, batch_size=5, lr=1e30)
     with pytest.raises(GliaError, match=r"the loss is nan in epoch 1: give an --lr under 1e\+30"):
-        train(labels, tmp_path, CONFIG, options, "random")
+        train(read_labels(labels), tmp_path, CONFIG, options, "random")
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
@@ -348,8 +377,15 @@ def test_pictures_that_all_look_alike_cannot_be_calibrated(tmp_path: Path) -> No
     for i in range(10):
         Image.new("RGB", (32, 32), "grey").save(tmp_path / f"{i}.png")
     (tmp_path / "labels.csv").write_text("\n".join(["path,score", *rows]))
+    dataset = read_labels(tmp_path / "labels.csv")
     with pytest.raises(GliaError, match="one score"):
-        train(tmp_path / "labels.csv", tmp_path / "run", CONFIG, TrainOptions(epochs=1, batch_size=8), "random")
+        train(
+            dataset,
+            tmp_path / "run",
+            CONFIG,
+            TrainOptions(epochs=1, batch_size=7),
+            "random",
+        )
 
 
 def test_a_bad_picture_is_named(tmp_path: Path) -> None:
@@ -359,8 +395,15 @@ def test_a_bad_picture_is_named(tmp_path: Path) -> None:
     bad.write_bytes(b"")
     (tmp_path / "5.png").write_text("hello")
     (tmp_path / "labels.csv").write_text("path,score\n" + "".join(f"{i}.png,{i}\n" for i in range(8)))
+    dataset = read_labels(tmp_path / "labels.csv")
     with pytest.raises(BadImageError) as caught:
-        train(tmp_path / "labels.csv", tmp_path / "run", CONFIG, TrainOptions(epochs=1, batch_size=6), "random")
+        train(
+            dataset,
+            tmp_path / "run",
+            CONFIG,
+            TrainOptions(epochs=1, batch_size=5),
+            "random",
+        )
     assert str(caught.value).startswith(f"{bad}: empty file, and 1 more pictures cannot be read")
     assert not (tmp_path / "run").exists(), "training had begun"
 
@@ -378,6 +421,13 @@ def test_a_bad_picture_is_named(tmp_path: Path) -> None:
         {"workers": 0},
         {"score_range": (5.0, 1.0)},
         {"time_limit_s": 0.0},
+        {"micro_batch_size": 0},
+        {"crops": 0},
+        {"warmup_epochs": 10.0},
+        {"warmup_epochs": -1.0},
+        {"clip_norm": 0.0},
+        {"ema": 1.0},
+        {"precision": "fp8"},
     ],
     ids=str,
 )

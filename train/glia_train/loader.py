@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Generator, Iterable, Sequence
+import threading
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,32 +18,27 @@ from torch import Tensor
 
 from glia_rt.contract import Contract
 from glia_rt.errors import BadImageError
-from glia_rt.pipeline import ordered_map, stack
+from glia_rt.pipeline import ordered_map
 from glia_rt.pixels.bicubic import Pixels
 from glia_rt.pixels.decode import read_image
 from glia_rt.pixels.views import make_inputs
+from glia_train.cache import Flips, FrozenCache
 from glia_train.datasets.base import LabelledPicture
 
 
-def check_pictures(pictures: Iterable[LabelledPicture], workers: int) -> None:
-    """Decode every picture once, in threads, so that a bad picture is found now and not hours into a run.
+class _Kept:
+    """Decoded pictures in memory, the first ones that fit. Threads may share it."""
 
-    Raises:
-        BadImageError: Some pictures cannot be read. The message counts them and names the first.
-    """
+    def __init__(self) -> None:
+        self.pixels: dict[int, Pixels] = {}
+        self._bytes = 0
+        self._lock = threading.Lock()
 
-    def complaint(picture: LabelledPicture) -> str | None:
-        try:
-            read_image(picture.path)
-        except BadImageError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(workers, "glia-read") as readers:
-        bad = [reason for reason in ordered_map(readers, complaint, pictures, ahead=2 * workers) if reason]
-    if bad:
-        more = f", and {len(bad) - 1} more pictures cannot be read" if len(bad) > 1 else ""
-        raise BadImageError(f"{bad[0]}{more}; mend what the labels name, or take it out of them")
+    def keep(self, picture: int, pixels: Pixels, limit: int) -> None:
+        with self._lock:
+            if picture not in self.pixels and self._bytes + pixels.nbytes <= limit:
+                self.pixels[picture] = pixels
+                self._bytes += pixels.nbytes
 
 
 @dataclass(frozen=True)
@@ -49,17 +47,46 @@ class InputLoader:
 
     Threads suffice, because decoding and resizing release the GIL. Threads also start at once on every system.
 
+    An index may be over the number of pictures: index i + k * len(pictures) is crop k of picture i, with random draws
+    of its own.
+
     Attributes:
         pictures: The pictures that the indices name.
         contract: The inputs to make, and their rules.
         seed: Fixes every random draw, together with an epoch and an index, whatever the number of workers.
         workers: Number of threads that decode.
+        keep_bytes: Bytes of decoded pictures to keep in memory. The first pictures that fit are kept.
+        cache: What the model's frozen part makes of one of the inputs. It takes that input's place.
     """
 
     pictures: Sequence[LabelledPicture]
     contract: Contract
     seed: int
     workers: int
+    keep_bytes: int = 0
+    cache: FrozenCache | None = None
+    _kept: _Kept = field(default_factory=_Kept, init=False, repr=False, compare=False)
+
+    def check(self, indices: Sequence[int]) -> None:
+        """Decode pictures once, in threads, so that a bad picture is found now and not hours into a run.
+
+        Raises:
+            BadImageError: Some pictures cannot be read. The message counts them and names the first.
+        """
+
+        def complaint(index: int) -> str | None:
+            try:
+                self._pixels(index)
+            except BadImageError as error:
+                return str(error)
+            return None
+
+        with ThreadPoolExecutor(self.workers, "glia-read") as readers:
+            found = ordered_map(readers, complaint, indices, ahead=2 * self.workers)
+            bad = [reason for reason in found if reason]
+        if bad:
+            more = f", and {len(bad) - 1} more pictures cannot be read" if len(bad) > 1 else ""
+            raise BadImageError(f"{bad[0]}{more}; mend what the labels name, or take it out of them")
 
     def batches(
         self, indices: Sequence[int], batch_size: int, epoch: int | None
@@ -74,7 +101,8 @@ class InputLoader:
             epoch: The epoch, as for `inputs`.
 
         Yields:
-            The inputs in the contract's order, uint8 (N, *shape), and the labels, float32 (N,).
+            The inputs in the contract's order, uint8 (N, *shape), and the labels, float32 (N,). With a cache, the
+            cached input is what the frozen part of the model makes of it, float16 (N, ...).
 
         Raises:
             BadImageError: A picture cannot be read.
@@ -85,16 +113,17 @@ class InputLoader:
             closing(ordered_map(readers, read, indices, ahead=batch_size + self.workers)) as made,
         ):
             for start in range(0, len(indices), batch_size):
-                batch = indices[start : start + batch_size]
-                inputs = stack(list(islice(made, len(batch))))
+                batch = [self._picture(index) for index in indices[start : start + batch_size]]
+                inputs = list(islice(made, len(batch)))
                 labels = torch.tensor([self.pictures[i].score for i in batch], dtype=torch.float32)
-                yield [torch.from_numpy(inputs[one.name]) for one in self.contract.inputs], labels
+                stacked = (np.stack([each[one.name] for each in inputs]) for one in self.contract.inputs)
+                yield [torch.from_numpy(array) for array in stacked], labels
 
-    def inputs(self, index: int, epoch: int | None) -> dict[str, Pixels]:
-        """Return the inputs of one picture, by name.
+    def inputs(self, index: int, epoch: int | None) -> dict[str, Any]:
+        """Return the inputs of one picture, by name: uint8, or what the cache has in place of one.
 
         Args:
-            index: Index of the picture.
+            index: Index of the picture, or of a crop of it.
             epoch: The epoch while training, None for the deterministic inputs of scoring. While training, the picture
                 is flipped horizontally and vertically with probability 1/2 each, all inputs are made of the flipped
                 picture, and the rules draw what they leave to chance.
@@ -102,11 +131,49 @@ class InputLoader:
         Raises:
             BadImageError: The picture cannot be read.
         """
-        image = read_image(self.pictures[index].path)
+        crop, picture = divmod(index, len(self.pictures))
         if epoch is None:
-            return make_inputs(image, self.contract)
-        rng = np.random.default_rng([self.seed, epoch, index])
+            return self._made(picture, (False, False), None)
+        draws = [self.seed, epoch, picture, *([crop] if crop else [])]
+        rng = np.random.default_rng(draws)
+        flip_rows, flip_columns = rng.random(2) < 0.5
+        return self._made(picture, (bool(flip_rows), bool(flip_columns)), rng)
+
+    def flipped(self, picture: int, flips: Flips, name: str) -> Pixels:
+        """Return one input of a flipped picture, by the input's name; its rule must draw nothing.
+
+        Raises:
+            BadImageError: The picture cannot be read.
+        """
+        only = dataclasses.replace(self.contract, inputs=tuple(i for i in self.contract.inputs if i.name == name))
+        return make_inputs(flip(self._pixels(picture), flips), only)[name]
+
+    def _made(self, picture: int, flips: Flips, rng: np.random.Generator | None) -> dict[str, Any]:
         # The picture is flipped before its inputs are made. Cells start at the top left, so a flipped mosaic would be
         # one that no flipped picture gives.
-        flip_rows, flip_columns = rng.random(2) < 0.5
-        return make_inputs(image[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1], self.contract, rng)
+        made = {} if self._contract is None else make_inputs(flip(self._pixels(picture), flips), self._contract, rng)
+        return made if self.cache is None else made | {self.cache.input: self.cache.read(picture, flips)}
+
+    @functools.cached_property
+    def _contract(self) -> Contract | None:
+        """The contract without the cached input; None if nothing is left."""
+        if self.cache is None:
+            return self.contract
+        inputs = tuple(one for one in self.contract.inputs if one.name != self.cache.input)
+        return dataclasses.replace(self.contract, inputs=inputs) if inputs else None
+
+    def _picture(self, index: int) -> int:
+        return index % len(self.pictures)
+
+    def _pixels(self, picture: int) -> Pixels:
+        if (kept := self._kept.pixels.get(picture)) is not None:
+            return kept
+        pixels = read_image(self.pictures[picture].source())
+        self._kept.keep(picture, pixels, self.keep_bytes)
+        return pixels
+
+
+def flip(pixels: Pixels, flips: Flips) -> Pixels:
+    """Return a view of a picture (H, W, 3) turned upside down, mirrored, or both, as `flips` says."""
+    rows, columns = flips
+    return pixels[:: -1 if rows else 1, :: -1 if columns else 1]

@@ -8,6 +8,7 @@ from typing import Final
 
 from glia_rt.errors import UsageError
 from glia_train.loss import LOSSES, LossName
+from glia_train.machine import Precision
 
 #: Least batch size. The z-scores of two pictures are -1 and 1 whatever their scores, so two give no gradient.
 MIN_BATCH: Final = 3
@@ -19,41 +20,77 @@ class TrainOptions:
 
     Attributes:
         epochs: Passes over the training part.
-        batch_size: Pictures in one step. The incomplete batch at the end of an epoch is dropped.
-        lr: First learning rate of AdamW. It falls to 0 along a cosine, step by step.
+        batch_size: Crops in one step. The incomplete batch at the end of an epoch is dropped.
+        micro_batch_size: Crops that are in memory at once. Their gradients add up to that of the whole batch. None
+            means the whole batch.
+        crops: Crops of each picture in an epoch. Each one is flipped at random, and its inputs draw
+            what their rules leave to chance.
+        lr: Highest learning rate of AdamW. It falls to 0 along a cosine, step by step.
+        warmup_epochs: Epochs in which the learning rate rises to `lr`, before it falls.
         weight_decay: Weight decay of AdamW.
+        clip_norm: Greatest norm of the gradient; a longer one is shortened. None leaves it.
+        ema: Decay of a moving average of the weights, for example 0.999. The average is measured and kept. None keeps
+            the last weights.
         loss: "mse-rho" or "plcc", see `glia_train.loss`.
+        precision: Precision of the matrix products: "fp32", "bf16" or "fp16". None means bf16 where the hardware
+            computes in it, else fp32.
         seed: Seed of the split, the first weights, the order, the augmentation and the dropout. On a CPU it fixes every
             weight, for a given number of threads. On a GPU, or with a time limit, it does not.
         workers: Number of threads that decode. None means one for each core.
+        cache: Whether to keep what a frozen backbone makes of the pictures, which is the same in every epoch.
         adapter_only: Leave the frozen backbone out of the checkpoint.
-        score_range: Least and greatest score of the labels' scale. None means those of the training part.
+        score_range: Least and greatest score of the labels' scale. None means the dataset's, or for a user's labels
+            those of the training part.
+        measure_test: Whether to measure the test part, once, after the last epoch.
         time_limit_s: Seconds that the epochs may take. If they would take longer, the cosine falls with the time, and
             the run ends when the time is over. The last calibration comes on top and takes about half an epoch.
     """
 
     epochs: int = 10
     batch_size: int = 128
+    micro_batch_size: int | None = None
+    crops: int = 1
     lr: float = 3e-4
+    warmup_epochs: float = 0.0
     weight_decay: float = 1e-2
+    clip_norm: float | None = None
+    ema: float | None = None
     loss: LossName = "mse-rho"
+    precision: Precision | None = None
     seed: int = 3407
     workers: int | None = None
+    cache: bool = True
     adapter_only: bool = False
     score_range: tuple[float, float] | None = None
+    measure_test: bool = True
     time_limit_s: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that training cannot use."""
-        for name, least in (("epochs", 1), ("batch_size", MIN_BATCH), ("seed", 0), ("workers", 1)):
+        least_values = {
+            "epochs": 1,
+            "batch_size": MIN_BATCH,
+            "micro_batch_size": 1,
+            "crops": 1,
+            "seed": 0,
+            "workers": 1,
+        }
+        for name, least in least_values.items():
             if (value := getattr(self, name)) is not None and value < least:
                 raise UsageError(f"{name} must be at least {least}, not {value}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise UsageError(f"lr must be over 0, not {self.lr}")
+        for name in ("lr", "clip_norm"):
+            if (value := getattr(self, name)) is not None and not (math.isfinite(value) and value > 0):
+                raise UsageError(f"{name} must be over 0, not {value}")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise UsageError(f"weight_decay must be at least 0, not {self.weight_decay}")
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise UsageError(f"warmup_epochs must lie in [0, {self.epochs}), not {self.warmup_epochs:g}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UsageError(f"ema must lie in (0, 1), not {self.ema}")
         if self.loss not in LOSSES:
             raise UsageError(f"loss must be one of {', '.join(LOSSES)}, not {self.loss!r}")
+        if self.precision not in (None, "fp32", "bf16", "fp16"):
+            raise UsageError(f"precision must be fp32, bf16 or fp16, not {self.precision!r}")
         if self.score_range is not None:
             low, high = self.score_range
             if not (math.isfinite(low) and math.isfinite(high) and low < high):

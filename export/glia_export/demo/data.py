@@ -4,9 +4,6 @@ The photographs come inside the wheels of scikit-image and scikit-learn. The lab
 pictures do not have. They are good enough to run the whole chain, and for nothing else.
 """
 
-# scikit-image's functions carry no types.
-# mypy: disable-error-code="no-untyped-call"
-
 from __future__ import annotations
 
 import csv
@@ -21,19 +18,19 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from skimage.metrics import structural_similarity
 
 from glia_rt.cores import cpu_count
 from glia_rt.errors import GliaError, MissingPackageError, OutputExistsError, UsageError
 from glia_rt.pixels.decode import read_image
 from glia_train.datasets.base import COLUMNS
 from glia_train.distortions import DISTORTIONS, LEVELS, distort
+from glia_train.full_reference import METRICS, SSIM_SIDE, ssim
 
 LABELS: Final = "labels.csv"
 #: Name of the metric that gives the labels, for people to read.
-METRIC: Final = "SSIM"
-METRIC_IN_FULL: Final = "structural similarity (SSIM, Wang et al. 2004), the mean over R, G and B"
-CROP: Final = 256  # the scale of SSIM: its authors reduce larger pictures to a shorter side of about this
+METRIC: Final = METRICS["ssim"].title
+METRIC_IN_FULL: Final = METRICS["ssim"].in_full
+CROP: Final = SSIM_SIDE
 MAX_SIDE: Final = 2 * CROP
 
 
@@ -156,27 +153,6 @@ def make_dataset(
     except OSError as error:
         raise GliaError(f"{folder}: cannot be written: {error.strerror or error}; name another folder") from error
     return made
-
-
-def ssim(reference: npt.NDArray[np.uint8], pixels: npt.NDArray[np.uint8]) -> float:
-    """Return the structural similarity of two pictures, the mean over R, G and B.
-
-    The source is Wang, Bovik, Sheikh, Simoncelli: "Image quality assessment: from error visibility to structural
-    similarity", IEEE TIP 13(4), 2004. The window (Gaussian, sigma 1.5, 11x11) and the constants are the paper's.
-
-    SSIM is the metric of scikit-image that was made to agree with people. It is bounded, while the PSNR of an
-    undistorted picture is infinite. The paper computes it on grey levels alone, where most colour distortions would
-    count as none.
-
-    Args:
-        reference: uint8 RGB (H, W, 3), both sides at least 11 pixels.
-        pixels: uint8 RGB of the same shape.
-
-    Returns:
-        A value in [-1, 1]; 1 for equal pictures.
-    """
-    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    return float(structural_similarity(reference, pixels, data_range=255, channel_axis=2, **options))
 
 
 def _read(photograph: Photograph) -> npt.NDArray[np.uint8]:

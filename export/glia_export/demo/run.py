@@ -22,10 +22,12 @@ from glia_rt.scorer import Scorer
 from glia_rt.steps import log_end
 from glia_rt.verify import require, selftest
 from glia_rt.versions import installed_versions
+from glia_train.datasets.csv import read_labels
 from glia_train.metrics import compare
 from glia_train.models.glianet import ModelConfig
 from glia_train.options import TrainOptions
-from glia_train.train import TrainResult, train
+from glia_train.run_folder import TrainResult
+from glia_train.train import train
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,7 +78,7 @@ def run(out: Path, *, minutes: float, overwrite: bool, console: Console) -> Path
     with _stage("train", seconds, console):
         spent = time.monotonic() - began
         trained = train(
-            out / "data" / LABELS,
+            read_labels(out / "data" / LABELS),
             out / "run",
             MODEL,
             TrainOptions(
@@ -101,7 +103,7 @@ def run(out: Path, *, minutes: float, overwrite: bool, console: Console) -> Path
             results = _score(scorer, trained, out / SCORES)
         backend = f"{scorer.backend.name}, {scorer.backend.precision}"
     with _stage("write the report", seconds, console):
-        by_path = {picture.path: picture for picture in pictures}
+        by_path: dict[Path | None, DemoPicture] = {picture.path: picture for picture in pictures}
         held_out = [_scored(by_path[Path(result.path)], result) for result in results]
         metrics = compare([s.score for s in held_out], [s.picture.score for s in held_out])
         versions = installed_versions("torch", "timm", "onnx", "onnxruntime", "openvino")
@@ -168,7 +170,7 @@ def _make_room(out: Path, overwrite: bool) -> None:
 
 def _score(scorer: Scorer, trained: TrainResult, path: Path) -> list[Result]:
     results: list[Result] = []
-    sources = Sources([picture.path for picture in trained.split.test])
+    sources = Sources([picture.path for picture in trained.split.test if picture.path is not None])
     score_to_file(scorer, sources, path, overwrite=True, on_row=lambda _, result: results.append(result))
     return results
 

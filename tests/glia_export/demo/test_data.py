@@ -19,13 +19,14 @@ from glia_export.demo.data import (
     _cut,
     _read,
     make_dataset,
-    ssim,
 )
 from glia_rt.errors import GliaError, MissingPackageError, OutputExistsError, UsageError
 from glia_rt.pixels.decode import read_image
+from glia_train.datasets.base import require_pictures
 from glia_train.datasets.csv import read_labels
-from glia_train.datasets.splits import split_pictures
+from glia_train.datasets.splits import split_dataset
 from glia_train.distortions import DISTORTIONS, LEVELS
+from glia_train.full_reference import ssim
 
 KINDS = {(None, 0)} | {(name, level) for name in DISTORTIONS for level in range(1, LEVELS + 1)}
 
@@ -55,10 +56,12 @@ def test_every_distortion_and_level_and_photograph_has_its_turn(made: list[DemoP
 
 
 def test_the_labels_file_is_what_training_reads(folder: Path, made: list[DemoPicture]) -> None:
-    read = read_labels(folder / LABELS)  # refuses a path that is not there
+    dataset = read_labels(folder / LABELS)
+    require_pictures(dataset)
+    read = dataset.pictures
     assert [(p.path, p.reference) for p in read] == [(p.path, p.reference) for p in made]
     assert [p.score for p in read] == pytest.approx([p.score for p in made], abs=5e-7)
-    split = split_pictures(read, seed=0)
+    split = split_dataset(dataset, seed=0)
     assert split.by == "reference"
     assert len({p.reference for p in split.test}) == 2
 
@@ -111,23 +114,6 @@ def test_crops_are_square_and_spread_evenly(height: int, width: int, crops: int)
     if min(height, width) <= 2 * CROP:
         assert np.array_equal(cut[0], pixels[:CROP, :CROP])
         assert np.array_equal(cut[-1][:, -1], pixels[:CROP, -1] if height < 384 else pixels[-CROP:, -1])
-
-
-def test_ssim_is_wang_s_on_each_channel() -> None:
-    # Of flat pictures only the first factor is left: (2 a b + C1) / (a^2 + b^2 + C1), C1 = (0.01 * 255)^2.
-    a = np.full((32, 32, 3), (100, 50, 200), np.uint8)
-    b = np.full((32, 32, 3), (100, 50, 120), np.uint8)
-    c1 = 2.55**2
-    blue = (2 * 200 * 120 + c1) / (200**2 + 120**2 + c1)
-    assert ssim(a, b) == pytest.approx((1 + 1 + blue) / 3)
-    # One bright pixel in the middle of the window: its Gaussian weight w gives variance 255^2 w (1 - w).
-    dot = np.zeros((11, 11, 3), np.uint8)
-    dot[5, 5] = 255
-    w = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
-    w = (w / w.sum())[5] ** 2
-    c2 = (0.03 * 255) ** 2
-    expected = c1 / ((255 * w) ** 2 + c1) * c2 / (255**2 * w * (1 - w) + c2)
-    assert ssim(np.zeros_like(dot), dot) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("pictures", [0, MAX_PICTURES + 1])

@@ -74,26 +74,35 @@ def assert_equal_rows(found: list[dict[str, Any]], expected: list[dict[str, Any]
 
 
 COMMANDS = sorted(cli.commands.items())
+IN_GROUPS = [
+    (f"{name} {inner}", command)
+    for name, group in COMMANDS
+    if isinstance(group, click.Group)
+    for inner, command in sorted(group.commands.items())
+]
 
 
 def test_the_commands() -> None:
-    assert [name for name, _ in COMMANDS] == ["build", "demo", "doctor", "export", "info", "score", "train", "verify"]
+    assert [name for name, _ in COMMANDS] == [
+        *("build", "compare", "data", "demo", "doctor", "evaluate", "export", "info", "score", "train", "verify"),
+    ]
+    assert [name for name, _ in IN_GROUPS] == ["data check", "data distort"]
 
 
-@pytest.mark.parametrize(("name", "command"), COMMANDS)
+@pytest.mark.parametrize(("name", "command"), [*COMMANDS, *IN_GROUPS])
 def test_every_command_and_option_has_help(name: str, command: click.Command, capsys: Capture) -> None:
     assert command.help
     for option in command.params:
         if isinstance(option, click.Option):
             assert option.help, f"{name} {option.opts[-1]} has no help"
     for flag in ("-h", "--help"):
-        assert main([name, flag]) == 0
+        assert main([*name.split(), flag]) == 0
         shown = capsys.readouterr().out
         assert shown.startswith(f"Usage: glia-rt {name} ")
         assert command.help.split()[0] in shown
 
 
-@pytest.mark.parametrize("name", [name for name, _ in COMMANDS])
+@pytest.mark.parametrize("name", [name for name, _ in [*COMMANDS, *IN_GROUPS]])
 def test_every_command_is_in_the_readme(name: str) -> None:
     assert re.search(rf"\bglia-rt {name}\b", (ROOT / "README.md").read_text(encoding="utf-8"))
 
@@ -128,7 +137,7 @@ def test_status_0(glia_rt_command: GliaRt, plain_bundle: Path, good: Path) -> No
         ["scroe", "model.glia", "a.jpg"],
         ["score", "model.glia", "a.jpg", "--batch-size", "0"],
         ["score", "model.glia", "a.jpg", "--backend", "cuda"],
-        ["train", "--data", "labels.csv", "--out", "run"],
+        ["train", "--data", "labels.csv", "--backbone-weights", "random"],
     ],
 )
 def test_status_2_usage(args: list[str], capsys: Capture) -> None:
@@ -519,14 +528,18 @@ def test_train(tmp_path: Path, good: Path, capsys: Capture) -> None:
     labels, out = tmp_path / "labels.csv", tmp_path / "a run"
     labels.write_text("\n".join(["path,score,reference", *rows]))
     options = {"epochs": 1, "batch_size": 4, "lr": 1e-3, "weight_decay": 0.1, "loss": "plcc", "seed": 7, "workers": 1}
+    options |= {"micro_batch_size": 2, "crops": 2, "warmup_epochs": 0.5, "clip_norm": 1.0, "ema": 0.9}
+    options |= {"precision": "fp32"}
     flags = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     args = ["--data", str(labels), "--out", str(out), "--backbone", BACKBONE, "--backbone-weights", "random", *flags]
-    assert main(["train", *args, "--tune-backbone", "--score-range", "0", "20"]) == 0
+    assert main(["train", *args, "--tune-backbone", "--score-range", "0", "20", "--no-test", "--no-cache"]) == 0
     captured = capsys.readouterr()
     assert captured.out == f"wrote {out}/checkpoint.pt; next:\n  glia-rt export '{out}/checkpoint.pt'\n"
-    assert "held-out SRCC" in captured.err
+    assert "validation SRCC" in captured.err
+    assert "test part:" not in captured.err
     record = json.loads((out / "run.json").read_text())
     expected = options | {"adapter_only": False, "score_range": [0, 20], "time_limit_s": None}
+    expected |= {"cache": False, "measure_test": False}
     assert record["options"] == expected
     assert (record["config"]["backbone"], record["config"]["tune_backbone"]) == (BACKBONE, True)
 

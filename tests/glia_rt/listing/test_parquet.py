@@ -190,7 +190,7 @@ def test_a_disk_that_fails_is_no_damage(tmp_path: Path, monkeypatch: pytest.Monk
     def failing(*_: Any) -> Any:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("glia_rt.listing.parquet._open_arrow", failing)
+    monkeypatch.setattr("glia_rt.listing.parquet.open_arrow", failing)
     for act in (lambda: list(group.pictures()), lambda: all_rows(path)):
         with pytest.raises(SourceError, match=r"a\.parquet: cannot be read: Input/output error"):
             act()

@@ -1,25 +1,17 @@
-"""Labels files, the split, and the views that training and evaluation see."""
+"""Labels of a user's own in a CSV."""
 
 from __future__ import annotations
 
-import csv
-import io
-import random
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from helpers.contracts import CONTRACT
 from PIL import Image
 
-from glia_rt.errors import BadImageError, UsageError
-from glia_rt.pixels.views import make_inputs
-from glia_train.datasets.base import LabelledPicture
-from glia_train.datasets.csv import read_labels
-from glia_train.datasets.splits import Split, split_pictures
-from glia_train.loader import InputLoader
+from glia_rt.errors import UsageError
+from glia_train.datasets.base import Dataset, LabelledPicture, missing_pictures, require_pictures
+from glia_train.datasets.csv import Columns, read_labels
+from glia_train.datasets.table import read_dataset
 
 
 def make_pictures(folder: Path, count: int, size: tuple[int, int] = (300, 260)) -> list[str]:
@@ -36,16 +28,25 @@ def write_labels(folder: Path, text: str, encoding: str = "utf-8") -> Path:
     return path
 
 
+def read_whole(labels: Path) -> Dataset:
+    """Read labels as a run does, which needs the pictures too."""
+    dataset = read_dataset(labels)
+    require_pictures(dataset)
+    return dataset
+
+
 def test_labels_are_read(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     make_pictures(tmp_path, 1)
     Image.new("RGB", (9, 9)).save(tmp_path / "sub" / "ü, v.png")
     elsewhere = tmp_path / "p0.png"
     labels = write_labels(tmp_path, f'path,score\n"sub/ü, v.png",1.5\n\n{elsewhere},-2e1\n')
-    assert read_labels(labels) == [
+    dataset = read_whole(labels)
+    assert dataset.pictures == (
         LabelledPicture("sub/ü, v.png", tmp_path / "sub" / "ü, v.png", 1.5),
         LabelledPicture(str(elsewhere), elsewhere, -20.0),
-    ]
+    )
+    assert (dataset.name, dataset.score_range) == (str(labels), None)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
@@ -54,17 +55,23 @@ def test_bom_line_ends_and_column_order(tmp_path: Path, encoding: str, newline: 
     make_pictures(tmp_path, 2)
     rows = ["reference,path,score", "a,p0.png,1", "b,p1.png,2"]
     labels = write_labels(tmp_path, newline.join(rows), encoding)
-    assert [(p.name, p.score, p.reference) for p in read_labels(labels)] == [("p0.png", 1, "a"), ("p1.png", 2, "b")]
+    read = read_whole(labels).pictures
+    assert [(p.name, p.score, p.reference) for p in read] == [("p0.png", 1, "a"), ("p1.png", 2, "b")]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "line 1: no column path and no column score"),
-        ("path,mos\np0.png,1\n", "line 1: no column score; the first line names the columns: path,score,reference"),
+        (
+            "path,mos\np0.png,1\n",
+            "line 1: no column score; the first line names the columns: path,score, and reference",
+        ),
+        ("path,mos\np0.png,1\n", "--score-column and --group-column name others; the line has 'path', 'mos'"),
         ("p0.png,1\np1.png,2\n", "line 1: no column path"),
-        ("path,score,ref\np0.png,1,a\n", "line 1: unknown column 'ref'; the first line names .*path,score,reference"),
-        ("path,score,score\np0.png,1,1\n", "line 1: a column is there twice"),
+        ("path;score\np0.png;1\n", "line 1: no column path and no column score; .* the line has 'path;score'"),
+        ("path,score,score\np0.png,1,1\n", "line 1: a column is there twice: score"),
+        ("path,Score,SCORE\np0.png,1,1\n", "line 1: a column is there twice: score"),
         ("path,score\n", "no rows"),
         ("path,score\np0.png,good\n", "line 2: the score must be a finite number, not 'good'"),
         ("path,score\np0.png,1\np1.png,nan\n", "line 3: the score must be a finite number, not 'nan'"),
@@ -74,8 +81,17 @@ def test_bom_line_ends_and_column_order(tmp_path: Path, encoding: str, newline: 
         ("path,score\np0.png,1,a\n", "line 2: 3 fields where the header has 2"),
         ("path,score\n,1\n", "line 2: the path is empty"),
         ("path,score,reference\np0.png,1,a\np1.png,2,\n", "line 3: the reference is empty"),
+        (
+            "path,score,split\np0.png,1,train\np1.png,2,held out\n",
+            "line 3: the split must be one of train, .*'held out'",
+        ),
+        (
+            "path,score,split\np0.png,1,train\np1.png,2,\n",
+            "line 3: the split must be one of train, validation, test, not",
+        ),
         ("path,score\np0.png,1\n\np1.png,2\nx/../p0.png,3\n", r"line 5: x/../p0.png is in line 2 already"),
-        ("path,score\np0.png,1\nx.png,2\ny.png,3\n", r"2 of 3 pictures are not there, first line 3: .*x.png"),
+        ("path,score\np0.png,1\np0.png,1\n", "line 3: p0.png is in line 2 already"),
+        ("path,score\np0.png,1\nx.png,2\ny.png,3\n", r"2 of 3 pictures are not there, first .*x.png"),
         ("path,score\np0.png,1\n.,2\n", "1 of 2 pictures are not there"),
         ("path,score\np0.png,3\np1.png,3\n", "every score is 3"),
         ('path,score\n"p0.png,1\n', "not CSV"),
@@ -84,7 +100,7 @@ def test_bom_line_ends_and_column_order(tmp_path: Path, encoding: str, newline: 
 def test_bad_labels_are_refused(tmp_path: Path, text: str, message: str) -> None:
     make_pictures(tmp_path, 2)
     with pytest.raises(UsageError, match=f"labels.csv.*{message}"):
-        read_labels(write_labels(tmp_path, text))
+        read_whole(write_labels(tmp_path, text))
 
 
 def test_labels_that_cannot_be_read(tmp_path: Path) -> None:
@@ -96,165 +112,88 @@ def test_labels_that_cannot_be_read(tmp_path: Path) -> None:
         read_labels(write_labels(tmp_path, "path,score\nä.png,1\n", "latin-1"))
 
 
-def labelled(count: int, per_reference: int | None = None) -> list[LabelledPicture]:
-    return [
-        LabelledPicture(f"p{i:03}.png", Path(f"p{i:03}.png"), i, per_reference and f"r{i // per_reference:02}")
-        for i in range(count)
-    ]
+def test_other_columns_are_left_alone(tmp_path: Path) -> None:
+    text = "path,score,note,,note,\np0.png,1,x,y,z,\n,,,,,\n"  # and so is a line of empty cells, as spreadsheets leave
+    [picture] = read_labels(write_labels(tmp_path, text)).pictures
+    assert (picture.name, picture.score, picture.reference, picture.part) == ("p0.png", 1.0, None, None)
 
 
-def test_split_by_reference_keeps_contents_apart() -> None:
-    split = split_pictures(labelled(100, per_reference=4), seed=3407)
-    train, test = ({picture.reference for picture in part} for part in (split.train, split.test))
-    assert split.by == "reference"
-    assert not train & test
-    assert (len(train), len(test), len(split.train), len(split.test)) == (20, 5, 80, 20)
+def test_every_column_that_is_read(tmp_path: Path) -> None:
+    text = (
+        "Reference,file,MOS,Split,subset,distortion,twin\n"
+        "r1,a.png,1,TRAIN,s1,blur,t\n"
+        "r1,b.png,2, Val ,s1,,\n"
+        "r2,c.png,3,testing,,noise,\n"
+    )
+    read = read_labels(write_labels(tmp_path, text), Columns("file", "mos", "twin")).pictures
+    assert [p.part for p in read] == ["train", "validation", "test"]
+    assert [p.subset for p in read] == ["s1", "s1", None]
+    assert [p.distortion for p in read] == ["blur", None, "noise"]
+    assert [p.reference for p in read] == ["r1", "r1", "r2"]
+    assert [p.score for p in read] == [1, 2, 3]
 
 
-def test_split_by_picture() -> None:
-    pictures = labelled(42)
-    split = split_pictures(pictures, seed=3407)
-    assert split.by == "picture"
-    assert (len(split.train), len(split.test)) == (34, 8)  # 33.6, rounded
-    assert sorted(split.train + split.test, key=lambda p: p.name) == pictures
+def test_the_exact_name_of_a_column_wins(tmp_path: Path) -> None:
+    [picture] = read_labels(write_labels(tmp_path, "path,Score,score\np0.png,1,2\n")).pictures
+    assert picture.score == 2
 
 
-def test_only_the_seed_decides_the_split() -> None:
-    pictures = labelled(60, per_reference=3)
-    shuffled = random.Random(1).sample(pictures, len(pictures))
-    assert split_pictures(pictures, 1) == split_pictures(shuffled, 1)
-    assert split_pictures(pictures, 1) != split_pictures(pictures, 2)
+def test_a_group_may_be_empty_and_holds_whole_references(tmp_path: Path) -> None:
+    text = "path,score,g\na,1,\nb,2,x\nc,3,x\nd,4,\n"
+    read = read_labels(write_labels(tmp_path, text), Columns(group="g")).pictures
+    assert [p.kept_together for p in read] == ["a", "x", "x", "d"]
+    # r1 and r2 share the group x, and r3 stands alone.
+    text = "path,score,reference,g\na,1,r1,\nb,2,r1,x\nc,3,r2,x\nd,4,r2,\ne,5,r3,\n"
+    read = read_labels(write_labels(tmp_path, text), Columns(group="g")).pictures
+    assert [p.kept_together for p in read] == ["x", "x", "x", "x", "r3"]
+    # Groups that share a reference are one.
+    text = "path,score,reference,g\na,1,r1,x\nb,2,r1,y\nc,3,r2,y\nd,4,r2,z\ne,5,r3,w\n"
+    read = read_labels(write_labels(tmp_path, text), Columns(group="g")).pictures
+    assert [p.kept_together for p in read] == ["x", "x", "x", "x", "w"]
+    # A group may be named after the picture that the others are like.
+    text = "path,score,g\na.png,1,\nb.png,2,a.png\n"
+    read = read_labels(write_labels(tmp_path, text), Columns(group="g")).pictures
+    assert len({p.kept_together for p in read}) == 1
 
 
-def test_split_is_written_as_a_table() -> None:
-    pictures = labelled(10, per_reference=2)
-    split = split_pictures(pictures, 0)
-    rows = list(csv.DictReader(io.StringIO(split.to_csv())))
-    assert {(r["path"], float(r["score"]), r["reference"]) for r in rows if r["split"] == "train"} == {
-        (p.name, p.score, p.reference) for p in split.train
-    }
-    assert {r["path"] for r in rows if r["split"] == "test"} == {p.name for p in split.test}
-    assert Split(tuple(labelled(1)), (), "picture").to_csv().splitlines()[1] == "p000.png,0,,train"
+def test_thousands_of_columns_and_long_cells(tmp_path: Path) -> None:
+    wide = ["path", "score", *(f"c{i}" for i in range(20_000))]
+    labels = write_labels(tmp_path, ",".join(wide) + "\n" + ",".join(["p0.png", "1", *["x"] * 20_000]) + "\n")
+    assert [p.name for p in read_labels(labels).pictures] == ["p0.png"]
+    with pytest.raises(UsageError, match="no column mos") as caught:
+        read_labels(labels, Columns(score="mos"))
+    assert len(str(caught.value)) < 600
+    with pytest.raises(UsageError, match="must be a finite number, not 'xxx") as caught:
+        read_labels(write_labels(tmp_path, f"path,score\np0.png,{'x' * 100_000}\n"))
+    assert len(str(caught.value)) < 400
+    with pytest.raises(UsageError, match="not CSV: field larger than field limit"):
+        read_labels(write_labels(tmp_path, f"path,score\n{'x' * 1_000_000},1\n"))
 
 
-def test_too_few_to_split() -> None:
-    with pytest.raises(UsageError, match="80/20 split by picture needs at least 5, the labels have 4"):
-        split_pictures(labelled(4), 0)
-    with pytest.raises(UsageError, match="by reference needs at least 5, the labels have 4; without the reference"):
-        split_pictures(labelled(12, per_reference=3), 0)
-    assert len(split_pictures(labelled(5), 0).test) == 1
+def test_names_that_no_file_can_have_are_missing(tmp_path: Path) -> None:
+    names = ["x" * 5000, "a\0b", "../nowhere.png", "p0.png/x.png"]
+    make_pictures(tmp_path, 1)
+    read = read_labels(write_labels(tmp_path, "path,score\n" + "".join(f"{name},1\n" for name in names)))
+    assert [p.name for p in missing_pictures(read.pictures)] == names
 
 
-def test_training_pictures_must_differ_in_score() -> None:
-    pictures = labelled(5)
-    held_out = split_pictures(pictures, 0).test[0]
-    flat = [LabelledPicture(p.name, p.path, float(p == held_out)) for p in pictures]
-    with pytest.raises(UsageError, match="every training picture has the score 0"):
-        split_pictures(flat, 0)
+def test_paths_may_lead_out_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "labels").mkdir()
+    make_pictures(tmp_path, 2)
+    labels = write_labels(tmp_path / "labels", "path,score\n../p0.png,1\n../p1.png,2\n")
+    assert [p.path for p in read_whole(labels).pictures] == [tmp_path / "labels" / ".." / f"p{i}.png" for i in (0, 1)]
 
 
-@pytest.fixture
-def pictures(tmp_path: Path) -> list[LabelledPicture]:
-    names = make_pictures(tmp_path, 6)
-    return [LabelledPicture(name, tmp_path / name, float(i)) for i, name in enumerate(names)]
-
-
-def loader(pictures: list[LabelledPicture], seed: int = 0, workers: int = 2) -> InputLoader:
-    return InputLoader(pictures, CONTRACT, seed, workers)
-
-
-def read(picture: LabelledPicture) -> np.ndarray:
-    return np.asarray(Image.open(picture.path))
-
-
-def test_evaluation_sees_the_views_of_scoring(pictures: list[LabelledPicture]) -> None:
-    batches = list(loader(pictures).batches([3, 0, 5], 2, epoch=None))
-    assert [len(labels) for _, labels in batches] == [2, 1]
-    global_views, fragments = (torch.cat(parts) for parts in zip(*(inputs for inputs, _ in batches), strict=True))
-    labels = torch.cat([labels for _, labels in batches])
-    assert (global_views.dtype, fragments.dtype, labels.dtype) == (torch.uint8, torch.uint8, torch.float32)
-    assert labels.tolist() == [3, 0, 5]
-    for place, index in enumerate([3, 0, 5]):
-        expected = make_inputs(read(pictures[index]), CONTRACT)
-        np.testing.assert_array_equal(global_views[place], expected["global_view"])
-        np.testing.assert_array_equal(fragments[place], expected["fragments"])
-
-
-def find_flip(picture: LabelledPicture, global_view: np.ndarray) -> tuple[int, int]:
-    """Which flip of the picture gives this global view."""
-    image = read(picture)
-    found = [
-        (down, across)
-        for down in (1, -1)
-        for across in (1, -1)
-        if np.array_equal(make_inputs(image[::down, ::across], CONTRACT)["global_view"], global_view)
-    ]
-    assert len(found) == 1
-    return found[0]
-
-
-def test_training_flips_the_picture_and_moves_the_fragments(pictures: list[LabelledPicture]) -> None:
-    seen = set()
-    for epoch in range(4):
-        for i, picture in enumerate(pictures):
-            global_view, fragments = loader(pictures, seed=7).inputs(i, epoch).values()
-            down, across = find_flip(picture, global_view)
-            seen.add((down, across))
-            flipped = read(picture)[::down, ::across]
-            # Every fragment lies in its own cell of the flipped picture: the same flip for both views.
-            high, wide = flipped.shape[0] // 7, flipped.shape[1] // 7
-            moved = 0
-            for row in range(7):
-                for column in range(7):
-                    cell = flipped[row * high : (row + 1) * high, column * wide : (column + 1) * wide]
-                    fragment = fragments[row * 32 : row * 32 + 32, column * 32 : column * 32 + 32]
-                    windows = np.lib.stride_tricks.sliding_window_view(cell, (32, 32), axis=(0, 1))
-                    places = np.argwhere((windows == fragment.transpose(2, 0, 1)).all(axis=(2, 3, 4)))
-                    assert len(places) == 1
-                    moved += bool(places.any())
-            assert moved > 25
-    assert seen == {(1, 1), (1, -1), (-1, 1), (-1, -1)}
-
-
-def test_flips_are_even(tmp_path: Path) -> None:
-    Image.fromarray(np.array([[[10] * 3, [80] * 3], [[150] * 3, [250] * 3]], np.uint8)).save(tmp_path / "x.png")
-    picture = LabelledPicture("x.png", tmp_path / "x.png", 0.0)
-    draws = []
-    for epoch in range(400):
-        view = loader([picture]).inputs(0, epoch)["global_view"]
-        draws.append((view[0, 0, 0] > view[-1, 0, 0], view[0, 0, 0] > view[0, -1, 0]))
-    down, across = np.mean(draws, axis=0)
-    both = np.mean([a and b for a, b in draws])
-    assert abs(down - 0.5) < 0.1
-    assert abs(across - 0.5) < 0.1
-    assert abs(both - 0.25) < 0.1
-
-
-def test_draws_depend_on_seed_epoch_and_index_and_not_on_workers(pictures: list[LabelledPicture]) -> None:
-    def load(seed: int, epoch: int, workers: int = 1) -> torch.Tensor:
-        batches = loader(pictures, seed, workers).batches(range(6), 4, epoch)
-        return torch.cat([fragments for (_, fragments), _ in batches])
-
-    first = load(1, 1)
-    assert torch.equal(load(1, 1), first)
-    assert torch.equal(load(1, 1, workers=3), first)
-    assert not torch.equal(load(1, 2), first)
-    assert not torch.equal(load(2, 1), first)
-    twice = loader([pictures[0]] * 2)
-    assert not np.array_equal(twice.inputs(0, 1)["fragments"], twice.inputs(1, 1)["fragments"])
-
-
-def test_a_bad_picture_is_named(tmp_path: Path) -> None:
-    (tmp_path / "bad.png").write_bytes(b"no picture")
-    bad = LabelledPicture("bad.png", tmp_path / "bad.png", 0.0)
-    with pytest.raises(BadImageError, match=r"bad\.png: not a picture"):
-        list(loader([bad]).batches([0], 1, epoch=1))
-
-
-def test_closing_early_ends_the_threads(pictures: list[LabelledPicture]) -> None:
-    before = threading.active_count()
-    batches = loader(pictures * 50, workers=3).batches(range(300), 4, epoch=1)
-    next(batches)
-    assert threading.active_count() > before
-    batches.close()
-    assert threading.active_count() == before
+def test_the_table_of_datasets(tmp_path: Path) -> None:
+    labels = write_labels(tmp_path, "path,score\na.png,1\n")
+    assert read_dataset(labels) == read_labels(labels)
+    with pytest.raises(UsageError, match=r"there is no dataset 'koniq'; there are biq2021, kadid10k, and labels of"):
+        read_dataset("koniq")
+    with pytest.raises(UsageError, match=r"--root goes with biq2021, kadid10k"):
+        read_dataset(labels, tmp_path)
+    with pytest.raises(UsageError, match="biq2021 needs --root: the folder that it was unpacked to"):
+        read_dataset("biq2021")
+    with pytest.raises(UsageError, match="has columns of its own: drop --path-column"):
+        read_dataset("biq2021", tmp_path, Columns(score="mos"))
+    with pytest.raises(UsageError, match=r"a folder without \.parquet files; give a CSV, or a name"):
+        read_dataset(tmp_path)

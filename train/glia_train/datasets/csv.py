@@ -1,90 +1,110 @@
-"""Reader of a user's own labels: a CSV with the columns path,score[,reference]."""
+"""Reader of a user's own labels: a CSV with a column of paths and a column of scores."""
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from glia_rt.errors import UsageError
-from glia_train.datasets.base import COLUMNS, LabelledPicture
+from glia_train.datasets.base import PARTS, Dataset, LabelledPicture, Part, join_groups
+from glia_train.datasets.tables import read_rows
+
+#: Columns that are read where the labels have them.
+OPTIONAL: Final = ("reference", "split", "distortion", "subset")
+#: Names of parts that labels files use, and the part that each one means.
+PART_NAMES: Final[Mapping[str, Part]] = {
+    **{part: part for part in PARTS},
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "testing": "test",
+}
 
 
-def read_labels(labels: str | os.PathLike[str]) -> list[LabelledPicture]:
-    """Return the rows of a labels file.
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a user's labels.
+
+    The columns reference, split, distortion and subset are read too, where the labels have them. Other columns are
+    left alone. A column is found whatever its case, unless several differ in case only.
+
+    Attributes:
+        path: The column of the pictures' paths. In Parquet it may hold the pictures themselves. None stands for path,
+            in Parquet for image or path.
+        score: The column of the scores, which rise with quality.
+        group: A column of names that pictures share which must not be parted. An empty cell stands for the reference,
+            or for the picture itself. None if there is no such column.
+    """
+
+    path: str | None = None
+    score: str = "score"
+    group: str | None = None
+
+
+def read_labels(labels: str | os.PathLike[str], columns: Columns | None = None) -> Dataset:
+    """Return the rows of a labels file. Whether the pictures are there is not looked at.
 
     Args:
-        labels: A CSV in UTF-8, with or without BOM. Its first line is path,score or path,score,reference, in any
-            order. Relative paths start at the folder that the CSV is in. Scores rise with quality.
+        labels: A CSV in UTF-8, with or without BOM. Its first line names the columns, in any order. Relative paths
+            start at the folder that the CSV is in. A column `split` is an official split: train, validation or test.
+        columns: Which columns to use.
 
     Raises:
         UsageError: The file cannot be used; the message names the line.
     """
-    labels = Path(labels)
-    try:
-        text = labels.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UsageError(f"{labels}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{labels}: not UTF-8 (byte {error.start}): save it as UTF-8") from error
-
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    labels, columns = Path(labels), columns or Columns()
+    path_column = columns.path or "path"
+    needed = [path_column, columns.score, *([columns.group] if columns.group else [])]
+    advice = (
+        f"the first line names the columns: {','.join(needed)}, and reference if several pictures show one content; "
+        "--path-column, --score-column and --group-column name others"
+    )
     pictures: list[LabelledPicture] = []
     seen: dict[str, int] = {}
-    missing: list[str] = []
-    try:
-        header = next(rows, [])
-        _check_header(labels, header)
-        for row in rows:
-            if not row:
-                continue
-            where = f"{labels}, line {rows.line_num}"
-            picture = _parse_row(where, labels.parent, header, row)
-            place = os.path.normpath(picture.path)
-            if (first := seen.setdefault(place, rows.line_num)) != rows.line_num:
-                raise UsageError(f"{where}: {picture.name} is in line {first} already: keep one of them")
-            if not picture.path.is_file():
-                missing.append(f"line {rows.line_num}: {picture.path}")
-            pictures.append(picture)
-    except csv.Error as error:
-        raise UsageError(f"{labels}, line {rows.line_num}: not CSV: {error}") from error
-    if missing:
-        raise UsageError(
-            f"{labels}: {len(missing)} of {len(pictures)} pictures are not there, first {missing[0]}; "
-            "relative paths start at the folder of the labels file"
+    for row in read_rows(labels, needed, advice, OPTIONAL):
+        name = row.text(path_column)
+        path = labels.parent / name
+        if (first := seen.setdefault(os.path.normpath(path), row.line)) != row.line:
+            raise UsageError(f"{row.where}: {name} is in line {first} already: keep one of them")
+        pictures.append(
+            LabelledPicture(
+                name,
+                path,
+                row.number(columns.score),
+                reference=read_reference(row.where, row.get("reference")),
+                group=row.get(columns.group) or None if columns.group else None,
+                distortion=row.get("distortion") or None,
+                subset=row.get("subset") or None,
+                part=read_part(row.where, row.get("split")),
+            )
         )
-    if not pictures:
-        raise UsageError(f"{labels}: no rows after the header")
-    if len({picture.score for picture in pictures}) == 1:
-        raise UsageError(f"{labels}: every score is {pictures[0].score:g}: there is nothing to learn from")
-    return pictures
+    return Dataset(os.fspath(labels), join_groups(pictures))
 
 
-def _check_header(labels: Path, header: Sequence[str]) -> None:
-    allowed = f"the first line names the columns: {','.join(COLUMNS)}, of which reference may be left out"
-    if missing := [column for column in COLUMNS[:2] if column not in header]:
-        raise UsageError(f"{labels}, line 1: no column {' and no column '.join(missing)}; {allowed}")
-    if unknown := [column for column in header if column not in COLUMNS]:
-        raise UsageError(f"{labels}, line 1: unknown column {', '.join(map(repr, unknown))}; {allowed}")
-    if len(set(header)) < len(header):
-        raise UsageError(f"{labels}, line 1: a column is there twice; {allowed}")
+def read_part(where: str, text: str | None) -> Part | None:
+    """Return the part of an official split that a cell names; None without such a column.
+
+    Raises:
+        UsageError: It names no part.
+    """
+    if text is None:
+        return None
+    if (part := PART_NAMES.get(text.strip().lower())) is None:
+        raise UsageError(
+            f"{where}: the split must be one of {', '.join(PARTS)}, not {text[:60]!r}; or rename the column"
+        )
+    return part
 
 
-def _parse_row(where: str, folder: Path, header: Sequence[str], row: Sequence[str]) -> LabelledPicture:
-    if len(row) != len(header):
-        raise UsageError(f"{where}: {len(row)} fields where the header has {len(header)}")
-    fields = dict(zip(header, row, strict=True))
-    if not fields["path"]:
-        raise UsageError(f"{where}: the path is empty")
-    try:
-        score = float(fields["score"])
-    except ValueError:
-        score = math.nan
-    if not math.isfinite(score):
-        raise UsageError(f"{where}: the score must be a finite number, not {fields['score']!r}")
-    if fields.get("reference") == "":
+def read_reference(where: str, text: str | None) -> str | None:
+    """Return the reference that a cell names; None without such a column.
+
+    Raises:
+        UsageError: It names none. The picture might then be parted from others of its content.
+    """
+    if text == "":
         raise UsageError(f"{where}: the reference is empty: give every picture one, or leave the column out")
-    return LabelledPicture(fields["path"], folder / fields["path"], score, fields.get("reference"))
+    return text

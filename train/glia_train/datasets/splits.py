@@ -1,71 +1,123 @@
-"""Split of a dataset into a training part and a held-out part."""
+"""Split of a dataset into a training part, a validation part and a test part."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
 
 from glia_rt.errors import UsageError
-from glia_train.datasets.base import COLUMNS, LabelledPicture
+from glia_train.datasets.base import COLUMNS, Dataset, LabelledPicture, Part
 
 TRAIN_FRACTION: Final = 0.8
-#: Least number of references (or pictures) that can be split 80 to 20.
+#: Share of the training part that the validation part is cut from it with.
+VALIDATION_FRACTION: Final = 0.1
+#: Least number of references (or pictures) that can be split.
 MIN_GROUPS: Final = 5
 
 
 @dataclass(frozen=True)
 class Split:
-    """The two parts of a dataset, each sorted by name.
+    """The three parts of a dataset, each sorted by name.
 
     Attributes:
-        train: About 80 % of the references, or of the pictures where there are no references.
-        test: The held-out rest.
-        by: What was drawn. If it is "reference", no content is in both parts.
+        train: What the weights are trained on.
+        validation: What every choice is made with. It is cut from the training part.
+        test: What is measured once, at the end.
+        by: How the test part was made: "official", or drawn by "reference", "group" or "picture".
     """
 
     train: tuple[LabelledPicture, ...]
+    validation: tuple[LabelledPicture, ...]
     test: tuple[LabelledPicture, ...]
-    by: Literal["reference", "picture"]
+    by: Literal["official", "reference", "group", "picture"]
+
+    @property
+    def parts(self) -> dict[Part, tuple[LabelledPicture, ...]]:
+        """Return the three parts by name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
 
     def to_csv(self) -> str:
-        """Return the split as a CSV of path,score,reference,split; the last column is "train" or "test"."""
+        """Return the split as a CSV of path,score,reference,split; the last column is the name of the part."""
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow([*COLUMNS, "split"])
-        for part, pictures in (("train", self.train), ("test", self.test)):
+        for part, pictures in self.parts.items():
             writer.writerows([p.name, p.score, p.reference, part] for p in pictures)
         return table.getvalue()
 
 
-def split_pictures(pictures: Iterable[LabelledPicture], seed: int) -> Split:
-    """Split pictures at random into a training part and a held-out part, 80 to 20.
+def split_dataset(dataset: Dataset, seed: int) -> Split:
+    """Split a dataset at random into training, validation and test parts, or take its official split.
 
-    The parts are drawn from sorted names, so that only the seed decides.
+    Pictures that are to be kept together are in one part: those of one reference, and near-duplicates. A fifth of them
+    is the test part, and a tenth of the rest is the validation part. An official split decides the test part, and the
+    validation part if it has one. The parts are drawn from sorted names, so that only the seed decides.
 
     Args:
-        pictures: Either all have a reference, or none has.
+        dataset: The dataset. A picture without a reference and a group is a content of its own.
         seed: At least 0.
 
     Raises:
-        UsageError: There are too few references or pictures, or all training pictures have the same score.
+        UsageError: There are too few groups, references or pictures, some pictures are in no part of the official
+            split, a part of it is empty, or all training pictures have the same score.
     """
-    pictures = sorted(pictures, key=lambda picture: picture.name)
-    by: Literal["reference", "picture"] = "reference" if pictures[0].reference is not None else "picture"
-    groups = sorted({picture.reference or picture.name for picture in pictures})
-    if len(groups) < MIN_GROUPS:
-        advice = "; without the reference column the split is by picture" if by == "reference" else ""
-        raise UsageError(f"an 80/20 split by {by} needs at least {MIN_GROUPS}, the labels have {len(groups)}{advice}")
-    order = np.random.default_rng(seed).permutation(len(groups))
-    drawn = {groups[i] for i in order[: round(TRAIN_FRACTION * len(groups))]}
-    train = tuple(picture for picture in pictures if (picture.reference or picture.name) in drawn)
-    test = tuple(picture for picture in pictures if (picture.reference or picture.name) not in drawn)
+    pictures = sorted(dataset.pictures, key=lambda picture: picture.name)
+    rng = np.random.default_rng(seed)
+    by = _split_by(dataset.name, pictures)
+    if by == "official":
+        official: dict[str | None, list[LabelledPicture]] = {"train": [], "validation": [], "test": []}
+        for picture in pictures:
+            official[picture.part].append(picture)
+        train, validation, test = official["train"], official["validation"], official["test"]
+    else:
+        count = len({picture.kept_together for picture in pictures})
+        if count < MIN_GROUPS:
+            advice = "; without the reference column the split is by picture" if by == "reference" else ""
+            raise UsageError(f"an 80/20 split by {by} needs at least {MIN_GROUPS}, the labels have {count}{advice}")
+        train, test = _draw(pictures, TRAIN_FRACTION, rng)
+        validation = []
+    if not validation:
+        if len({picture.kept_together for picture in train}) < 2:
+            raise UsageError(
+                f"{dataset.name}: the training part of its split shows one content, and the validation part is to show "
+                "others: give pictures the split validation, too"
+            )
+        train, validation = _draw(train, 1 - VALIDATION_FRACTION, rng)
     if len({picture.score for picture in train}) == 1:
         raise UsageError(
             f"every training picture has the score {train[0].score:g}: give another --seed, or more pictures"
         )
-    return Split(train, test, by)
+    return Split(tuple(train), tuple(validation), tuple(test), by)
+
+
+def _split_by(name: str, pictures: Sequence[LabelledPicture]) -> Literal["official", "reference", "group", "picture"]:
+    if not pictures:
+        raise UsageError(f"{name}: no rows")
+    placed = [picture.part for picture in pictures if picture.part is not None]
+    if len(placed) == len(pictures):
+        for part in ("train", "test"):
+            if part not in placed:
+                raise UsageError(f"{name}: no picture has the split {part}: give some pictures that, or drop the split")
+        return "official"
+    if placed:
+        lost = next(picture for picture in pictures if picture.part is None)
+        raise UsageError(f"{name}: {lost.name} is in no part of the split, and others are: give every picture one")
+    if any(picture.group for picture in pictures):
+        return "group"
+    return "reference" if any(picture.reference for picture in pictures) else "picture"
+
+
+def _draw(
+    pictures: Sequence[LabelledPicture], fraction: float, rng: np.random.Generator
+) -> tuple[list[LabelledPicture], list[LabelledPicture]]:
+    """Return a share of the groups of pictures, and the rest, which has at least one group."""
+    groups = sorted({picture.kept_together for picture in pictures})
+    order = rng.permutation(len(groups))
+    drawn = {groups[i] for i in order[: min(round(fraction * len(groups)), len(groups) - 1)]}
+    inside = [picture for picture in pictures if picture.kept_together in drawn]
+    return inside, [picture for picture in pictures if picture.kept_together not in drawn]

@@ -63,7 +63,7 @@ class Model(nn.Module, ABC):
     """A model of one family.
 
     A family sets `family` and `Config`, and defines `__init__(config)`, `inputs`, `features` and `raw_score`. It may
-    define `stages` and `backbones`.
+    define `stages`, `backbones`, and `precomputed_input` with `precompute`.
 
     Attributes:
         config: The `Config` that the model was made with.
@@ -100,7 +100,8 @@ class Model(nn.Module, ABC):
         """Return the features (N, D), which the head reads.
 
         Args:
-            inputs: The inputs of the contract, in its order, uint8 (N, *shape).
+            inputs: The inputs of the contract, in its order, uint8 (N, *shape). One of them may be what `precompute`
+                returned instead, which has a floating-point type.
         """
 
     @abstractmethod
@@ -128,6 +129,21 @@ class Model(nn.Module, ABC):
         backbone is frozen if none of its parameters requires a gradient.
         """
         return {}
+
+    def precomputed_input(self) -> str | None:
+        """Return the name of the input that nothing but frozen layers read, or None.
+
+        Training keeps what these layers make of it, and gives that to `features` in place of the input.
+        """
+        return None
+
+    def precompute(self, view: Tensor) -> Tensor:
+        """Return what the frozen layers make of the input that `precomputed_input` names, (N, ...).
+
+        Args:
+            view: uint8 (N, *shape).
+        """
+        raise NotImplementedError(f"family {self.family} has no input that only frozen layers read")
 
     def contract(self) -> Contract:
         """Return the contract of this model, without the score range that a calibrated model has."""

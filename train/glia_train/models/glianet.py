@@ -182,6 +182,14 @@ class GLIANet(Model):
         """Return the ViT that both streams share."""
         return {"backbone": self.backbone}
 
+    def precomputed_input(self) -> str | None:
+        """Return the whole picture's input: its tokens do not change while the backbone is frozen."""
+        return None if self.config.tune_backbone else GLOBAL_VIEW
+
+    def precompute(self, view: Tensor) -> Tensor:
+        """Return F_s (N, T, D) of whole pictures, uint8 (N, 224, 224, 3)."""
+        return self.global_tokens(view)
+
     def global_tokens(self, global_view: Tensor) -> Tensor:
         """Return F_s, all tokens (N, T, D) of the whole picture after the backbone's final norm."""
         x = embed(self.backbone, self.normalise(global_view))
@@ -193,11 +201,13 @@ class GLIANet(Model):
         """Return the features (N, D): the local stream's cls token after the last block and the final norm.
 
         Args:
-            global_view: uint8 (N, 224, 224, 3), RGB, the whole picture.
+            global_view: uint8 (N, 224, 224, 3), RGB, the whole picture; or its tokens, from `precompute`.
             fragments: uint8 (N, 224, 224, 3), RGB, the mosaic of 49 fragments.
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.tune_backbone):
-            f_s = self.global_tokens(global_view)  # (N, T, D)
+        f_s = global_view  # (N, T, D)
+        if not global_view.is_floating_point():
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.tune_backbone):
+                f_s = self.global_tokens(global_view)
         f_sd = self.projection(f_s.to(_dtype(self.projection)))  # (N, T, r)
         f_d = embed(self.backbone, self.normalise(fragments))  # (N, T, D)
         last = len(self.glia) - 1
