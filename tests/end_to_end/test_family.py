@@ -21,6 +21,7 @@ from glia_rt.pixels import views as numpy_views
 from glia_rt.pixels.decode import read_image
 from glia_rt.verify import require, selftest
 from glia_train.checkpoint import Checkpoint, make_checkpoint
+from glia_train.datasets.csv import read_labels
 from glia_train.models.table import FAMILIES, untrained
 from glia_train.options import TrainOptions
 from glia_train.train import train
@@ -39,8 +40,8 @@ def labels(tmp_path: Path) -> Path:
 
 def test_a_family_of_ten_lines(labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(FAMILIES, "linear", Linear)
-    options = TrainOptions(epochs=2, batch_size=8, lr=1e-2, score_range=(0.0, 19.0))
-    trained = train(labels, tmp_path / "run", LinearConfig(), options, "random")
+    options = TrainOptions(epochs=2, batch_size=7, lr=1e-2, score_range=(0.0, 19.0))
+    trained = train(read_labels(labels), tmp_path / "run", LinearConfig(), options, "random")
     checkpoint = Checkpoint.load(trained.checkpoint)
     assert checkpoint.describe()["model"] == {"family": "linear", "config": {"size": 16}}
     model = checkpoint.build_model()
