@@ -156,6 +156,24 @@ def test_a_run_killed_five_times(dataset: Dataset, tmp_path: Path) -> None:
     assert_same(undisturbed.checkpoint, tmp_path / "run" / "checkpoint.pt")
 
 
+def test_a_run_stopped_between_its_first_checkpoint_and_its_state(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has a checkpoint, and must not pass for a complete run."""
+
+    def crash(*_: Any) -> None:
+        raise Crash
+
+    undisturbed = train(dataset, tmp_path / "whole", LINEAR, OPTIONS, "random")
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "next_epoch", crash)
+        with pytest.raises(Crash):
+            train(dataset, tmp_path / "run", LINEAR, OPTIONS, "random")
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+    resumed = train(dataset, tmp_path / "run", LINEAR, OPTIONS, "random", resume=True)
+    assert_same(undisturbed.checkpoint, resumed.checkpoint)
+
+
 def test_a_complete_run_is_not_run_again(dataset: Dataset, tmp_path: Path) -> None:
     result = train(dataset, tmp_path / "run", LINEAR, OPTIONS, "random")
     before = result.checkpoint.stat().st_mtime_ns

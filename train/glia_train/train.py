@@ -208,6 +208,8 @@ def train(
             facts = {"epoch": epoch, "rows": rows, "steps": schedule.steps, "seconds": schedule.seconds}
             run.write_state({**facts, "learner": learner.state(), "record": record})
 
+        if state is None:
+            keep(first)  # from now on, a run without a state is a complete one
         try:
             for epoch in range(first, options.epochs + 1):
                 if rows and schedule.done >= 1:  # the time was over when the run was interrupted
