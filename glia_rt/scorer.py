@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
@@ -257,7 +257,7 @@ class Scorer:
             raise UsageError(f"workers must be at least 1, not {workers}")
         return score_stream(
             pictures,
-            read=partial(self._read, Trail(read_from)),
+            read=partial(read_sample, trail=Trail(read_from), make=self._inputs, max_pixels=self.max_pixels),
             run=self.backend.run,
             batch_size=self.batch_size,
             parallel=self.backend.parallel,
@@ -284,21 +284,6 @@ class Scorer:
         if os.getpid() != self._process:
             # The engine's threads stayed in the other process, so a run would never end here.
             raise UsageError("this scorer was opened before the process forked: open one in the process that uses it")
-
-    def _read(self, trail: Trail, picture: Picture) -> Sample | Result:
-        if picture.source is None:
-            return Result(picture.name, None, "bad_image", picture.refused, None, None)
-        try:
-            pixels = read_image(picture.source, max_pixels=self.max_pixels)
-            inputs = self._inputs(pixels)
-        except BadImageError as error:
-            if isinstance(picture.source, str) and getattr(error.__cause__, "errno", None) is not None:
-                trail.check(picture.source, picture.folder)
-            return Result(picture.name, None, "bad_image", error.reason, None, None)
-        if isinstance(picture.source, str):
-            trail.add(picture.source)
-        height, width, _ = pixels.shape
-        return Sample(picture.name, width, height, inputs)
 
     def _inputs(self, pixels: Pixels) -> Inputs:
         return {IMAGE: pixels} if self.input == "image" else make_inputs(pixels, self.contract)
@@ -333,6 +318,38 @@ class Scorer:
             batch.append(sample)
         if batch:
             yield batch
+
+
+def read_sample(
+    picture: Picture, *, trail: Trail, make: Callable[[Pixels], Inputs], max_pixels: int = DEFAULT_MAX_PIXELS
+) -> Sample | Result:
+    """Decode a picture and make the model's inputs of it, as `score_stream` reads pictures.
+
+    Args:
+        picture: The encoded picture.
+        trail: The folders that pictures were read from. Where such a folder has gone, the whole source has gone.
+        make: Makes the inputs of the pixels.
+        max_pixels: As for `read_image`.
+
+    Returns:
+        The inputs; or a row of status "bad_image", if the picture cannot be read.
+
+    Raises:
+        SourceError: The source has gone.
+    """
+    if picture.source is None:
+        return Result(picture.name, None, "bad_image", picture.refused, None, None)
+    try:
+        pixels = read_image(picture.source, max_pixels=max_pixels)
+        inputs = make(pixels)
+    except BadImageError as error:
+        if isinstance(picture.source, str) and getattr(error.__cause__, "errno", None) is not None:
+            trail.check(picture.source, picture.folder)
+        return Result(picture.name, None, "bad_image", error.reason, None, None)
+    if isinstance(picture.source, str):
+        trail.add(picture.source)
+    height, width, _ = pixels.shape
+    return Sample(picture.name, width, height, inputs)
 
 
 def _open_backends(

@@ -6,6 +6,7 @@ import os
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeAlias, cast
@@ -20,12 +21,12 @@ from glia_rt.cores import cpu_count
 from glia_rt.errors import BadImageError, BundleError, UsageError
 from glia_rt.listing.missing import Trail
 from glia_rt.listing.pieces import Picture
-from glia_rt.pipeline import Inputs, Sample, score_stream
-from glia_rt.pixels.decode import decoder, read_image
+from glia_rt.pipeline import Inputs, score_stream
+from glia_rt.pixels.decode import decoder
 from glia_rt.pixels.names import display_name
 from glia_rt.pixels.views import make_inputs
 from glia_rt.results import Result
-from glia_rt.scorer import Scorer
+from glia_rt.scorer import Scorer, read_sample
 from glia_rt.steps import step
 from glia_rt.versions import __version__
 from glia_train.checkpoint import Checkpoint
@@ -126,10 +127,9 @@ class TorchScorer:
 
     def score_pictures(self, pictures: Iterable[Picture], *, workers: int | None = None) -> Generator[Result]:
         """Score encoded pictures lazily, in order; arguments, results and errors as for `Scorer.score_pictures`."""
-        trail = Trail()
         return score_stream(
             pictures,
-            read=lambda picture: self._read(trail, picture),
+            read=partial(read_sample, trail=Trail(), make=lambda pixels: make_inputs(pixels, self.contract)),
             run=self._run,
             batch_size=self.batch_size,
             parallel=1,
@@ -147,20 +147,6 @@ class TorchScorer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _read(self, trail: Trail, picture: Picture) -> Sample | Result:
-        if picture.source is None:
-            return Result(picture.name, None, "bad_image", picture.refused, None, None)
-        try:
-            pixels = read_image(picture.source)
-        except BadImageError as error:
-            if isinstance(picture.source, str) and getattr(error.__cause__, "errno", None) is not None:
-                trail.check(picture.source, picture.folder)
-            return Result(picture.name, None, "bad_image", error.reason, None, None)
-        if isinstance(picture.source, str):
-            trail.add(picture.source)
-        height, width, _ = pixels.shape
-        return Sample(picture.name, width, height, make_inputs(pixels, self.contract))
 
     def _run(self, inputs: Inputs) -> npt.NDArray[np.float32]:
         with torch.inference_mode():
