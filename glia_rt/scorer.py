@@ -257,7 +257,7 @@ class Scorer:
             raise UsageError(f"workers must be at least 1, not {workers}")
         return score_stream(
             pictures,
-            read=partial(read_sample, trail=Trail(read_from), make=self._inputs, max_pixels=self.max_pixels),
+            read=partial(self._read, Trail(read_from)),
             run=self.backend.run,
             batch_size=self.batch_size,
             parallel=self.backend.parallel,
@@ -284,6 +284,9 @@ class Scorer:
         if os.getpid() != self._process:
             # The engine's threads stayed in the other process, so a run would never end here.
             raise UsageError("this scorer was opened before the process forked: open one in the process that uses it")
+
+    def _read(self, trail: Trail, picture: Picture) -> Sample | Result:
+        return read_sample(picture, trail=trail, make=self._inputs, max_pixels=self.max_pixels)
 
     def _inputs(self, pixels: Pixels) -> Inputs:
         return {IMAGE: pixels} if self.input == "image" else make_inputs(pixels, self.contract)
