@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from glia_export.export import export
+from glia_export.parity import SELFTEST
 from glia_rt.bench import closed_loop
 from glia_rt.contract import Contract
 from glia_rt.cores import cpu_count
@@ -54,3 +58,21 @@ def throughput(run: Callable[[Any], object], inputs: Mapping[str, np.ndarray], t
     batch = len(next(iter(inputs.values())))
     # The least number of calls is low, because one call of ViT-B takes seconds on a CPU.
     return batch * closed_loop(lambda: run(inputs), seconds=SECONDS, least=1, warm_up=2, callers=threads).rate
+
+
+def make_jpegs(folder: Path, width: int, height: int, count: int) -> Path:
+    """Write JPEGs of the given size and return their folder.
+
+    They are the selftest's photographs, turned and enlarged. Added grain makes them compress like photos.
+    """
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    grain = rng.normal(0, 4, (height, width, 1)).astype(np.float32)
+    photographs = [Image.open(path).convert("RGB") for path in sorted(SELFTEST.glob("*.png"))]
+    for i, photograph in zip(range(min(count, 24)), itertools.cycle(photographs)):
+        turned = photograph.rotate(90 * (i // len(photographs)), expand=True)
+        pixels = np.asarray(turned.resize((width, height), Image.Resampling.BICUBIC), np.float32) + grain
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i:04}.jpg", quality=90)
+    for i in range(24, count):
+        shutil.copyfile(folder / f"{i % 24:04}.jpg", folder / f"{i:04}.jpg")
+    return folder

@@ -18,10 +18,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
-import itertools
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -37,11 +35,10 @@ import numpy as np
 import pyarrow as pa
 import simplejpeg
 import torch
-from common import PACKAGES, hardware, random_bundle, random_inputs, throughput
+from common import PACKAGES, hardware, make_jpegs, random_bundle, random_inputs, throughput
 from PIL import Image
 from pyarrow import parquet
 
-from glia_export.parity import SELFTEST
 from glia_rt import Scorer
 from glia_rt.backends.base import CPU_BATCH_SIZE
 from glia_rt.cores import cpu_count
@@ -435,24 +432,6 @@ def encoded(photograph: Image.Image, *, mode: str = "RGB", orientation: int | No
         options["exif"] = exif
     photograph.convert(mode).save(file, "JPEG", quality=90, **options)
     return file.getvalue()
-
-
-def make_jpegs(folder: Path, width: int, height: int, count: int) -> Path:
-    """Write JPEGs of the given size and return their folder.
-
-    They are the selftest's photographs, turned and enlarged. Added grain makes them compress like photos.
-    """
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    grain = rng.normal(0, 4, (height, width, 1)).astype(np.float32)
-    photographs = [Image.open(path).convert("RGB") for path in sorted(SELFTEST.glob("*.png"))]
-    for i, photograph in zip(range(min(count, 24)), itertools.cycle(photographs)):
-        turned = photograph.rotate(90 * (i // len(photographs)), expand=True)
-        pixels = np.asarray(turned.resize((width, height), Image.Resampling.BICUBIC), np.float32) + grain
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i:04}.jpg", quality=90)
-    for i in range(24, count):
-        shutil.copyfile(folder / f"{i % 24:04}.jpg", folder / f"{i:04}.jpg")
-    return folder
 
 
 def markdown(result: dict[str, Any]) -> str:

@@ -63,7 +63,7 @@ def _table(options: list[click.Option]) -> Iterator[str]:
         default = f" Default: {one.default}." if one.show_default else ""
         required = " Required." if one.required else ""
         text = (one.help or "").replace("|", "\\|")
-        yield f"| `{', '.join(one.opts)}{_value(one)}` | {text}{default}{required} |"
+        yield f"| `{', '.join([*one.opts, *one.secondary_opts])}{_value(one)}` | {text}{default}{required} |"
 
 
 def _value(option: click.Option) -> str:
@@ -82,7 +82,8 @@ def _value(option: click.Option) -> str:
 
 
 def _name(argument: click.Parameter) -> str:
-    return argument.metavar or str(argument.name).upper()
+    name = argument.metavar or str(argument.name).upper()
+    return name if argument.required or name.startswith("[") else f"[{name}]"
 
 
 if __name__ == "__main__":

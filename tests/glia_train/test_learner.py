@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.labels import noise_dataset
 from helpers.linear import Linear, LinearConfig
-from PIL import Image
 from rich.progress import Progress
 
 from glia_rt.errors import UsageError
 from glia_train.cache import FLIPS, FrozenCache
 from glia_train.datasets.base import Dataset
-from glia_train.datasets.csv import read_labels
 from glia_train.learner import Learner
 from glia_train.loader import InputLoader
 from glia_train.machine import Machine
@@ -35,14 +34,7 @@ GLIANET = ModelConfig(backbone="vit_tiny_r_s16_p8_224", dropout=0.0)
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    rows = ["path,score"]
-    for i in range(16):
-        Image.fromarray(rng.integers(0, 15 * (i + 1), (230, 240, 3), dtype=np.uint8)).save(folder / f"{i:02}.png")
-        rows.append(f"{i:02}.png,{i}")
-    (folder / "labels.csv").write_text("\n".join(rows))
-    return read_labels(folder / "labels.csv")
+    return noise_dataset(tmp_path_factory.mktemp("pictures"), 16, 230, 240)
 
 
 def learner_of(dataset: Dataset, config: Any, precision: Any = "fp32", **options: Any) -> tuple[Learner, Model]:

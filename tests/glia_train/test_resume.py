@@ -13,17 +13,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from helpers.labels import noise_dataset
 from helpers.linear import Linear, LinearConfig
-from PIL import Image
 
 from glia_rt.errors import BundleError, OutputExistsError, UsageError
 from glia_train import train as training
 from glia_train.checkpoint import Checkpoint
 from glia_train.datasets.base import Dataset
-from glia_train.datasets.csv import read_labels
 from glia_train.learner import Learner
 from glia_train.models.glianet import ModelConfig
 from glia_train.models.table import FAMILIES
@@ -42,14 +40,7 @@ def _linear(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    rows = ["path,score"]
-    for i in range(36):
-        Image.fromarray(rng.integers(0, 7 * (i + 1), (40, 50, 3), dtype=np.uint8)).save(folder / f"{i:02}.png")
-        rows.append(f"{i:02}.png,{i}")
-    (folder / "labels.csv").write_text("\n".join(rows))
-    return read_labels(folder / "labels.csv")
+    return noise_dataset(tmp_path_factory.mktemp("pictures"), 36, 40, 50)
 
 
 def contents(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -131,7 +122,7 @@ training.train(read_labels(sys.argv[1]), sys.argv[2], LinearConfig(), options, "
 
 
 def test_a_run_killed_five_times(dataset: Dataset, tmp_path: Path) -> None:
-    options = dataclasses.replace(OPTIONS, epochs=60)
+    options = dataclasses.replace(OPTIONS, epochs=12, crops=10)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     undisturbed = train(dataset, tmp_path / "whole", LINEAR, options, "random")
     command = [sys.executable, "-c", PROGRAM, dataset.name, str(tmp_path / "run")]

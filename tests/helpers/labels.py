@@ -1,4 +1,4 @@
-"""Labels of the pictures of the fixture `pictures`, as tests of evaluation want them."""
+"""Labelled pictures, as tests of training and evaluation want them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+
+from glia_train.datasets.base import Dataset
+from glia_train.datasets.csv import read_labels
 
 PARTS = ("train", "validation", "test", "test")
 
 
 def write_labels(path: Path, pictures: Path, columns: Mapping[str, Sequence[object]] | None = None) -> Path:
-    """Write labels of all 32 pictures: random scores, and an official split with every second picture in its test part.
+    """Write labels of the 32 pictures of the fixture `pictures`, with random scores and an official split.
+
+    Every second picture is in the test part.
 
     Args:
         path: The CSV.
@@ -30,3 +36,15 @@ def write_labels(path: Path, pictures: Path, columns: Mapping[str, Sequence[obje
         writer.writerow(table)
         writer.writerows(zip(*table.values(), strict=True))
     return path
+
+
+def noise_dataset(folder: Path, count: int, height: int, width: int) -> Dataset:
+    """Write pictures of noise and their labels. The brighter the noise, the higher the score: 0, 1, ..., count - 1."""
+    rng = np.random.default_rng(0)
+    rows = ["path,score"]
+    for i in range(count):
+        pixels = rng.integers(0, 250 * (i + 1) // count, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:02}.png")
+        rows.append(f"{i:02}.png,{i}")
+    (folder / "labels.csv").write_text("\n".join(rows))
+    return read_labels(folder / "labels.csv")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from glia_train.models.base import Model
 
@@ -50,7 +53,35 @@ class Machine:
             features = model.features(*(one.to(self.device) for one in inputs))
         return model.raw_score(features)
 
-    def autocast(self) -> torch.autocast:
-        """Return the context in which matrix products are of `precision`."""
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Compute the matrix products inside the block in `precision`."""
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[self.precision]
-        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            if torch.is_grad_enabled() and self._has_slow_attention():
+                with _AttentionOfProducts():
+                    yield
+            else:
+                yield
+
+    def _has_slow_attention(self) -> bool:
+        # PyTorch 2.14's fused attention for the CPU has a backward pass in bf16 that takes three times as long as that
+        # of plain matrix products. Its forward pass is quicker, and so is its backward pass in float32. On a processor
+        # with AMX this has not been measured.
+        return self.device.type == "cpu" and self.precision == "bf16" and not torch.cpu._is_amx_tile_supported()
+
+
+class _AttentionOfProducts(TorchFunctionMode):
+    """Computes attention as two matrix products and a softmax, where PyTorch's fused operator is called."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call `func`; or compute it, if it is attention without a mask, dropout, or other options."""
+        kwargs = kwargs or {}
+        plain = len(args) == 3 and not any(isinstance(value, Tensor) or value for value in kwargs.values())
+        if func is not F.scaled_dot_product_attention or not plain:
+            return func(*args, **kwargs)
+        q, k, v = args
+        weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1)
+        return weights @ v
