@@ -143,6 +143,8 @@ def _require_output(path: Path, suffix: str, *, overwrite: bool) -> None:
 
 def print_evaluation(found: Any) -> None:
     """Print the tables of a `glia_train.evaluate.Evaluation`."""
+    from glia_train.bootstrap import MIN_GROUPS
+
     console, metrics = make_console(), found.overall.metrics
     part = "all parts" if found.selection.part == "all" else f"the {found.selection.part} part"
     console.print(
@@ -156,6 +158,8 @@ def print_evaluation(found: Any) -> None:
     console.print(make_table(["metric", "value", "95 % interval"], rows))
     if metrics.note:
         say(metrics.note)
+    if not found.overall.intervals:
+        say(f"no intervals: they need at least {MIN_GROUPS} groups of pictures, such as references")
     shares = {"all": found.overall}
     if found.without_leaking is not None:
         shares["without near-duplicates of training pictures"] = found.without_leaking
@@ -184,7 +188,7 @@ def _figure(value: float) -> str:
 
 
 def _interval(found: Any) -> str:
-    return "" if found is None else f"{found.low:.4f} to {found.high:.4f}"
+    return "-" if found is None else f"{found.low:.4f} to {found.high:.4f}"
 
 
 def say_unreadable(chosen: Any, *models: Any) -> int:
