@@ -8,7 +8,7 @@ backbone without that cache, and a tuned backbone. Each has a process of its own
 They take turns, round after round. Ratios are taken round by round, and the median is reported.
 
 The pictures are JPEGs of 512x512. Random weights do not change the amount of work. The script writes
-results/training-DEVICE-BACKBONE.json and prints the tables of docs/training.md.
+results/training-DEVICE-BACKBONE-BATCH.json and prints the tables of docs/training.md.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from glia_rt.versions import installed_versions
 from glia_train.cache import MEMORY_SHARE, FrozenCache, free_memory
 from glia_train.datasets.base import LabelledPicture
 from glia_train.learner import Learner
-from glia_train.loader import InputLoader
+from glia_train.loader import InputLoader, KeptPictures, open_cache
 from glia_train.loss import LOSSES
 from glia_train.machine import Machine
 from glia_train.models.base import Model
@@ -79,8 +79,8 @@ def measure(task: Task) -> dict[str, Any]:
     model.to(machine.device)
     paths = sorted(task.photos.glob("*.jpg"))
     pictures = [LabelledPicture(str(path), path, float(i)) for i, path in enumerate(paths)]
-    keep_bytes = int(MEMORY_SHARE * free_memory())  # as `glia-rt train` does
-    plain = loader = InputLoader(pictures, contract, seed=0, workers=cpu_count(), keep_bytes=keep_bytes)
+    kept = KeptPictures(int(MEMORY_SHARE * free_memory()))  # as `glia-rt train` does
+    plain = loader = InputLoader(pictures, contract, seed=0, workers=cpu_count(), kept=kept)
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         if task.way == CACHED:
@@ -109,16 +109,10 @@ def filled_cache(
     loader: InputLoader, model: Model, machine: Machine, folder: Path
 ) -> tuple[FrozenCache, dict[str, float]]:
     """Return a full cache of what the frozen stream makes of all pictures, and how long it took to fill."""
-    view = torch.from_numpy(loader.flipped(0, (False, False), "global_view").copy()).unsqueeze(0).to(machine.device)
     model.eval()
-    with torch.inference_mode(), machine.autocast():
-        shape = model.precompute(view).shape[1:]
-    count = len(loader.pictures)
-    cache = FrozenCache(folder, {}, "global_view", shape, count, flipped=count)
+    cache = open_cache(loader, model, machine, folder, {}, flipped=len(loader.pictures))
     arrays, start = cache.missing, time.perf_counter()
-    cache.fill(
-        model, machine, lambda i, flips: loader.flipped(i, flips, cache.input), loader.workers, lambda made: None
-    )
+    cache.fill(model, machine, functools.partial(loader.flipped, name=cache.input), loader.workers, lambda made: None)
     return cache, {
         "arrays_per_s": arrays / (time.perf_counter() - start),
         "mb_per_array": cache.nbytes / arrays / 1e6,
@@ -130,7 +124,7 @@ def parts(model: Model, loader: InputLoader, options: TrainOptions, machine: Mac
     size = options.micro_batch_size or options.batch_size
     [(inputs, labels)] = list(loader.batches(range(min(size, len(loader.pictures))), size, epoch=1))
     inputs, labels, count = [one.to(machine.device) for one in inputs], labels.to(machine.device), len(labels)
-    decoding = dataclasses.replace(loader, keep_bytes=0)
+    decoding = dataclasses.replace(loader, kept=KeptPictures())
     found: dict[str, list[float]] = {}
 
     def timed(name: str, work: Callable[[], Any], crops: int = count) -> Any:
@@ -225,7 +219,8 @@ def main() -> None:
     }
     options.out.mkdir(exist_ok=True)
     device = re.sub(r"[^a-z0-9]+", "-", machine.name.lower())
-    path = options.out / f"training-{device}-{options.backbone.split('.')[0]}.json"
+    batch = f"{options.batch_size}" + (f"x{options.micro_batch_size}" if options.micro_batch_size else "")
+    path = options.out / f"training-{device}-{options.backbone.split('.')[0]}-{batch}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(markdown(result))
     print(f"\nwrote {path}", file=sys.stderr)

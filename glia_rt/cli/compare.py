@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import click
 
+from glia_rt.backends.choose import AUTO
 from glia_rt.cli.console import escaped, make_console, make_table, say
 from glia_rt.cli.evaluate import PartOptions, part_options, say_unreadable
 from glia_rt.cli.options import DatasetOptions, EngineOptions, dataset_options, engine_options
@@ -25,9 +28,16 @@ def compare(a: str, b: str, labelled: DatasetOptions, of: PartOptions, engine: E
 
     Prints the difference with its 95 % interval, by a paired bootstrap. A difference whose interval excludes 0 is more
     than the luck of these pictures. A picture that cannot be read is left out; the exit status is then 3.
+
+    Of a checkpoint and a bundle, the checkpoint is scored by PyTorch, and --backend, --input, --precision and --device
+    are for the bundle.
     """
     chosen = of.select(labelled)
-    first, second = of.score(a, chosen, engine), of.score(b, chosen, engine)
+    scored = []
+    for model, other in ((a, b), (b, a)):
+        own, own_engine = _suited(of, engine, model, other)
+        scored.append(own.score(model, chosen, own_engine))
+    first, second = scored
     from glia_train.evaluate import difference
 
     found = difference(chosen, first, second)
@@ -60,6 +70,15 @@ def compare(a: str, b: str, labelled: DatasetOptions, of: PartOptions, engine: E
     if interval is None:
         say("no interval: there are too few groups of pictures, or every picture has the same score")
     return say_unreadable(chosen, first, second)
+
+
+def _suited(of: PartOptions, engine: EngineOptions, model: str, other: str) -> tuple[PartOptions, EngineOptions]:
+    """Return the options for one of two models: without those of the other, if one is a bundle and one is not."""
+    if Path(model).is_dir() == Path(other).is_dir():
+        return of, engine
+    if Path(model).is_dir():
+        return replace(of, backbone_weights=None), engine
+    return of, EngineOptions(AUTO, None, "views", None, engine.batch_size)
 
 
 def _defined(value: float) -> float | None:

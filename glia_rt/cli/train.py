@@ -172,5 +172,5 @@ def train(
     )
     command = ["glia-rt", "export", str(result.checkpoint)]
     if options["adapter_only"]:
-        command += ["--backbone-weights", str(backbone_weights)]
+        command += ["--backbone-weights", backbone_weights or "SOURCE"]
     click.echo(f"wrote {result.checkpoint}; next:\n  {shlex.join(command)}")

@@ -21,7 +21,18 @@ from glia_train.checkpoint import Checkpoint, make_checkpoint
 from glia_train.datasets.base import Dataset
 from glia_train.datasets.csv import Columns, read_labels
 from glia_train.datasets.parquet import read_parquet
-from glia_train.evaluate import COLUMNS, SEED, Evaluation, Prediction, difference, evaluate, judge, score, select
+from glia_train.evaluate import (
+    COLUMNS,
+    SEED,
+    Choice,
+    Evaluation,
+    Prediction,
+    difference,
+    evaluate,
+    judge,
+    score,
+    select,
+)
 from glia_train.metrics import compare
 from glia_train.models.base import Model
 from glia_train.models.table import FAMILIES
@@ -248,19 +259,23 @@ def test_a_model_trained_on_another_split_of_the_labels(
     drawn = read_labels(write_labels(tmp_path / "labels.csv", pictures, {"split": ["train"] * 16 + ["test"] * 16}))
     free = Dataset(drawn.name, tuple(dataclasses.replace(one, part=None) for one in drawn.pictures))
     contract: Contract = Checkpoint.load(checkpoint).contract
-    record = {"labels": drawn.name, "options": {"seed": 5}}
+    record = {"labels": drawn.name, "labels_sha256": free.labels_sha256, "options": {"seed": 5}}
     make_checkpoint(plain_model, contract, "random", trained_on=record).save(tmp_path / "five.pt")
-    assert "split with seed 5: some pictures of this part were trained on; give --seed 5" in (
-        score(tmp_path / "five.pt", select(free, "test", 6)).warning
-    )
-    for chosen in (
-        select(free, "test", 5),
-        select(free, "all", 6),
-        select(drawn, "test", 6),  # the official test part does not depend on the seed
-        select(dataclasses.replace(free, name="others"), "test", 6),
-    ):
-        assert score(tmp_path / "five.pt", chosen).warning == ""
-    assert score(tmp_path / "five.pt", select(drawn, "validation", 6)).warning
+
+    def warning(dataset: Dataset, part: Choice, seed: int) -> str:
+        return score(tmp_path / "five.pt", select(dataset, part, seed)).warning
+
+    other_seed = "split with seed 5: some pictures of this part were trained on; give --seed 5"
+    assert other_seed in warning(free, "test", 6)
+    assert other_seed in warning(dataclasses.replace(free, name="another path of the same file"), "test", 6)
+    assert warning(free, "test", 5) == warning(free, "all", 6) == ""
+    assert warning(drawn, "test", 6) == ""  # the official test part does not depend on the seed
+    # Another group column, or further rows, give another split, whatever the seed.
+    grouped = tuple(dataclasses.replace(one, group=one.name[:1]) for one in free.pictures)
+    for changed in (grouped, free.pictures[1:]):
+        labels = dataclasses.replace(free, pictures=changed)
+        assert "when it had other labels, or with other columns" in warning(labels, "validation", 5)
+        assert warning(dataclasses.replace(labels, name="others"), "validation", 5) == ""
 
 
 def test_two_models_are_compared_on_the_pictures_that_both_read(plain_bundle: Path, dataset: Dataset) -> None:

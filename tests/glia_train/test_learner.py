@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ import pytest
 import torch
 from helpers.labels import noise_dataset
 from helpers.linear import Linear, LinearConfig
+from PIL import Image
 from rich.progress import Progress
 
 from glia_rt.errors import UsageError
 from glia_train.cache import FLIPS, FrozenCache
 from glia_train.datasets.base import Dataset
 from glia_train.learner import Learner
-from glia_train.loader import InputLoader
+from glia_train.loader import InputLoader, KeptPictures, open_cache
 from glia_train.machine import Machine
 from glia_train.models.base import Model
 from glia_train.models.glianet import FRAGMENTS, GLOBAL_VIEW, ModelConfig
@@ -117,9 +119,9 @@ def test_crops_of_a_picture_differ(dataset: Dataset) -> None:
 def test_pictures_are_kept_while_they_fit(dataset: Dataset) -> None:
     _, contract = untrained(GLIANET)
     one = 230 * 240 * 3
-    loader = InputLoader(dataset.pictures, contract, 0, 1, keep_bytes=3 * one + 1)
+    loader = InputLoader(dataset.pictures, contract, 0, 1, kept=KeptPictures(3 * one + 1))
     loader.check(range(16))
-    assert sorted(loader._kept.pixels) == [0, 1, 2]
+    assert sorted(loader.kept.pixels) == [0, 1, 2]
 
 
 # The cache of the frozen part
@@ -148,6 +150,43 @@ def test_cached_tokens_are_the_models(dataset: Dataset, tmp_path: Path) -> None:
     assert FrozenCache(tmp_path, {"weights": "others"}, GLOBAL_VIEW, shape, 6, flipped=4).missing == 18
 
 
+def test_a_count_that_cannot_be_read_stands_for_none(tmp_path: Path) -> None:
+    FrozenCache(tmp_path, {}, GLOBAL_VIEW, (2, 3), 5, flipped=1)
+    [stem] = (path.stem for path in tmp_path.glob("*.f16"))
+    (tmp_path / f"{stem}.json").write_text('{"arrays": 8}')
+    assert FrozenCache(tmp_path, {}, GLOBAL_VIEW, (2, 3), 5, flipped=1).missing == 0
+    for damaged in ("", "[]", '{"arrays": null}', "{"):
+        (tmp_path / f"{stem}.json").write_text(damaged)
+        assert FrozenCache(tmp_path, {}, GLOBAL_VIEW, (2, 3), 5, flipped=1).missing == 8
+
+
+def test_other_pictures_have_another_cache(dataset: Dataset, tmp_path: Path) -> None:
+    """The labels are the same, but not the files, as in a dataset that is there in two sizes."""
+    model, contract = untrained(GLIANET)
+    copies = []
+    for picture in dataset.pictures[:3]:
+        assert picture.path is not None
+        shutil.copy(picture.path, tmp_path / picture.path.name)
+        copies.append(dataclasses.replace(picture, path=tmp_path / picture.path.name))
+
+    def key() -> str:
+        loader = InputLoader(copies, contract, 0, 2)
+        open_cache(loader, model, Machine(CPU, "fp32"), tmp_path / "cache", {}, flipped=2)
+        return max((tmp_path / "cache").glob("*.f16"), key=lambda file: file.stat().st_ctime_ns).name
+
+    first = key()
+    assert key() == first
+    Image.new("RGB", (300, 300), (7, 7, 7)).save(tmp_path / "01.png")
+    assert key() != first
+
+
+def test_a_loader_with_a_cache_shares_the_decoded_pictures(dataset: Dataset) -> None:
+    _, contract = untrained(GLIANET)
+    plain = InputLoader(dataset.pictures, contract, 0, 1, KeptPictures(10**9))
+    plain.check(range(4))
+    assert sorted(dataclasses.replace(plain, pictures=dataset.pictures[:8]).kept.pixels) == [0, 1, 2, 3]
+
+
 def test_a_cache_without_room(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot hold the cache .*; name another folder with --cache-dir, or give"):
         FrozenCache(tmp_path, {}, GLOBAL_VIEW, (197, 2**40), 10, flipped=10)
@@ -162,10 +201,19 @@ def losses(folder: Path) -> list[float]:
         return [float(row["loss"]) for row in csv.DictReader(file)]
 
 
-def test_the_loss_curve_is_that_without_a_cache(dataset: Dataset, tmp_path: Path) -> None:
-    options = TrainOptions(epochs=5, batch_size=5, lr=1e-3, precision="fp32")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_loss_curve_is_that_without_a_cache(
+    dataset: Dataset, tmp_path: Path, precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+    real = FrozenCache.read
+    monkeypatch.setattr(FrozenCache, "read", lambda self, *which: reads.append(1) or real(self, *which))
+    options = TrainOptions(epochs=5, batch_size=5, lr=1e-3, precision=precision, measure_test=False)
     train(dataset, tmp_path / "with", GLIANET, options, "random", cache_dir=tmp_path / "cache")
+    assert len(reads) >= 5 * 10  # two batches an epoch
+    reads.clear()
     train(dataset, tmp_path / "without", GLIANET, dataclasses.replace(options, cache=False), "random")
+    assert not reads
     assert losses(tmp_path / "with") == pytest.approx(losses(tmp_path / "without"), abs=1e-3)
     assert len(list((tmp_path / "cache").glob("*.f16"))) == 1
     assert not (tmp_path / "with" / "cache").exists()
@@ -174,7 +222,8 @@ def test_the_loss_curve_is_that_without_a_cache(dataset: Dataset, tmp_path: Path
 def test_a_tuned_backbone_has_nothing_to_keep(dataset: Dataset, tmp_path: Path) -> None:
     config = dataclasses.replace(GLIANET, tune_backbone=True)
     assert untrained(config)[0].precomputed_input() is None
-    train(dataset, tmp_path / "run", config, TrainOptions(epochs=5, batch_size=10), "random", cache_dir=tmp_path / "c")
+    options = TrainOptions(epochs=5, batch_size=10, measure_test=False)
+    train(dataset, tmp_path / "run", config, options, "random", cache_dir=tmp_path / "c")
     assert not (tmp_path / "c").exists()
 
 

@@ -17,12 +17,14 @@ from glia_train.datasets.table import DATASETS
 from glia_train.recipe import names, read_recipe
 
 Capture = pytest.CaptureFixture[str]
+#: What the recipes that come with glia-rt set.
+OPTIONS = ["dataset", "epochs", "batch_size", "crops", "lr", "weight_decay"]
 
 
 def test_every_dataset_has_a_recipe() -> None:
     assert names() == sorted(DATASETS)
     for name in names():
-        assert read_recipe(name, ["dataset", "epochs", "batch_size", "crops", "lr", "weight_decay"])["dataset"] == name
+        assert read_recipe(name, OPTIONS)["dataset"] == name
 
 
 def test_numbers_are_those_of_yaml_1_2(tmp_path: Path) -> None:
@@ -111,3 +113,9 @@ def test_recipes_that_cannot_be_run(
     status, said, record = trained(recipe)
     assert (status, record) == (2, {})
     assert message in said
+
+
+def test_a_folder_of_a_recipes_name_is_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "kadid10k").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert read_recipe("kadid10k", OPTIONS)["dataset"] == "kadid10k"

@@ -237,3 +237,20 @@ def test_a_frozen_backbone_may_be_tuned_later(dataset: Dataset, tmp_path: Path) 
     before, after = contents(first.checkpoint)[0], contents(second.checkpoint)[0]
     assert not torch.equal(before["backbone.cls_token"], after["backbone.cls_token"])
     assert Checkpoint.load(second.checkpoint).config.tune_backbone
+
+
+def test_another_precision_is_refused(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose precision was left to the machine may be resumed on one that computes in another."""
+    crash_after(monkeypatch, 3)
+    with pytest.raises(Crash):
+        train(dataset, tmp_path / "run", LINEAR, OPTIONS, "random")
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    then = state["record"]["machine"]["precision"]
+    now = "fp32" if then == "bf16" else "bf16"
+    other = dataclasses.replace(OPTIONS, precision=now)
+    with pytest.raises(UsageError, match=f"begun in {then}, and would go on in {now}: give --precision {then}"):
+        train(dataset, tmp_path / "run", LINEAR, other, "random", resume=True)
+    monkeypatch.undo()
+    monkeypatch.setitem(FAMILIES, Linear.family, Linear)
+    same = dataclasses.replace(OPTIONS, precision=then)
+    assert train(dataset, tmp_path / "run", LINEAR, same, "random", resume=True).epochs == OPTIONS.epochs

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import importlib.metadata
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,7 +117,7 @@ def test_a_run_leaves_five_files(run: TrainResult, labels: Path) -> None:
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert all(0 < float(row["loss"]) < 0.5 for row in rows)
     assert [float(row["lr"]) for row in rows] == pytest.approx([1.5e-3, 0])
-    assert all(float(row["pictures_per_s"]) > 0 and 0 <= float(row["waiting"]) < 1 for row in rows)
+    assert all(float(row["crops_per_s"]) > 0 and 0 <= float(row["waiting"]) < 1 for row in rows)
     assert all(-1 <= float(row["srcc"]) <= 1 for row in rows)
     with Image.open(folder / "curves.png") as plot:
         assert plot.size == (1000, 400)
@@ -448,3 +450,43 @@ def test_bf16_is_used_where_the_processor_computes_in_it() -> None:
     else:
         expected = "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32"
         assert Machine.here().precision == expected
+
+
+def test_a_test_part_that_is_not_measured_is_not_read(labels: Path, tmp_path: Path) -> None:
+    for path in labels.parent.iterdir():
+        shutil.copy(path, tmp_path)
+    dataset = read_labels(tmp_path / labels.name)
+    for picture in split_dataset(dataset, OPTIONS.seed).test:
+        assert picture.path is not None
+        picture.path.write_bytes(b"no picture")
+    with pytest.raises(BadImageError):
+        train(dataset, tmp_path / "measured", LINEAR, OPTIONS, "random")
+    result = train(dataset, tmp_path / "run", LINEAR, dataclasses.replace(OPTIONS, measure_test=False), "random")
+    assert Checkpoint.load(result.checkpoint).trained_on["measured_on"] == "validation"
+
+
+def test_what_cannot_be_written_is_named(labels: Path, tmp_path: Path) -> None:
+    (tmp_path / "run" / "metrics.csv" / "in the way").mkdir(parents=True)
+    with pytest.raises(UsageError, match="run: cannot hold a run"):
+        train(read_labels(labels), tmp_path / "run", LINEAR, OPTIONS, "random")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="file: cannot hold a run"):
+        train(read_labels(labels), tmp_path / "file", LINEAR, OPTIONS, "random")
+
+
+def test_a_disk_that_fills_up_ends_the_run_with_one_line(
+    labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run/state.pt")
+
+    monkeypatch.setattr(training.RunFolder, "write_state", full)
+    with pytest.raises(GliaError, match=r"^run/state.pt: No space left on device; mend that, and --resume goes on$"):
+        train(read_labels(labels), tmp_path / "run", LINEAR, OPTIONS, "random")
+
+
+def test_too_few_pictures_for_any_batch(labels: Path, tmp_path: Path) -> None:
+    dataset = read_labels(labels)
+    few = dataclasses.replace(dataset, pictures=dataset.pictures[::6])  # of five contents: 3, 1 and 1
+    with pytest.raises(UsageError, match="3 training pictures do not fill one batch of 8: give --batch-size 3"):
+        train(few, tmp_path / "run", LINEAR, OPTIONS, "random")

@@ -17,11 +17,12 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from filelock import FileLock
 
 from glia_rt import files
 from glia_rt.errors import UsageError
@@ -74,10 +75,14 @@ class FrozenCache:
         file = folder / f"{stem}.f16"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if not file.exists() or file.stat().st_size != self.nbytes:
-                self._count_file.unlink(missing_ok=True)
-                with file.open("wb") as opened:
-                    os.posix_fallocate(opened.fileno(), 0, self.nbytes)  # a hole in a full disk would end the process
+            # Other runs may share the folder. One of them makes the file, and one of them fills it.
+            self._lock = FileLock(folder / f"{stem}.lock")
+            with self._lock:
+                if not file.exists() or file.stat().st_size != self.nbytes:
+                    self._count_file.unlink(missing_ok=True)
+                    with file.open("wb") as opened:
+                        # A hole in a full disk would end the process.
+                        os.posix_fallocate(opened.fileno(), 0, self.nbytes)
         except OSError as error:
             with_room = f"{self.nbytes / 1e9:.1f} GB are needed" if error.errno == errno.ENOSPC else error.strerror
             with contextlib.suppress(OSError):
@@ -87,7 +92,7 @@ class FrozenCache:
                 "--cache-dir, or give --no-cache"
             ) from error
         self._arrays: npt.NDArray[np.float16] = np.memmap(file, np.float16, "r+", shape=(slots, *shape))
-        self._done = json.loads(self._count_file.read_text())["arrays"] if self._count_file.exists() else 0
+        self._done = self._read_count()
 
     @property
     def missing(self) -> int:
@@ -115,18 +120,20 @@ class FrozenCache:
             workers: Number of threads that call `view`.
             made: Is called with the number of arrays that were made just now.
         """
-        wanted = list(itertools.islice(self._all(), self._done, None))
-        with ThreadPoolExecutor(workers, "glia-read") as readers, torch.inference_mode():
-            views = ordered_map(readers, lambda one: view(*one), wanted, ahead=_BATCH + workers)
-            while batch := list(itertools.islice(views, _BATCH)):
-                with machine.autocast():
-                    arrays = model.precompute(torch.from_numpy(np.stack(batch)).to(machine.device))
-                self._arrays[self._done : self._done + len(batch)] = arrays.to(torch.float16).cpu().numpy()
-                self._done += len(batch)
-                made(len(batch))
-                if self._done % (_BATCHES_AT_ONCE * _BATCH) == 0:
-                    self._write_count()
-        self._write_count()
+        with self._lock:  # a run that fills the same cache goes first
+            self._done = self._read_count()
+            wanted = list(itertools.islice(self._all(), self._done, None))
+            with ThreadPoolExecutor(workers, "glia-read") as readers, torch.inference_mode():
+                views = ordered_map(readers, lambda one: view(*one), wanted, ahead=_BATCH + workers)
+                while batch := list(itertools.islice(views, _BATCH)):
+                    with machine.autocast():
+                        arrays = model.precompute(torch.from_numpy(np.stack(batch)).to(machine.device))
+                    self._arrays[self._done : self._done + len(batch)] = arrays.to(torch.float16).cpu().numpy()
+                    self._done += len(batch)
+                    made(len(batch))
+                    if self._done % (_BATCHES_AT_ONCE * _BATCH) == 0:
+                        self._write_count()
+            self._write_count()
 
     def _all(self) -> Iterator[tuple[int, Flips]]:
         """Yield the picture and the flips of each array, in the order of the file."""
@@ -139,9 +146,15 @@ class FrozenCache:
             return len(FLIPS) * picture + FLIPS.index(flips)
         return (len(FLIPS) - 1) * self._flipped + picture
 
+    def _read_count(self) -> int:
+        """Return how many arrays are there. A file that cannot be read stands for none."""
+        try:
+            return int(json.loads(self._count_file.read_text())["arrays"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
+
     def _write_count(self) -> None:
-        if isinstance(self._arrays, np.memmap):
-            self._arrays.flush()
+        cast("np.memmap[Any, Any]", self._arrays).flush()
         files.write_whole(self._count_file, json.dumps({"arrays": self._done}))
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
+_METRICS: Final = ("srcc", "krcc", "plcc", "rmse", "mapping")
 #: The columns of metrics.csv. The metrics are those of the validation part.
-COLUMNS: Final = (*("epoch", "loss", "lr", "pictures_per_s", "waiting", "srcc", "krcc", "plcc", "rmse", "seconds"),)
+COLUMNS: Final = ("epoch", "loss", "lr", "crops_per_s", "waiting", *_METRICS, "seconds")
 
-Rows = Sequence[Mapping[str, float]]
+Rows = Sequence[Mapping[str, Any]]
 
 
 def table(rows: Rows) -> str:

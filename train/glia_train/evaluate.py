@@ -40,6 +40,7 @@ class Selection:
         seed: The seed of the split.
         by: How the test part was made, as in `Split.by`; None for "all", which needs no split.
         pictures: The pictures, sorted by name.
+        labels_sha256: `Dataset.labels_sha256`.
         leaking: Names of the test pictures that have a near-duplicate in another part of the official split.
     """
 
@@ -48,6 +49,7 @@ class Selection:
     seed: int
     by: str | None
     pictures: tuple[LabelledPicture, ...]
+    labels_sha256: str
     leaking: frozenset[str]
 
     def part_of(self, picture: LabelledPicture) -> str | None:
@@ -226,7 +228,7 @@ def select(dataset: Dataset, part: Choice, seed: int) -> Selection:
         by, pictures = str(split.by), split.parts[part]
     if not pictures:
         raise UsageError(f"{dataset.name}: the {part} part has no pictures")
-    return Selection(dataset.name, part, seed, by, pictures, dataset.leaking)
+    return Selection(dataset.name, part, seed, by, pictures, dataset.labels_sha256, dataset.leaking)
 
 
 def score(
@@ -323,9 +325,16 @@ def _other_split(record: Any, chosen: Selection) -> str:
     # An official split fixes the test part, whatever the seed.
     if chosen.part == "all" or (chosen.by == "official" and chosen.part == "test"):
         return ""
-    if record.get("labels") != chosen.dataset or seed is None or seed == chosen.seed:
+    if record.get("labels_sha256") == chosen.labels_sha256:
+        if seed is None or seed == chosen.seed:
+            return ""
+        return (
+            f"the model was trained on these labels, split with seed {seed}: some pictures of this part were trained "
+            f"on; give --seed {seed}"
+        )
+    if record.get("labels") != chosen.dataset:
         return ""
     return (
-        f"the model was trained on these labels, split with seed {seed}: some pictures of this part were trained on; "
-        f"give --seed {seed}"
+        f"the model was trained on {chosen.dataset} when it had other labels, or with other columns: its split was "
+        "another one, and some pictures of this part may have been trained on"
     )

@@ -101,8 +101,8 @@ class Learner:
                 self.losses.append(self._step(inputs, label.to(self._machine.device), epoch))
                 schedule.step(rate=(len(self.losses) - taken) * options.batch_size / (time.monotonic() - start))
                 self.seconds += time.monotonic() - last
-                last = time.monotonic()
                 yield
+                last = time.monotonic()  # what is done between two steps, such as saving, is no part of either
                 if schedule.done >= 1:
                     break
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import json
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,21 +25,31 @@ from glia_rt.pipeline import ordered_map
 from glia_rt.pixels.bicubic import Pixels
 from glia_rt.pixels.decode import read_image
 from glia_rt.pixels.views import make_inputs
-from glia_train.cache import Flips, FrozenCache
+from glia_train.backbones import backbone_sha256
+from glia_train.cache import FLIPS, Flips, FrozenCache
 from glia_train.datasets.base import LabelledPicture
+from glia_train.machine import Machine
+from glia_train.models.base import Model
 
 
-class _Kept:
-    """Decoded pictures in memory, the first ones that fit. Threads may share it."""
+class KeptPictures:
+    """Decoded pictures in memory: the first ones that fit. Threads and loaders may share it.
 
-    def __init__(self) -> None:
+    Attributes:
+        pixels: The pictures, by index.
+    """
+
+    def __init__(self, limit: int = 0) -> None:
+        """Keep up to `limit` bytes."""
         self.pixels: dict[int, Pixels] = {}
+        self._limit = limit
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def keep(self, picture: int, pixels: Pixels, limit: int) -> None:
+    def keep(self, picture: int, pixels: Pixels) -> None:
+        """Keep a picture if it fits."""
         with self._lock:
-            if picture not in self.pixels and self._bytes + pixels.nbytes <= limit:
+            if picture not in self.pixels and self._bytes + pixels.nbytes <= self._limit:
                 self.pixels[picture] = pixels
                 self._bytes += pixels.nbytes
 
@@ -55,7 +68,7 @@ class InputLoader:
         contract: The inputs to make, and their rules.
         seed: Fixes every random draw, together with an epoch and an index, whatever the number of workers.
         workers: Number of threads that decode.
-        keep_bytes: Bytes of decoded pictures to keep in memory. The first pictures that fit are kept.
+        kept: Decoded pictures, which are not decoded again.
         cache: What the model's frozen part makes of one of the inputs. It takes that input's place.
     """
 
@@ -63,9 +76,8 @@ class InputLoader:
     contract: Contract
     seed: int
     workers: int
-    keep_bytes: int = 0
+    kept: KeptPictures = field(default_factory=KeptPictures, repr=False, compare=False)
     cache: FrozenCache | None = None
-    _kept: _Kept = field(default_factory=_Kept, init=False, repr=False, compare=False)
 
     def check(self, indices: Sequence[int]) -> None:
         """Decode pictures once, in threads, so that a bad picture is found now and not hours into a run.
@@ -166,10 +178,10 @@ class InputLoader:
         return index % len(self.pictures)
 
     def _pixels(self, picture: int) -> Pixels:
-        if (kept := self._kept.pixels.get(picture)) is not None:
+        if (kept := self.kept.pixels.get(picture)) is not None:
             return kept
         pixels = read_image(self.pictures[picture].source())
-        self._kept.keep(picture, pixels, self.keep_bytes)
+        self.kept.keep(picture, pixels)
         return pixels
 
 
@@ -177,3 +189,41 @@ def flip(pixels: Pixels, flips: Flips) -> Pixels:
     """Return a view of a picture (H, W, 3) turned upside down, mirrored, or both, as `flips` says."""
     rows, columns = flips
     return pixels[:: -1 if rows else 1, :: -1 if columns else 1]
+
+
+def open_cache(
+    loader: InputLoader, model: Model, machine: Machine, folder: Path, facts: Mapping[str, Any], *, flipped: int
+) -> FrozenCache:
+    """Open the cache of what the frozen part of a model makes of the pictures of a loader.
+
+    Args:
+        loader: The loader, whose pictures are files.
+        model: A model with a `precomputed_input`, on the device of `machine`.
+        machine: Where and how to compute.
+        folder: The folder of the cache.
+        facts: What the arrays depend on besides the model, the machine and the pictures, as JSON types.
+        flipped: Number of pictures, from the first one, that are trained on, and so are flipped.
+
+    Raises:
+        UsageError: The disk has no room, or the folder cannot be made.
+    """
+    name = str(model.precomputed_input())
+    view = torch.tensor(loader.flipped(0, FLIPS[0], name)).unsqueeze(0)
+    with torch.inference_mode():
+        shape = model.precompute(view.to(machine.device)).shape[1:]
+    pictures = [[one.name, *_stamp(one.path)] for one in loader.pictures if one.path is not None]
+    known = {
+        "pictures": hashlib.sha256(json.dumps(pictures).encode()).hexdigest(),
+        "contract": loader.contract.to_dict()["inputs"],
+        "backbones": {key: backbone_sha256(backbone) for key, backbone in model.frozen_backbones().items()},
+        "pixels": [model.mean.tolist(), model.std.tolist()],
+        "precision": machine.precision,
+        "device": machine.name,
+    }
+    return FrozenCache(folder, known | dict(facts), name, shape, len(loader.pictures), flipped=flipped)
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    """Return size and time of the last change of a file."""
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns

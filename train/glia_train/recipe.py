@@ -41,15 +41,10 @@ def read_recipe(recipe: str, allowed: Collection[str]) -> dict[str, Any]:
     from ruamel.yaml.error import YAMLError
 
     try:
-        if not Path(recipe).exists() and recipe in names():
-            text = (
-                resources.files("glia_train")
-                .joinpath("recipes")
-                .joinpath(f"{recipe}{SUFFIX}")
-                .read_text(encoding="utf-8")
-            )
-        else:
-            text = Path(recipe).read_text(encoding="utf-8")
+        # A folder of a recipe's name is most likely the dataset.
+        is_name = recipe in names() and not Path(recipe).is_file()
+        file = _folder().joinpath(f"{recipe}{SUFFIX}") if is_name else Path(recipe)
+        text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise UsageError(f"{recipe}: {reason}; give a file, or one of {', '.join(names())}") from error

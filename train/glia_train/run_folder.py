@@ -29,8 +29,9 @@ METRICS: Final = "metrics.csv"
 CURVES: Final = "curves.png"
 #: What a run needs to go on where it was; it is there until the run is complete.
 STATE: Final = "state.pt"
-#: Options that may change when a run is resumed, because no weight depends on them.
-FREE_OPTIONS: Final = frozenset({"workers", "cache"})
+#: Options that may change when a run is resumed. No weight depends on the workers, and what the precision comes to is
+#: compared instead.
+FREE_OPTIONS: Final = frozenset({"workers", "precision"})
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class RunFolder:
         files.write_whole(self.path / RECORD, json.dumps(record, indent=2) + "\n")
         files.write_whole(self.path / SPLIT, split.to_csv())
 
-    def write_rows(self, rows: Sequence[Mapping[str, float]]) -> None:
+    def write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write the figures of every epoch, as a table and as curves."""
         files.write_whole(self.path / METRICS, curves.table(rows))
         files.write_whole(self.path / CURVES, curves.plot(rows))
@@ -133,7 +134,8 @@ class RunFolder:
         self._require_same(checkpoint.trained_on, record)
         self.say(f"{self.path} is complete")
         metrics: Any = checkpoint.metrics
-        return TrainResult(path, split, Metrics(**metrics), checkpoint.trained_on["epoch"])
+        facts = {name: checkpoint.trained_on[name] for name in ("mapping", "note")}
+        return TrainResult(path, split, Metrics(**metrics, **facts), checkpoint.trained_on["epoch"])
 
     def _require_same(self, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
         for field in ("labels_sha256", "family", "config", "from", "backbone_weights", "score_range", "options"):
@@ -148,6 +150,9 @@ class RunFolder:
             elif then != now:
                 what = {"labels_sha256": "other labels", "from": "another checkpoint"}.get(field, f"another {field}")
                 raise UsageError(f"{self.path}: the run was begun with {what}: give --overwrite to begin anew")
+        then, now = theirs["machine"]["precision"], ours["machine"]["precision"]
+        if then != now:
+            raise UsageError(f"{self.path}: the run was begun in {then}, not in {now}: give --precision {then}")
 
     def finish(self, cache: Path | None) -> None:
         """Remove what only a run in progress needs."""

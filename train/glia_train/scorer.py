@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -88,6 +89,7 @@ class TorchScorer:
         self.backend = TorchBackend(machine.precision, machine.name, device_type)
         self.batch_size = engine.batch_size or _BATCH_SIZES[device_type]
         self.passed_over: tuple[str, ...] = ()
+        self._running = threading.Lock()
         self._path = path
         self._machine = machine
         self._model = checkpoint.build_model(engine.backbone_weights).to(machine.device)
@@ -149,7 +151,8 @@ class TorchScorer:
         self.close()
 
     def _run(self, inputs: Inputs) -> npt.NDArray[np.float32]:
-        with torch.inference_mode():
+        # The next batch is waiting in another thread. Two at once would take twice the memory and share the cores.
+        with self._running, torch.inference_mode():
             tensors = [torch.from_numpy(inputs[one.name]) for one in self.contract.inputs]
             scores = self._model.calibrated(self._machine.raw_score(self._model, tensors))
             return cast("npt.NDArray[np.float32]", scores.float().cpu().numpy())

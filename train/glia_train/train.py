@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
+import functools
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -18,28 +17,29 @@ import torch
 
 from glia_rt.contract import Contract
 from glia_rt.cores import cpu_count
-from glia_rt.errors import UsageError
+from glia_rt.errors import GliaError, UsageError
 from glia_rt.files import sha256
 from glia_rt.steps import step
 from glia_rt.versions import installed_versions
-from glia_train.backbones import backbone_sha256, load_backbone_weights
-from glia_train.cache import FLIPS, MEMORY_SHARE, FrozenCache, free_memory
+from glia_train.backbones import load_backbone_weights
+from glia_train.cache import FLIPS, MEMORY_SHARE, free_memory
 from glia_train.checkpoint import Checkpoint, check_adapter_only, make_checkpoint
-from glia_train.datasets.base import Dataset, require_pictures, require_scores
+from glia_train.datasets.base import Dataset, LabelledPicture, require_pictures, require_scores
 from glia_train.datasets.splits import Split, split_dataset
 from glia_train.datasets.unpack import unpack
 from glia_train.learner import Learner
-from glia_train.loader import InputLoader
+from glia_train.loader import InputLoader, KeptPictures, open_cache
 from glia_train.machine import Machine
 from glia_train.metrics import Metrics, compare
 from glia_train.models.base import Model
 from glia_train.models.table import untrained
-from glia_train.options import TrainOptions
+from glia_train.options import MIN_BATCH, TrainOptions
 from glia_train.run_folder import CHECKPOINT, RunFolder, TrainResult
 from glia_train.schedule import Schedule, progress_bar
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
 CACHE: Final = "cache"
 
@@ -112,22 +112,85 @@ def train(
     """
     run = RunFolder(Path(out), console)
     run.require_room(overwrite=overwrite, resume=resume)
-    origin = Origin(origin) if isinstance(origin, str) else origin
+    job = _prepare(dataset, config, options, Origin(origin) if isinstance(origin, str) else origin)
+    state = run.read_state(job.record) if resume else None
+    if resume and state is None and (finished := run.finished(job.record, job.split)) is not None:
+        return finished
+    cache_folder = Path(cache_dir) if cache_dir is not None else run.path / CACHE
+    try:
+        parts = _Parts.of(job.split, options, cache_folder / "pictures")
+        kept = KeptPictures(int(MEMORY_SHARE * free_memory()))
+        plain = InputLoader(parts.pictures, job.contract, options.seed, job.workers, kept)
+        with step(f"decode {len(parts.pictures)} pictures once"):
+            plain.check(range(len(parts.pictures)))
+        if state is None:
+            run.start(job.record, job.split)
+        run.say(job.headline)
+        devices = [torch.cuda.current_device()] if job.machine.device.type == "cuda" else []
+        with progress_bar(console) as progress, torch.random.fork_rng(devices=devices):
+            loader = _with_cache(plain, job, parts, cache_folder, run, progress) if _cache_pays(job) else plain
+            torch.manual_seed(options.seed)
+            training = _Training(run, job, parts, plain, loader, progress)
+            metrics = training.run(state)
+        run.finish(cache_folder if cache_dir is None else None)
+    except OSError as error:
+        raise GliaError(
+            f"{error.filename or run.path}: {error.strerror or error}; mend that, and --resume goes on"
+        ) from error
+    return TrainResult(run.path / CHECKPOINT, job.split, metrics, len(training.rows))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be trained on what, and what is written down about it.
+
+    Attributes:
+        contract: The model's contract, with the score range.
+        sources: The source of each backbone's weights.
+        record: All that decides the weights, as JSON types, for `run.json` and the checkpoint.
+    """
+
+    model: Model
+    contract: Contract
+    sources: str | Mapping[str, str]
+    split: Split
+    options: TrainOptions
+    machine: Machine
+    workers: int
+    record: dict[str, Any]
+
+    @property
+    def headline(self) -> str:
+        """Return the first line that a run prints."""
+        split = self.split
+        parameters = sum(parameter.numel() for parameter in self.model.trainable_parameters())
+        return (
+            f"{len(split.train)} pictures to train on, {len(split.validation)} to validate with, {len(split.test)} to "
+            f"test with, split by {split.by}; {self.machine.name}, {self.machine.precision}; "
+            f"{parameters:,} trainable parameters"
+        )
+
+
+def _prepare(dataset: Dataset, config: Any, options: TrainOptions, origin: Origin) -> _Job:
+    """Return what is to be done, with the model on its device; errors as for `train`."""
     require_pictures(dataset)
     split = split_dataset(dataset, options.seed)
-    if options.crops * len(split.train) < options.batch_size:
-        fitting = 2 ** int(math.log2(options.crops * len(split.train)))
+    crops = options.crops * len(split.train)
+    if crops < options.batch_size:
+        if crops < MIN_BATCH:
+            raise UsageError(f"{crops} training pictures are too few: a batch has at least {MIN_BATCH}")
         raise UsageError(
             f"{len(split.train)} training pictures do not fill one batch of {options.batch_size}: give --batch-size "
-            f"{fitting} or, for more steps an epoch, less"
+            f"{max(MIN_BATCH, 2 ** int(math.log2(crops)))} or, for more steps an epoch, less"
         )
     score_range = _score_range(dataset, split, options.score_range)
     machine, workers = Machine.here(options.precision), options.workers or cpu_count()
     with step(f"make the model, its backbone from {origin.checkpoint or origin.backbone_weights}"):
         model, contract, sources = _first_model(config, origin, options)
+    model.to(machine.device)
     record = {
         "labels": dataset.name,
-        "labels_sha256": _digest(dataset),
+        "labels_sha256": dataset.labels_sha256,
         "pictures": {part: len(pictures) for part, pictures in split.parts.items()} | {"split_by": split.by},
         "backbone_weights": sources,
         "from": None if origin.checkpoint is None else sha256(origin.checkpoint),
@@ -138,115 +201,145 @@ def train(
         "machine": {"device": machine.name, "precision": machine.precision, "workers": workers},
         "versions": installed_versions("torch", "timm", "numpy"),
     }
-    state = run.read_state(record) if resume else None
-    if resume and state is None and (finished := run.finished(record, split)) is not None:
-        return finished
+    return _Job(model, contract.with_range(*score_range), sources, split, options, machine, workers, record)
 
-    cache_folder = Path(cache_dir) if cache_dir is not None else run.path / CACHE
-    dataset = unpack(dataset, cache_folder / "pictures")
-    split = split_dataset(dataset, options.seed)
-    pictures = split.train + split.validation + split.test
-    training = range(len(split.train))
-    validation = range(len(training), len(training) + len(split.validation))
-    testing = range(validation.stop, len(pictures) if options.measure_test else validation.stop)
-    contract = contract.with_range(*score_range)
-    plain = InputLoader(pictures, contract, options.seed, workers, keep_bytes=int(MEMORY_SHARE * free_memory()))
-    with step(f"decode {testing.stop} pictures once"):
-        plain.check(range(testing.stop))
-    model.to(machine.device)
-    if state is None:
-        run.start(record, split)
 
-    parameters = sum(parameter.numel() for parameter in model.trainable_parameters())
-    run.say(
-        f"{len(training)} pictures to train on, {len(validation)} to validate with, {len(split.test)} to test with, "
-        f"split by {split.by}; {machine.name}, {machine.precision}; {parameters:,} trainable parameters"
-    )
-    sample = np.random.default_rng(options.seed).permutation(len(training))[:CALIBRATION_SAMPLE].tolist()
-    devices = [torch.cuda.current_device()] if machine.device.type == "cuda" else []
-    with progress_bar(console) as progress, torch.random.fork_rng(devices=devices):
-        loader = plain
-        if _cache_pays(model, options):
-            cache = _open_cache(model, plain, cache_folder, record, len(training), validation.stop)
-            _fill_cache(cache, model, plain, machine, run, progress)
-            loader = dataclasses.replace(plain, cache=cache)
-        torch.manual_seed(options.seed)
-        learner = Learner(model, loader, options, machine)
-        schedule = Schedule(options, options.crops * len(training) // options.batch_size, progress)
+@dataclass(frozen=True)
+class _Parts:
+    """The pictures that a run reads, one part after the other, and the indices of each part.
 
-        def save(epoch: int, calibration: Sequence[int], measured: range, measured_by: InputLoader) -> Metrics:
-            """Calibrate on the given training pictures, measure others and write the checkpoint."""
-            with learner.averaged():
-                scale, offset = learner.calibrate(calibration)
-                raw = learner.raw_scores(measured, measured_by)
-                metrics = compare(scale * raw + offset, [pictures[i].score for i in measured])
-                facts = {
-                    "epoch": epoch,
-                    "calibrated_on": len(calibration),
-                    "measured_on": "validation" if measured == validation else "test",
-                }
-                make_checkpoint(
-                    model,
-                    contract,
-                    sources,
-                    adapter_only=options.adapter_only,
-                    trained_on=record | facts,
-                    metrics=metrics.to_dict(),
-                ).save(run.path / CHECKPOINT)
-            return metrics
+    Attributes:
+        pictures: The pictures, all of them files. Those of the test part are there only if it is measured.
+        calibration: Some training pictures, to which the calibration is fitted after each epoch.
+    """
 
-        rows: list[dict[str, float]] = []
-        first = 1
-        if state is not None:
-            learner.restore(state["learner"])
-            rows, first = state["rows"], state["epoch"]
-            schedule.resume(state["steps"], state["seconds"])
-            run.say(f"resumed in epoch {min(first, options.epochs)}/{options.epochs}, after {schedule.steps} steps")
+    pictures: tuple[LabelledPicture, ...]
+    training: range
+    validation: range
+    testing: range
+    calibration: Sequence[int]
 
-        def keep(epoch: int) -> None:
-            """Write all that is needed to go on in this epoch."""
-            facts = {"epoch": epoch, "rows": rows, "steps": schedule.steps, "seconds": schedule.seconds}
-            run.write_state({**facts, "learner": learner.state(), "record": record})
+    @classmethod
+    def of(cls, split: Split, options: TrainOptions, folder: Path) -> _Parts:
+        """Return the parts of a split. Pictures in archives are written to `folder`."""
+        train, validation = len(split.train), len(split.train) + len(split.validation)
+        pictures = unpack(split.train + split.validation + (split.test if options.measure_test else ()), folder)
+        sample = np.random.default_rng(options.seed).permutation(train)[:CALIBRATION_SAMPLE].tolist()
+        return cls(pictures, range(train), range(train, validation), range(validation, len(pictures)), sample)
 
+
+class _Training:
+    """The epochs of a run, and what is written after each.
+
+    Attributes:
+        rows: The figures of every epoch so far.
+    """
+
+    def __init__(
+        self, run: RunFolder, job: _Job, parts: _Parts, plain: InputLoader, loader: InputLoader, progress: Progress
+    ) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._run = run
+        self._job = job
+        self._parts = parts
+        self._plain = plain
+        self._loader = loader
+        self._learner = Learner(job.model, loader, job.options, job.machine)
+        steps = job.options.crops * len(parts.training) // job.options.batch_size
+        self._schedule = Schedule(job.options, steps, progress)
+
+    def run(self, state: Mapping[str, Any] | None) -> Metrics:
+        """Train from the beginning, or from a state, and return the last metrics."""
+        options, parts, first = self._job.options, self._parts, 1
         if state is None:
-            keep(first)  # from now on, a run without a state is a complete one
+            self._keep(first)  # from now on, a run without a state is a complete one
+        else:
+            first = self._restore(state)
         try:
             for epoch in range(first, options.epochs + 1):
-                if rows and schedule.done >= 1:  # the time was over when the run was interrupted
+                if self.rows and self._schedule.done >= 1:  # the time was over when the run was interrupted
                     break
-                start = kept = time.monotonic()
-                for _ in learner.train_epoch(training, epoch, schedule):
-                    if time.monotonic() - kept > SAVE_SECONDS:
-                        keep(epoch)
-                        kept = time.monotonic()
-                schedule.say(f"epoch {epoch}/{options.epochs}, measuring")
-                metrics = save(epoch, sample, validation, loader)
-                rows.append(
-                    {
-                        "epoch": epoch,
-                        "loss": sum(learner.losses) / len(learner.losses),
-                        "lr": schedule.learning_rate,
-                        "pictures_per_s": round(len(learner.losses) * options.batch_size / learner.seconds, 2),
-                        "waiting": round(learner.waited / learner.seconds, 4),
-                        **metrics.to_dict(),
-                        "seconds": round(time.monotonic() - start, 1),
-                    }
-                )
-                run.write_rows(rows)
-                run.say(_line(rows[-1], options.epochs, metrics))
-                learner.next_epoch()
-                keep(epoch + 1)
-                if schedule.done >= 1:
+                self._epoch(epoch)
+                if self._schedule.done >= 1:
                     break
-            schedule.say("calibrating")
-            metrics = save(len(rows), training, testing or validation, plain if testing else loader)
+            self._schedule.say("calibrating")
+            measured, loader = (parts.testing, self._plain) if parts.testing else (parts.validation, self._loader)
+            metrics = self._measure(len(self.rows), parts.training, measured, loader)
         except KeyboardInterrupt:
-            kept_epoch = f"{run.path / CHECKPOINT} is of epoch {len(rows)}" if rows else "before an epoch was complete"
-            raise KeyboardInterrupt(f"training stopped: {kept_epoch}; --resume goes on with it") from None
-    if testing:
-        run.say(f"test part: {_figures(metrics)}")
-    run.finish(cache_folder if cache_dir is None else None)
-    return TrainResult(run.path / CHECKPOINT, split, metrics, len(rows))
+            kept = f"{self._run.path / CHECKPOINT} is of epoch {len(self.rows)}"
+            if not self.rows:
+                kept = "before an epoch was complete"
+            raise KeyboardInterrupt(f"training stopped: {kept}; --resume goes on with it") from None
+        if parts.testing:
+            self._run.say(f"test part: {_figures(metrics)}")
+        return metrics
+
+    def _epoch(self, epoch: int) -> None:
+        """Train for an epoch, measure the validation part, and write checkpoint, figures and state."""
+        options, learner, schedule = self._job.options, self._learner, self._schedule
+        start = kept = time.monotonic()
+        for _ in learner.train_epoch(self._parts.training, epoch, schedule):
+            if time.monotonic() - kept > SAVE_SECONDS:
+                self._keep(epoch)
+                kept = time.monotonic()
+        schedule.say(f"epoch {epoch}/{options.epochs}, measuring")
+        metrics = self._measure(epoch, self._parts.calibration, self._parts.validation, self._loader)
+        self.rows.append(
+            {
+                "epoch": epoch,
+                "loss": sum(learner.losses) / len(learner.losses),
+                "lr": schedule.learning_rate,
+                "crops_per_s": round(len(learner.losses) * options.batch_size / learner.seconds, 2),
+                "waiting": round(learner.waited / learner.seconds, 4),
+                **metrics.to_dict(),
+                "mapping": metrics.mapping,
+                "seconds": round(time.monotonic() - start, 1),
+            }
+        )
+        self._run.write_rows(self.rows)
+        self._run.say(_line(self.rows[-1], options.epochs, metrics))
+        learner.next_epoch()
+        self._keep(epoch + 1)
+
+    def _measure(self, epoch: int, calibration: Sequence[int], measured: range, loader: InputLoader) -> Metrics:
+        """Calibrate on the given training pictures, measure others, and write the checkpoint."""
+        job, pictures = self._job, self._parts.pictures
+        with self._learner.averaged():
+            scale, offset = self._learner.calibrate(calibration)
+            raw = self._learner.raw_scores(measured, loader)
+            metrics = compare(scale * raw + offset, [pictures[i].score for i in measured])
+            facts = {
+                "epoch": epoch,
+                "calibrated_on": len(calibration),
+                "measured_on": "validation" if measured == self._parts.validation else "test",
+                "mapping": metrics.mapping,
+                "note": metrics.note,
+            }
+            checkpoint = make_checkpoint(
+                job.model,
+                job.contract,
+                job.sources,
+                adapter_only=job.options.adapter_only,
+                trained_on=job.record | facts,
+                metrics=metrics.to_dict(),
+            )
+            checkpoint.save(self._run.path / CHECKPOINT)
+        return metrics
+
+    def _keep(self, epoch: int) -> None:
+        """Write all that is needed to go on in this epoch."""
+        schedule = self._schedule
+        facts = {"epoch": epoch, "rows": self.rows, "steps": schedule.steps, "seconds": schedule.seconds}
+        self._run.write_state({**facts, "learner": self._learner.state(), "record": self._job.record})
+
+    def _restore(self, state: Mapping[str, Any]) -> int:
+        """Go back to what `_keep` wrote, and return the epoch to go on in."""
+        self._learner.restore(state["learner"])
+        self._schedule.resume(state["steps"], state["seconds"])
+        self.rows = state["rows"]
+        epoch, epochs = int(state["epoch"]), self._job.options.epochs
+        self._run.say(f"resumed in epoch {min(epoch, epochs)}/{epochs}, after {self._schedule.steps} steps")
+        return epoch
 
 
 def _first_model(config: Any, origin: Origin, options: TrainOptions) -> tuple[Model, Contract, str | Mapping[str, str]]:
@@ -260,6 +353,8 @@ def _first_model(config: Any, origin: Origin, options: TrainOptions) -> tuple[Mo
             load_backbone_weights(backbone, weights)
         return model, contract, weights if weights in ("hub", "random") else Path(weights).name
     checkpoint = Checkpoint.load(origin.checkpoint)
+    if options.adapter_only and getattr(checkpoint.config, "tune_backbone", False):
+        raise UsageError(f"--adapter-only cannot leave out the tuned backbone of {origin.checkpoint}: drop it")
     started = checkpoint.build_model(origin.backbone_weights)
     tuned = {"tune_backbone": config.tune_backbone} if hasattr(config, "tune_backbone") else {}
     if type(config) is not type(checkpoint.config) or dataclasses.replace(checkpoint.config, **tuned) != config:
@@ -283,55 +378,33 @@ def _score_range(dataset: Dataset, split: Split, declared: tuple[float, float] |
     return declared
 
 
-def _digest(dataset: Dataset) -> str:
-    """Return a hash of the labels: names, scores, and what keeps pictures together."""
-    rows = sorted((p.name, p.score, p.kept_together, p.part) for p in dataset.pictures)
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-
-
-def _cache_pays(model: Model, options: TrainOptions) -> bool:
+def _cache_pays(job: _Job) -> bool:
     """Return whether the frozen part would run more often without the cache than to fill it."""
-    return options.cache and model.precomputed_input() is not None and options.epochs * options.crops > len(FLIPS)
+    options = job.options
+    return options.cache and job.model.precomputed_input() is not None and options.epochs * options.crops > len(FLIPS)
 
 
-def _open_cache(
-    model: Model, loader: InputLoader, folder: Path, record: Mapping[str, Any], flipped: int, pictures: int
-) -> FrozenCache:
-    name = str(model.precomputed_input())
-    view = torch.tensor(loader.flipped(0, FLIPS[0], name)).unsqueeze(0)
-    device = next(model.parameters()).device
-    with torch.inference_mode():
-        shape = model.precompute(view.to(device)).shape[1:]
-    order = hashlib.sha256(json.dumps([picture.name for picture in loader.pictures[:pictures]]).encode()).hexdigest()
-    facts = {
-        "labels": record["labels_sha256"],
-        "order": order,
-        "contract": loader.contract.to_dict()["inputs"],
-        "backbones": {name: backbone_sha256(backbone) for name, backbone in model.frozen_backbones().items()},
-        "pixels": [model.mean.tolist(), model.std.tolist()],
-        "precision": record["machine"]["precision"],
-        "device": record["machine"]["device"],
-    }
-    return FrozenCache(folder, facts, name, shape, pictures, flipped=flipped)
-
-
-def _fill_cache(
-    cache: FrozenCache, model: Model, loader: InputLoader, machine: Machine, run: RunFolder, progress: Any
-) -> None:
-    if not cache.missing:
-        return
-    run.say(f"keeping what the frozen backbone makes of the pictures, {cache.nbytes / 1e9:.1f} GB on disk")
-    task = progress.add_task("caching the frozen backbone", total=cache.missing, rate="")
-    made: Callable[[int], None] = lambda count: progress.update(task, advance=count)  # noqa: E731
-    model.eval()
-    cache.fill(model, machine, lambda picture, flips: loader.flipped(picture, flips, cache.input), loader.workers, made)
-    progress.remove_task(task)
+def _with_cache(
+    plain: InputLoader, job: _Job, parts: _Parts, folder: Path, run: RunFolder, progress: Progress
+) -> InputLoader:
+    """Return a loader of the training and validation parts with a full cache."""
+    pictures = parts.pictures[: parts.validation.stop]
+    loader = dataclasses.replace(plain, pictures=pictures)
+    model, machine = job.model.eval(), job.machine
+    cache = open_cache(loader, model, machine, folder, {}, flipped=len(parts.training))
+    if cache.missing:
+        run.say(f"keeping what the frozen backbone makes of the pictures, {cache.nbytes / 1e9:.1f} GB on disk")
+        task = progress.add_task("caching the frozen backbone", total=cache.missing, rate="")
+        view = functools.partial(loader.flipped, name=cache.input)
+        cache.fill(model, machine, view, loader.workers, lambda made: progress.update(task, advance=made))
+        progress.remove_task(task)
+    return dataclasses.replace(loader, cache=cache)
 
 
 def _line(row: Mapping[str, float], epochs: int, metrics: Metrics) -> str:
     return (
         f"epoch {row['epoch']}/{epochs}: loss {row['loss']:.4f}, validation {_figures(metrics)}, "
-        f"{row['pictures_per_s']:.1f} pictures/s, {row['seconds']:.0f} s"
+        f"{row['crops_per_s']:.1f} crops/s, {row['seconds']:.0f} s"
     )
 
 

@@ -13,7 +13,10 @@ from helpers.labels import write_labels
 from helpers.linear import Linear
 from scipy.stats import kendalltau, spearmanr
 
+from glia_rt.bundle import Bundle
 from glia_rt.cli.main import main
+from glia_train.checkpoint import make_checkpoint
+from glia_train.models.base import Model
 from glia_train.models.table import FAMILIES
 
 Capture = pytest.CaptureFixture[str]
@@ -257,3 +260,19 @@ def test_compare_lists_bad_pictures_once(plain_bundle: Path, pictures: Path, tmp
     printed = capsys.readouterr()
     assert printed.err.count("bad.jpg") == 1
     assert "15 pictures" in printed.out
+
+
+def test_a_checkpoint_beside_an_engine(
+    plain_bundle: Path, plain_model: Model, labels: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """The options of engines are for the bundle. The checkpoint, which has none of them, is scored by PyTorch."""
+    checkpoint = tmp_path / "plain.pt"
+    make_checkpoint(plain_model, Bundle.open(plain_bundle).contract, "random").save(checkpoint)
+    for pair in ([checkpoint, plain_bundle], [plain_bundle, checkpoint]):
+        arguments = [*map(str, pair), "--data", str(labels), "--backend", "onnxruntime", "--precision", "fp32"]
+        assert main(["compare", *arguments, "--json"]) == 0
+        record = json.loads(capsys.readouterr().out)
+        backends = {Path(record[side]["model"]).name: record[side]["scored_with"]["backend"] for side in "ab"}
+        assert backends == {"plain.pt": "pytorch", "plain.glia": "onnxruntime"}
+    assert main(["compare", str(checkpoint), str(checkpoint), "--data", str(labels), "--backend", "onnxruntime"]) == 2
+    assert "drop --backend" in capsys.readouterr().err

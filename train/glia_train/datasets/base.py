@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +29,9 @@ class Encoded(Protocol):
         Raises:
             BadImageError: There is none, or the archive is damaged.
         """
+
+    def identity(self) -> str:
+        """Return where the picture lies, and what the archive was like; another picture has another identity."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,12 @@ class Dataset:
     name: str
     pictures: tuple[LabelledPicture, ...]
     score_range: tuple[float, float] | None = None
+
+    @property
+    def labels_sha256(self) -> str:
+        """Return a hash of names, scores, and what decides the split."""
+        rows = sorted((p.name, p.score, p.kept_together, p.part) for p in self.pictures)
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
     @property
     def leaking(self) -> frozenset[str]:

@@ -68,6 +68,10 @@ class Cell:
             raise BadImageError(refused, where)
         return Path(self.file).parent / source if isinstance(source, str) else bytes(source)
 
+    def identity(self) -> str:
+        """Return where the picture lies, and what the file was like; see `Encoded`."""
+        return f"{os.path.abspath(self.file)} {self.stamp} {self.column} {self.group} {self.row}"
+
 
 class RowGroups:
     """The columns of pictures of the row groups that were read last, up to so many bytes.

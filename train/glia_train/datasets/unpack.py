@@ -3,39 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from glia_rt import files
-from glia_train.datasets.base import Dataset
+from glia_train.datasets.base import LabelledPicture
 
 
-def unpack(dataset: Dataset, folder: Path, done: Callable[[int], None] = lambda _: None) -> Dataset:
-    """Return a dataset whose pictures are all files. Those in archives are written to a folder, as they are.
+def unpack(pictures: Iterable[LabelledPicture], folder: Path) -> tuple[LabelledPicture, ...]:
+    """Return pictures that are all files. Those in archives are written to a folder, as they are.
 
-    Pictures that the folder has already are not written again.
+    Pictures that the folder has already are not written again. Several datasets may share the folder.
 
     Args:
-        dataset: The dataset.
+        pictures: The pictures.
         folder: The folder, which is made if a picture has to be written.
-        done: Is called with the number of pictures written so far.
 
     Raises:
         BadImageError: A row of an archive holds no picture.
+        OSError: The folder cannot be written to.
     """
-    pictures = []
-    for number, picture in enumerate(dataset.pictures):
-        if picture.cell is None:
-            pictures.append(picture)
-            continue
-        path = folder / f"{number:07}"
-        if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            source = picture.source()
-            if isinstance(source, Path):
-                path = source
-            else:
-                files.write_whole(path, source)
-        pictures.append(dataclasses.replace(picture, path=path, cell=None))
-        done(number + 1)
-    return dataclasses.replace(dataset, pictures=tuple(pictures))
+    return tuple(picture if picture.cell is None else _unpacked(picture, folder) for picture in pictures)
+
+
+def _unpacked(picture: LabelledPicture, folder: Path) -> LabelledPicture:
+    assert picture.cell is not None
+    path = folder / hashlib.sha256(picture.cell.identity().encode()).hexdigest()[:32]
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        source = picture.cell.read()
+        if isinstance(source, Path):
+            path = source
+        else:
+            files.write_whole(path, source)
+    return dataclasses.replace(picture, path=path, cell=None)
