@@ -98,8 +98,8 @@ def evaluate(
 ) -> int:
     """Hold a model's scores against the labels of a dataset. MODEL is a checkpoint.pt or a bundle.
 
-    Prints SRCC, KRCC, PLCC and RMSE with 95 % bootstrap intervals: of the part, of its subsets and of its distortions.
-    A picture that cannot be read is left out; the exit status is then 3.
+    Prints SRCC, KRCC, PLCC and RMSE of the part, with 95 % bootstrap intervals. Those of its subsets and distortions
+    follow; there, SRCC alone has an interval. A picture that cannot be read is left out; the exit status is then 3.
     """
     for path, suffix in ((predictions, ".csv"), (report, ".html")):
         if path is not None:

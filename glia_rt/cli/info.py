@@ -123,5 +123,5 @@ def _training(trained_on: Mapping[str, Any], metrics: Mapping[str, float]) -> st
     if "train" in pictures:
         text += f", {pictures['train']} pictures"
     if "srcc" in metrics:
-        text += f"; held-out SRCC {metrics['srcc']:.3f}"
+        text += f"; {trained_on.get('measured_on', 'held-out')} SRCC {metrics['srcc']:.3f}"
     return text

@@ -86,7 +86,7 @@ def _read_recipe(context: click.Context, _: click.Parameter, recipe: str | None)
         option: parameter.name
         for parameter in context.command.params
         for option in (text.removeprefix("--").replace("-", "_") for text in parameter.opts)
-        if parameter.param_type_name == "option" and option not in ("help", "set")
+        if parameter.param_type_name == "option" and option not in ("help", "set", "debug", "verbose", "_v")
     }
     options = read_recipe(recipe, names)
     context.meta[_RECIPE_MODEL] = options.pop(MODEL, {})

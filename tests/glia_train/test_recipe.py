@@ -35,7 +35,9 @@ def test_numbers_are_those_of_yaml_1_2(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epohcs: 3", "there is no option epohcs; there are epochs, model"),
+        ("epohcs: 3", r"there is no option epohcs; did you mean epochs\?"),
+        ("no_epochs: 3", r"there is no option no_epochs; did you mean epochs\?"),
+        ("colour: red", "there is no option colour; there are epochs, model"),
         ("- epochs", "a recipe has lines of OPTION: VALUE"),
         ("epochs: [", "not YAML"),
         ("epochs: 1\nepochs: 2", "not YAML: .*duplicate key"),

@@ -276,7 +276,8 @@ def test_the_console_gets_a_line_an_epoch(labels: Path, tmp_path: Path) -> None:
     first, *epochs = file.lines.splitlines()
     assert first.startswith("20 pictures to train on, 5 to validate with, 5 to test with, split by reference; ")
     assert first.endswith("512,113 trainable parameters")
-    assert [line.split(": ")[0] for line in epochs] == ["epoch 1/2", "epoch 2/2", "test part"]
+    begins = ["epoch 1/2", "epoch 2/2", "calibrating on all 20 training pictures", "test part"]
+    assert [line.split(": ")[0] for line in epochs] == begins
     assert all("loss 0." in line and "validation SRCC" in line and "PLCC" in line for line in epochs[:2])
     assert epochs[-1].startswith("test part: SRCC ")
 

@@ -43,7 +43,8 @@ def plot(rows: Rows) -> bytes:
     right.legend(frameon=False)
     for axes in (left, right):
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlim(0.5, len(rows) + 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=100)

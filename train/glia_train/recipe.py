@@ -5,6 +5,7 @@ A recipe may have any option that the command has, with _ for -, and `model` wit
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -56,7 +57,9 @@ def read_recipe(recipe: str, allowed: Collection[str]) -> dict[str, Any]:
     if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
         raise UsageError(f"{recipe}: a recipe has lines of OPTION: VALUE, as epochs: 10")
     if unknown := [key for key in options if key not in {*allowed, MODEL}]:
-        raise UsageError(f"{recipe}: there is no option {unknown[0]}; there are {', '.join(sorted({*allowed, MODEL}))}")
+        near = difflib.get_close_matches(unknown[0].replace("-", "_").removeprefix("no_"), [*allowed, MODEL], n=1)
+        advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted({*allowed, MODEL}))}"
+        raise UsageError(f"{recipe}: there is no option {unknown[0]}; {advice}")
     if not isinstance(options.get(MODEL, {}), dict):
         raise UsageError(f"{recipe}: {MODEL} has lines of OPTION: VALUE of its own, as mlp: loda")
     return options

@@ -163,11 +163,12 @@ class _Job:
     def headline(self) -> str:
         """Return the first line that a run prints."""
         split = self.split
+        test = f"{len(split.test)} to test with" if self.options.measure_test else f"{len(split.test)} left alone"
+        by = "by the official split" if split.by == "official" else f"split by {split.by}"
         parameters = sum(parameter.numel() for parameter in self.model.trainable_parameters())
         return (
-            f"{len(split.train)} pictures to train on, {len(split.validation)} to validate with, {len(split.test)} to "
-            f"test with, split by {split.by}; {self.machine.name}, {self.machine.precision}; "
-            f"{parameters:,} trainable parameters"
+            f"{len(split.train)} pictures to train on, {len(split.validation)} to validate with, {test}, {by}; "
+            f"{self.machine.name}, {self.machine.precision}; {parameters:,} trainable parameters"
         )
 
 
@@ -263,6 +264,7 @@ class _Training:
                 if self._schedule.done >= 1:
                     break
             self._schedule.say("calibrating")
+            self._run.say(f"calibrating on all {len(parts.training)} training pictures")
             measured, loader = (parts.testing, self._plain) if parts.testing else (parts.validation, self._loader)
             metrics = self._measure(len(self.rows), parts.training, measured, loader)
         except KeyboardInterrupt:
@@ -281,6 +283,9 @@ class _Training:
         for _ in learner.train_epoch(self._parts.training, epoch, schedule):
             if time.monotonic() - kept > SAVE_SECONDS:
                 self._keep(epoch)
+                self._run.say(
+                    f"epoch {epoch}/{options.epochs}, step {len(learner.losses)}: loss {learner.losses[-1]:.4f}"
+                )
                 kept = time.monotonic()
         schedule.say(f"epoch {epoch}/{options.epochs}, measuring")
         metrics = self._measure(epoch, self._parts.calibration, self._parts.validation, self._loader)
@@ -396,7 +401,12 @@ def _with_cache(
         run.say(f"keeping what the frozen backbone makes of the pictures, {cache.nbytes / 1e9:.1f} GB on disk")
         task = progress.add_task("caching the frozen backbone", total=cache.missing, rate="")
         view = functools.partial(loader.flipped, name=cache.input)
-        cache.fill(model, machine, view, loader.workers, lambda made: progress.update(task, advance=made))
+        try:
+            cache.fill(model, machine, view, loader.workers, lambda made: progress.update(task, advance=made))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"training stopped while the cache was filled: {folder} keeps it, and --resume goes on with it"
+            ) from None
         progress.remove_task(task)
     return dataclasses.replace(loader, cache=cache)
 

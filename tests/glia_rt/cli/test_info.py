@@ -51,12 +51,13 @@ def test_the_worst_parity_is_the_one_nearest_to_its_limit(edited_bundle: EditedB
 
 def test_what_it_was_trained_on_and_its_card(edited_bundle: EditedBundle, capsys: Capture) -> None:
     def edit(_folder: Path, manifest: dict[str, Any]) -> None:
-        manifest["checkpoint"]["trained_on"] = {"labels": "koniq.csv", "pictures": {"train": 8058}}
+        facts = {"labels": "koniq.csv", "pictures": {"train": 8058}, "measured_on": "validation"}
+        manifest["checkpoint"]["trained_on"] = facts
         manifest["checkpoint"]["metrics"] = {"srcc": 0.9401}
         manifest["card"] = {"text": "Photographs, rated by people.", "figures": {"SRCC on LIVEC": 0.835}}
 
     lines = shown(edited_bundle(edit), capsys)
-    assert lines["trained on"] == "koniq.csv, 8058 pictures; held-out SRCC 0.940"
+    assert lines["trained on"] == "koniq.csv, 8058 pictures; validation SRCC 0.940"
     assert lines["card"] == "Photographs, rated by people.; SRCC on LIVEC: 0.835"
 
 
