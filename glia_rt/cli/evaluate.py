@@ -143,8 +143,6 @@ def _require_output(path: Path, suffix: str, *, overwrite: bool) -> None:
 
 def print_evaluation(found: Any) -> None:
     """Print the tables of a `glia_train.evaluate.Evaluation`."""
-    from glia_train.bootstrap import MIN_GROUPS
-
     console, metrics = make_console(), found.overall.metrics
     part = "all parts" if found.selection.part == "all" else f"the {found.selection.part} part"
     console.print(
@@ -159,7 +157,7 @@ def print_evaluation(found: Any) -> None:
     if metrics.note:
         say(metrics.note)
     if not found.overall.intervals:
-        say(f"no intervals: they need at least {MIN_GROUPS} groups of pictures, such as references")
+        say("no intervals: there are too few groups of pictures, or every picture has the same score")
     shares = {"all": found.overall}
     if found.without_leaking is not None:
         shares["without near-duplicates of training pictures"] = found.without_leaking

@@ -271,7 +271,7 @@ def test_a_model_trained_on_another_split_of_the_labels(
     assert warning(free, "test", 5) == warning(free, "all", 6) == ""
     assert warning(drawn, "test", 6) == ""  # the official test part does not depend on the seed
     # Another group column, or further rows, give another split, whatever the seed.
-    grouped = tuple(dataclasses.replace(one, group=one.name[:1]) for one in free.pictures)
+    grouped = tuple(dataclasses.replace(one, group=str(i // 3)) for i, one in enumerate(free.pictures))
     for changed in (grouped, free.pictures[1:]):
         labels = dataclasses.replace(free, pictures=changed)
         assert "when it had other labels, or with other columns" in warning(labels, "validation", 5)

@@ -127,9 +127,10 @@ def test_pictures_are_kept_while_they_fit(dataset: Dataset) -> None:
 # The cache of the frozen part
 
 
-def test_cached_tokens_are_the_models(dataset: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_cached_tokens_are_the_models(dataset: Dataset, tmp_path: Path, precision: Any) -> None:
     model, contract = untrained(GLIANET)
-    machine, loader = Machine(CPU, "fp32"), InputLoader(dataset.pictures, contract, 0, 2)
+    machine, loader = Machine(CPU, precision), InputLoader(dataset.pictures, contract, 0, 2)
     view = torch.tensor(loader.flipped(0, FLIPS[0], GLOBAL_VIEW)).unsqueeze(0)
     with torch.inference_mode():
         shape = model.precompute(view).shape[1:]
@@ -141,10 +142,13 @@ def test_cached_tokens_are_the_models(dataset: Dataset, tmp_path: Path) -> None:
     assert (sum(made), cache.missing) == (18, 0)
     for picture, flips in [(0, FLIPS[0]), (3, FLIPS[1]), (2, FLIPS[3]), (5, FLIPS[0])]:
         view = torch.tensor(loader.flipped(picture, flips, GLOBAL_VIEW)).unsqueeze(0)
-        with torch.inference_mode():
-            expected = model.precompute(view)[0].half()
-        found = torch.from_numpy(cache.read(picture, flips))
-        torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)  # halves of sums in another order
+        with torch.inference_mode(), machine.autocast():
+            expected = model.precompute(view)[0].float()
+        error = (torch.from_numpy(cache.read(picture, flips)) - expected).abs()
+        # Tokens are of the size of 1 after the final norm. The sums of a batch are taken in another order, and rounded
+        # in each of the blocks: to halves at the end, or to bf16, with 8 bits, all along.
+        assert error.max() < (2e-3 if precision == "fp32" else 0.1)
+        assert error.mean() < (3e-4 if precision == "fp32" else 1e-2)
     again = FrozenCache(tmp_path, {}, GLOBAL_VIEW, shape, 6, flipped=4)
     assert again.missing == 0
     assert FrozenCache(tmp_path, {"weights": "others"}, GLOBAL_VIEW, shape, 6, flipped=4).missing == 18
@@ -201,14 +205,14 @@ def losses(folder: Path) -> list[float]:
         return [float(row["loss"]) for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_loss_curve_is_that_without_a_cache(
-    dataset: Dataset, tmp_path: Path, precision: Any, monkeypatch: pytest.MonkeyPatch
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In float32: in bf16, a batch taken in parts of two moves this loss by 4e-3 to 13e-3, and the cache by 7e-3."""
     reads: list[int] = []
     real = FrozenCache.read
     monkeypatch.setattr(FrozenCache, "read", lambda self, *which: reads.append(1) or real(self, *which))
-    options = TrainOptions(epochs=5, batch_size=5, lr=1e-3, precision=precision, measure_test=False)
+    options = TrainOptions(epochs=5, batch_size=5, lr=1e-3, precision="fp32", measure_test=False)
     train(dataset, tmp_path / "with", GLIANET, options, "random", cache_dir=tmp_path / "cache")
     assert len(reads) >= 5 * 10  # two batches an epoch
     reads.clear()

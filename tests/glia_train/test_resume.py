@@ -248,7 +248,7 @@ def test_another_precision_is_refused(dataset: Dataset, tmp_path: Path, monkeypa
     then = state["record"]["machine"]["precision"]
     now = "fp32" if then == "bf16" else "bf16"
     other = dataclasses.replace(OPTIONS, precision=now)
-    with pytest.raises(UsageError, match=f"begun in {then}, and would go on in {now}: give --precision {then}"):
+    with pytest.raises(UsageError, match=f"begun in {then}, not in {now}: give --precision {then}"):
         train(dataset, tmp_path / "run", LINEAR, other, "random", resume=True)
     monkeypatch.undo()
     monkeypatch.setitem(FAMILIES, Linear.family, Linear)

@@ -85,8 +85,9 @@ class FrozenCache:
                         os.posix_fallocate(opened.fileno(), 0, self.nbytes)
         except OSError as error:
             with_room = f"{self.nbytes / 1e9:.1f} GB are needed" if error.errno == errno.ENOSPC else error.strerror
-            with contextlib.suppress(OSError):
-                file.unlink()
+            for left in (file, folder / f"{stem}.lock"):
+                with contextlib.suppress(OSError):
+                    left.unlink()
             raise UsageError(
                 f"{folder}: cannot hold the cache of the frozen backbone: {with_room}; name another folder with "
                 "--cache-dir, or give --no-cache"

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from glia_rt import files
-from glia_train.datasets.base import LabelledPicture
+from glia_train.datasets.base import Encoded, LabelledPicture
 
 
 def unpack(pictures: Iterable[LabelledPicture], folder: Path) -> tuple[LabelledPicture, ...]:
@@ -24,17 +24,19 @@ def unpack(pictures: Iterable[LabelledPicture], folder: Path) -> tuple[LabelledP
         BadImageError: A row of an archive holds no picture.
         OSError: The folder cannot be written to.
     """
-    return tuple(picture if picture.cell is None else _unpacked(picture, folder) for picture in pictures)
+    return tuple(
+        one if one.cell is None else dataclasses.replace(one, path=_file_of(one.cell, folder), cell=None)
+        for one in pictures
+    )
 
 
-def _unpacked(picture: LabelledPicture, folder: Path) -> LabelledPicture:
-    assert picture.cell is not None
-    path = folder / hashlib.sha256(picture.cell.identity().encode()).hexdigest()[:32]
+def _file_of(cell: Encoded, folder: Path) -> Path:
+    """Return the file of a picture in an archive, which is written if it is not there."""
+    path = folder / hashlib.sha256(cell.identity().encode()).hexdigest()[:32]
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        source = picture.cell.read()
+        source = cell.read()
         if isinstance(source, Path):
-            path = source
-        else:
-            files.write_whole(path, source)
-    return dataclasses.replace(picture, path=path, cell=None)
+            return source
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write_whole(path, source)
+    return path
