@@ -146,8 +146,8 @@ def test_cached_tokens_are_the_models(dataset: Dataset, tmp_path: Path, precisio
             expected = model.precompute(view)[0].float()
         error = (torch.from_numpy(cache.read(picture, flips)) - expected).abs()
         # Tokens are of the size of 1 after the final norm. The sums of a batch are taken in another order, and rounded
-        # in each of the blocks: to halves at the end, or to bf16, with 8 bits, all along. The limits are twice the errors
-        # that were measured.
+        # in each of the blocks: to halves at the end, or to bf16, with 8 bits, all along. The limits are twice what was
+        # measured.
         assert error.max() < (2e-3 if precision == "fp32" else 4e-2)
         assert error.mean() < (3e-4 if precision == "fp32" else 4e-3)
     again = FrozenCache(tmp_path, {}, GLOBAL_VIEW, shape, 6, flipped=4)

@@ -137,7 +137,7 @@ class Learner:
         scores are computed first, without a graph. The loss gives the gradient of each score. Then each part runs
         again, with the same dropout, and passes its share of that gradient back.
         """
-        parts = list(zip(*(torch.split(one, size) for one in inputs), strict=True))
+        parts = [self._precomputed(part) for part in zip(*(torch.split(one, size) for one in inputs), strict=True)]
         states, raws = [], []
         with torch.no_grad():
             for part in parts:
@@ -150,6 +150,15 @@ class Learner:
             _set_random_state(state, self._machine.device)
             self._machine.raw_score(self._model, part).backward(share)  # type: ignore[no-untyped-call]
         return raw.detach(), loss.detach()
+
+    def _precomputed(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return inputs of which the one that only frozen layers read is what they make of it."""
+        name, names = self._model.precomputed_input(), [one.name for one in self._loader.contract.inputs]
+        if name is None or inputs[names.index(name)].is_floating_point():
+            return inputs
+        with torch.no_grad(), self._machine.autocast():
+            made = self._model.precompute(inputs[names.index(name)].to(self._machine.device))
+        return [made if own == name else one for own, one in zip(names, inputs, strict=True)]
 
     def _require_health(self, loss: float, raw: Tensor, epoch: int) -> None:
         where, advice = f"in epoch {epoch}", f"give an --lr under {self._options.lr:g}"
