@@ -110,7 +110,7 @@ def filled_cache(
 ) -> tuple[FrozenCache, dict[str, float]]:
     """Return a full cache of what the frozen stream makes of all pictures, and how long it took to fill."""
     model.eval()
-    cache = open_cache(loader, model, machine, folder, {}, flipped=len(loader.pictures))
+    cache = open_cache(loader, model, machine, folder, flipped=len(loader.pictures))
     arrays, start = cache.missing, time.perf_counter()
     cache.fill(model, machine, functools.partial(loader.flipped, name=cache.input), loader.workers, lambda made: None)
     return cache, {

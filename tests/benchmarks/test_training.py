@@ -17,7 +17,6 @@ def test_every_way_is_measured_in_its_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    monkeypatch.setenv("PYTHONPATH", str(BENCHMARKS))  # for the processes that it starts
     training = importlib.import_module("training")
     options = ["--backbone", "vit_tiny_r_s16_p8_224", "--batch-size", "4", "--micro-batch-size", "2"]
     options += ["--pictures", "4", "--steps", "1", "--rounds", "1", "--out", str(tmp_path)]

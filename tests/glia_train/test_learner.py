@@ -176,7 +176,7 @@ def test_other_pictures_have_another_cache(dataset: Dataset, tmp_path: Path) -> 
 
     def key() -> str:
         loader = InputLoader(copies, contract, 0, 2)
-        open_cache(loader, model, Machine(CPU, "fp32"), tmp_path / "cache", {}, flipped=2)
+        open_cache(loader, model, Machine(CPU, "fp32"), tmp_path / "cache", flipped=2)
         return max((tmp_path / "cache").glob("*.f16"), key=lambda file: file.stat().st_ctime_ns).name
 
     first = key()

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -191,9 +191,7 @@ def flip(pixels: Pixels, flips: Flips) -> Pixels:
     return pixels[:: -1 if rows else 1, :: -1 if columns else 1]
 
 
-def open_cache(
-    loader: InputLoader, model: Model, machine: Machine, folder: Path, facts: Mapping[str, Any], *, flipped: int
-) -> FrozenCache:
+def open_cache(loader: InputLoader, model: Model, machine: Machine, folder: Path, *, flipped: int) -> FrozenCache:
     """Open the cache of what the frozen part of a model makes of the pictures of a loader.
 
     Args:
@@ -201,7 +199,6 @@ def open_cache(
         model: A model with a `precomputed_input`, on the device of `machine`.
         machine: Where and how to compute.
         folder: The folder of the cache.
-        facts: What the arrays depend on besides the model, the machine and the pictures, as JSON types.
         flipped: Number of pictures, from the first one, that are trained on, and so are flipped.
 
     Raises:
@@ -212,7 +209,7 @@ def open_cache(
     with torch.inference_mode():
         shape = model.precompute(view.to(machine.device)).shape[1:]
     pictures = [[one.name, *_stamp(one.path)] for one in loader.pictures if one.path is not None]
-    known = {
+    facts = {
         "pictures": hashlib.sha256(json.dumps(pictures).encode()).hexdigest(),
         "contract": loader.contract.to_dict()["inputs"],
         "backbones": {key: backbone_sha256(backbone) for key, backbone in model.frozen_backbones().items()},
@@ -220,7 +217,7 @@ def open_cache(
         "precision": machine.precision,
         "device": machine.name,
     }
-    return FrozenCache(folder, known | dict(facts), name, shape, len(loader.pictures), flipped=flipped)
+    return FrozenCache(folder, facts, name, shape, len(loader.pictures), flipped=flipped)
 
 
 def _stamp(file: Path) -> tuple[int, int]:

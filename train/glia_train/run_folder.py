@@ -134,7 +134,7 @@ class RunFolder:
         self._require_same(checkpoint.trained_on, record)
         self.say(f"{self.path} is complete")
         metrics: Any = checkpoint.metrics
-        facts = {name: checkpoint.trained_on[name] for name in ("mapping", "note")}
+        facts = {name: checkpoint.trained_on[name] for name in ("mapping", "note") if name in checkpoint.trained_on}
         return TrainResult(path, split, Metrics(**metrics, **facts), checkpoint.trained_on["epoch"])
 
     def _require_same(self, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:

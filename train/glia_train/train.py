@@ -396,7 +396,7 @@ def _with_cache(
     pictures = parts.pictures[: parts.validation.stop]
     loader = dataclasses.replace(plain, pictures=pictures)
     model, machine = job.model.eval(), job.machine
-    cache = open_cache(loader, model, machine, folder, {}, flipped=len(parts.training))
+    cache = open_cache(loader, model, machine, folder, flipped=len(parts.training))
     if cache.missing:
         run.say(f"keeping what the frozen backbone makes of the pictures, {cache.nbytes / 1e9:.1f} GB on disk")
         task = progress.add_task("caching the frozen backbone", total=cache.missing, rate="")
