@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -653,7 +654,8 @@ def test_a_listing_that_grows_meanwhile(
     read = Scorer._read
 
     def growing(*args: Any) -> Any:
-        shutil.copy(good / "00.jpg", tmp_path / "album" / "z" / "late.jpg")
+        with suppress(FileExistsError):  # several threads read: the file must come whole, and once
+            os.link(good / "00.jpg", tmp_path / "album" / "z" / "late.jpg")
         return read(*args)
 
     monkeypatch.setattr(Scorer, "_read", growing)
