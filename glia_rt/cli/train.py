@@ -97,15 +97,22 @@ def _read_recipe(context: click.Context, _: click.Parameter, recipe: str | None)
 @click.argument("recipe", required=False, is_eager=True, callback=_read_recipe, expose_value=False)
 @dataset_options
 @click.option("--out", required=True, type=click.Path(), help="The folder of the run.")
-@click.option("--backbone-weights", help="Where the backbone's weights come from: hub (downloads), random, or a file.")
+@click.option(
+    "--backbone-weights",
+    help="Where pretrained weights come from: hub (downloads), random, package (a hybrid's stem), or a file.",
+)
 @model_options
-@click.option("--epochs", type=click.IntRange(min=1), default=10, show_default=True, help="Passes over the pictures.")
+@click.option("--epochs", type=click.IntRange(min=0), default=10, show_default=True, help="Passes over the pictures.")
 @click.option("--crops", type=click.IntRange(min=1), default=1, show_default=True,
               help="Crops of a picture in an epoch.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True, help="Crops in a step.")
 @click.option("--micro-batch-size", type=click.IntRange(min=1),
               help="Crops in memory at once; the gradient is still that of the batch. Default: all.")  # fmt: skip
 @click.option("--lr", type=float, default=3e-4, show_default=True, help="The learning rate; it falls along a cosine.")
+@click.option("--backbone-lr", type=float,
+              help="The same for the pretrained weights of a backbone that is trained too; default: --lr.")  # fmt: skip
+@click.option("--fit-head", is_flag=True,
+              help="Fit the linear head by ridge regression before the first step.")  # fmt: skip
 @click.option("--warmup-epochs", type=float, default=0.0, show_default=True,
               help="Epochs in which the learning rate rises first.")  # fmt: skip
 @click.option("--weight-decay", type=float, default=1e-2, show_default=True, help="The weight decay of AdamW.")
@@ -113,6 +120,8 @@ def _read_recipe(context: click.Context, _: click.Parameter, recipe: str | None)
 @click.option("--ema", type=float, help="Decay of a moving average of the weights, for example 0.999; default: none.")
 @click.option("--loss", type=click.Choice(["mse-rho", "plcc"]), default="mse-rho", show_default=True,
               help="The loss: that of LoDa's code, or (1 - correlation) / 2.")  # fmt: skip
+@click.option("--ranking", type=float, default=0.0, show_default=True, metavar="WEIGHT",
+              help="Weight of a second loss, over pairs of distorted copies.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]),
               help="Of matrix products; default: bf16 where the hardware computes in it, else fp32.")  # fmt: skip
 @click.option(

@@ -1,4 +1,4 @@
-"""timm's VisionTransformer as a backbone: functions that create it, load its weights and run parts of it."""
+"""ViTs as backbones, timm's and hybrids: functions that create them, load their weights and run parts of them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from glia_rt.errors import BundleError, UsageError
-
-#: Height and width of the pictures that a ViT is made for, pixels.
-IMAGE_SIZE = 224
+from glia_train.hybrid import HYBRIDS, StemEmbed, create_hybrid
+from glia_train.stem import IMAGE_SIZE, Stem
 
 
 def create_backbone(name: str) -> VisionTransformer:
     """Return a backbone with random weights and no classification head.
 
     Raises:
-        UsageError: timm has no such model, or the model is not a plain ViT with a cls token and a final norm.
+        UsageError: The name is neither a hybrid's nor one of timm's, or timm's model is not a plain ViT with a cls
+            token and a final norm.
     """
+    if name in HYBRIDS:
+        return create_hybrid(name)
     if not timm.is_model(name):
-        near = " or ".join(difflib.get_close_matches(name, timm.list_models()))
+        near = " or ".join(difflib.get_close_matches(name, [*HYBRIDS, *timm.list_models()]))
         raise UsageError(f"timm has no model {name!r}" + (f"; did you mean {near}?" if near else ""))
     try:
         vit = timm.create_model(name, pretrained=False, num_classes=0, img_size=IMAGE_SIZE)
@@ -49,11 +51,16 @@ def pretrained_cfg(vit: nn.Module) -> dict[str, Any]:
     return cast(dict[str, Any], vit.pretrained_cfg)
 
 
+def pretrained_part(vit: VisionTransformer) -> nn.Module:
+    """Return the part of a backbone that has pretrained weights: a hybrid's stem, or all of a ViT of timm's."""
+    return vit.patch_embed.stem if isinstance(vit.patch_embed, StemEmbed) else vit
+
+
 def load_backbone_weights(vit: nn.Module, source: str) -> None:
-    """Load weights into a backbone, in place.
+    """Load pretrained weights, in place.
 
     Args:
-        vit: A backbone made by `create_backbone`.
+        vit: The pretrained part of a backbone: a ViT, or a stem, whose `Stem.load` takes the source.
         source: "hub" downloads the weights from timm's hub. "random" keeps the initial weights. Anything else is the
             path of a file: safetensors, timm's npz, or a pth state dict, which is read with weights_only.
 
@@ -61,6 +68,9 @@ def load_backbone_weights(vit: nn.Module, source: str) -> None:
         UsageError: The hub cannot be reached, or the file does not exist.
         BundleError: The file does not hold this backbone's weights.
     """
+    if isinstance(vit, Stem):
+        vit.load(source)
+        return
     if source == "random":
         return
     cfg = pretrained_cfg(vit)
@@ -115,9 +125,12 @@ def backbone_sha256(vit: nn.Module) -> str:
 
 def embed(vit: VisionTransformer, pixels: Tensor) -> Tensor:
     """Return the tokens (N, T, D) that enter the first block, positions added, for normalised pixels (N, 3, S, S)."""
-    pixels = pixels.to(next(vit.parameters()).dtype)
-    x = vit.patch_embed(pixels)
-    x = vit._pos_embed(x)  # timm's only way to add cls, register and position embeddings
+    return add_positions(vit, vit.patch_embed(pixels.to(next(vit.parameters()).dtype)))
+
+
+def add_positions(vit: VisionTransformer, patches: Tensor) -> Tensor:
+    """Return the tokens (N, T, D) that enter the first block, for what the patch embedding makes of pixels."""
+    x = vit._pos_embed(patches)  # timm's only way to add cls, register and position embeddings
     return cast(Tensor, vit.norm_pre(vit.patch_drop(x)))
 
 

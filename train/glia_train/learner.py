@@ -21,6 +21,8 @@ from glia_train.loss import LOSSES, MIN_VARIANCE
 from glia_train.machine import Machine
 from glia_train.models.base import Model
 from glia_train.options import TrainOptions
+from glia_train.ranking import RATED_PER_PAIR, ranking_loss
+from glia_train.ridge_head import RidgeHead
 from glia_train.schedule import Schedule
 
 
@@ -41,10 +43,21 @@ class Learner:
         self._options = options
         self._machine = machine
         self._parameters = model.trainable_parameters()
-        self._optimiser = torch.optim.AdamW(self._parameters, lr=options.lr, weight_decay=options.weight_decay)
+        self._optimiser = torch.optim.AdamW(self._groups(), lr=options.lr, weight_decay=options.weight_decay)
         self._scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.precision == "fp16")
         self._update_average: Any = None if options.ema is None else get_ema_multi_avg_fn(options.ema)  # type: ignore[no-untyped-call]
         self._average = None if options.ema is None else [p.detach().clone() for p in self._parameters]
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Return the parameters by their learning rate, which is `share` of the schedule's."""
+        options = self._options
+        pretrained = {id(p) for backbone in self._model.backbones().values() for p in backbone.parameters()}
+        rates = {False: options.lr, True: options.backbone_lr or options.lr}
+        groups = [
+            {"params": [p for p in self._parameters if (id(p) in pretrained) == own], "share": rate / options.lr}
+            for own, rate in rates.items()
+        ]
+        return [group for group in groups if group["params"]]
 
     def state(self) -> dict[str, Any]:
         """Return all that changes from step to step, as tensors and plain types."""
@@ -93,11 +106,12 @@ class Learner:
         whole = order[taken * options.batch_size : len(order) // options.batch_size * options.batch_size]
         self._model.train()
         start = last = time.monotonic()
-        with closing(self._loader.batches(whole, options.batch_size, epoch)) as batches:
+        pairs = options.batch_size // RATED_PER_PAIR if options.ranking else 0
+        with closing(self._loader.batches(whole, options.batch_size, epoch, pairs=pairs)) as batches:
             for inputs, label in batches:
                 self.waited += time.monotonic() - last
                 for group in self._optimiser.param_groups:
-                    group["lr"] = schedule.learning_rate
+                    group["lr"] = group["share"] * schedule.learning_rate
                 self.losses.append(self._step(inputs, label.to(self._machine.device), epoch))
                 schedule.step(rate=(len(self.losses) - taken) * options.batch_size / (time.monotonic() - start))
                 self.seconds += time.monotonic() - last
@@ -113,10 +127,11 @@ class Learner:
     def _step(self, inputs: Sequence[Tensor], label: Tensor, epoch: int) -> float:
         options = self._options
         self._optimiser.zero_grad()
-        size = options.micro_batch_size or len(label)
-        if size >= len(label):
+        rows = len(inputs[0])
+        size = options.micro_batch_size or rows
+        if size >= rows:
             raw = self._machine.raw_score(self._model, inputs)
-            loss = LOSSES[options.loss](raw, label)
+            loss = self._loss(raw, label)
             self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         else:
             raw, loss = self._accumulate(inputs, label, size)
@@ -129,6 +144,15 @@ class Learner:
         if self._average is not None:
             self._update_average(self._average, self._parameters, 0)
         return loss.item()
+
+    def _loss(self, raw: Tensor, label: Tensor) -> Tensor:
+        """Return the loss of a batch: of its rated pictures, and of the pairs of distorted copies behind them."""
+        rated, copies = raw[: len(label)], raw[len(label) :]
+        loss = LOSSES[self._options.loss](rated, label)
+        if self._options.ranking:
+            better, worse = copies.chunk(2)
+            loss = loss + self._options.ranking * ranking_loss(better, worse, rated.std())
+        return loss
 
     def _accumulate(self, inputs: Sequence[Tensor], label: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Add up the gradient of a batch in parts of `size` crops, and return the raw scores and the loss.
@@ -144,7 +168,7 @@ class Learner:
                 states.append(_random_state(self._machine.device))
                 raws.append(self._machine.raw_score(self._model, part))
         raw = torch.cat(raws).requires_grad_()
-        loss = LOSSES[self._options.loss](raw, label)
+        loss = self._loss(raw, label)
         [gradient] = torch.autograd.grad(self._scaler.scale(loss), [raw])
         for part, state, share in zip(parts, states, torch.split(gradient, size), strict=True):
             _set_random_state(state, self._machine.device)
@@ -189,13 +213,27 @@ class Learner:
             average.copy_(held)
 
     @torch.inference_mode()
+    def fit_head(self, head: RidgeHead, pictures: Sequence[int]) -> float:
+        """Fit the model's ridge head to the deterministic inputs of pictures; returns the regularisation's strength."""
+        self._model.eval()
+        last, features = len(head.weight), []
+        for inputs, _ in self._loader.batches(pictures, self._size, epoch=None):
+            found = self._machine.features(self._model, inputs)
+            features.append(found[:, -last:].float().cpu().numpy())
+        labels = np.array([self._loader.pictures[i].score for i in pictures], np.float32)
+        return head.fit(np.concatenate(features), labels)
+
+    @property
+    def _size(self) -> int:
+        return self._options.micro_batch_size or self._options.batch_size
+
+    @torch.inference_mode()
     def raw_scores(self, pictures: Sequence[int], loader: InputLoader | None = None) -> npt.NDArray[np.float64]:
         """Return the raw scores (N,) of the deterministic inputs of pictures."""
         self._model.eval()
-        size = self._options.micro_batch_size or self._options.batch_size
         scores = [
             self._machine.raw_score(self._model, inputs).cpu()
-            for inputs, _ in (loader or self._loader).batches(pictures, size, epoch=None)
+            for inputs, _ in (loader or self._loader).batches(pictures, self._size, epoch=None)
         ]
         return torch.cat(scores).double().numpy()
 

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -30,6 +30,7 @@ from glia_train.cache import FLIPS, Flips, FrozenCache
 from glia_train.datasets.base import LabelledPicture
 from glia_train.machine import Machine
 from glia_train.models.base import Model
+from glia_train.ranking import distorted_copy
 
 
 class KeptPictures:
@@ -101,7 +102,7 @@ class InputLoader:
             raise BadImageError(f"{bad[0]}{more}; mend what the labels name, or take it out of them")
 
     def batches(
-        self, indices: Sequence[int], batch_size: int, epoch: int | None
+        self, indices: Sequence[int], batch_size: int, epoch: int | None, *, pairs: int = 0
     ) -> Generator[tuple[list[Tensor], Tensor]]:
         """Yield inputs and labels in the order of `indices`.
 
@@ -111,23 +112,32 @@ class InputLoader:
             indices: Indices of pictures.
             batch_size: N of every batch. The last batch may be smaller.
             epoch: The epoch, as for `inputs`.
+            pairs: Number of the first pictures of each batch of which a pair of distorted copies follows: the better
+                ones behind the N pictures, and the worse ones behind these.
 
         Yields:
-            The inputs in the contract's order, uint8 (N, *shape), and the labels, float32 (N,). With a cache, the
-            cached input is what the frozen part of the model makes of it, float16 (N, ...).
+            The inputs in the contract's order, uint8 (N + 2 * pairs, *shape), and the labels, float32 (N,). With a
+            cache, the cached input is what the frozen part of the model makes of it, float16 (N, ...).
 
         Raises:
             BadImageError: A picture cannot be read.
         """
-        read = functools.partial(self.inputs, epoch=epoch)
+
+        def jobs(batch: Sequence[int]) -> list[Callable[[], dict[str, Any]]]:
+            rated = [functools.partial(self.inputs, index, epoch) for index in batch]
+            copies = [(index, worse) for worse in (False, True) for index in batch[:pairs]]
+            return rated + [functools.partial(self._copy, index, epoch, worse=worse) for index, worse in copies]
+
+        batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+        queue = (job for batch in batches for job in jobs(batch))
+        ahead = batch_size + 2 * pairs + self.workers
         with (
             ThreadPoolExecutor(self.workers, "glia-read") as readers,
-            closing(ordered_map(readers, read, indices, ahead=batch_size + self.workers)) as made,
+            closing(ordered_map(readers, lambda job: job(), queue, ahead=ahead)) as made,
         ):
-            for start in range(0, len(indices), batch_size):
-                batch = [self._picture(index) for index in indices[start : start + batch_size]]
-                inputs = list(islice(made, len(batch)))
-                labels = torch.tensor([self.pictures[i].score for i in batch], dtype=torch.float32)
+            for batch in batches:
+                inputs = list(islice(made, len(batch) + 2 * min(pairs, len(batch))))
+                labels = torch.tensor([self.pictures[self._picture(i)].score for i in batch], dtype=torch.float32)
                 stacked = (np.stack([each[one.name] for each in inputs]) for one in self.contract.inputs)
                 yield [torch.from_numpy(array) for array in stacked], labels
 
@@ -150,6 +160,18 @@ class InputLoader:
         rng = np.random.default_rng(draws)
         flip_rows, flip_columns = rng.random(2) < 0.5
         return self._made(picture, (bool(flip_rows), bool(flip_columns)), rng)
+
+    def _copy(self, index: int, epoch: int | None, *, worse: bool) -> dict[str, Any]:
+        """Return the inputs of a distorted copy of a picture, of which there are two: the better and the worse one.
+
+        Both are flipped alike, and their rules draw alike.
+        """
+        crop, picture = divmod(index, len(self.pictures))
+        draws = [self.seed, epoch or 0, picture, crop]
+        distortion, views = np.random.default_rng([*draws, 1]), np.random.default_rng([*draws, 2])
+        flip_rows, flip_columns = views.random(2) < 0.5
+        pixels = distorted_copy(self._pixels(picture), distortion, worse=worse)
+        return make_inputs(flip(pixels, (bool(flip_rows), bool(flip_columns))), self.contract, views)
 
     def flipped(self, picture: int, flips: Flips, name: str) -> Pixels:
         """Return one input of a flipped picture, by the input's name; its rule must draw nothing.

@@ -49,9 +49,12 @@ class Machine:
 
     def raw_score(self, model: Model, inputs: Sequence[Tensor]) -> Tensor:
         """Return scores before calibration, float32 (N,), on the device."""
+        return model.raw_score(self.features(model, inputs))
+
+    def features(self, model: Model, inputs: Sequence[Tensor]) -> Tensor:
+        """Return what the head reads, (N, D), on the device."""
         with self.autocast():
-            features = model.features(*(one.to(self.device) for one in inputs))
-        return model.raw_score(features)
+            return model.features(*(one.to(self.device) for one in inputs))
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:

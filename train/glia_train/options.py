@@ -9,6 +9,7 @@ from typing import Final
 from glia_rt.errors import UsageError
 from glia_train.loss import LOSSES, LossName
 from glia_train.machine import Precision
+from glia_train.ranking import RATED_PER_PAIR
 
 #: Least batch size. The z-scores of two pictures are -1 and 1 whatever their scores, so two give no gradient.
 MIN_BATCH: Final = 3
@@ -26,12 +27,16 @@ class TrainOptions:
         crops: Crops of each picture in an epoch. Each one is flipped at random, and its inputs draw
             what their rules leave to chance.
         lr: Highest learning rate of AdamW. It falls to 0 along a cosine, step by step.
+        backbone_lr: The same for the pretrained weights of a backbone that is trained too. None means `lr`.
+        fit_head: Whether ridge regression fits the model's `ridge_head` to the training pictures before the first step.
         warmup_epochs: Epochs in which the learning rate rises to `lr`, before it falls.
         weight_decay: Weight decay of AdamW.
         clip_norm: Greatest norm of the gradient; a longer one is shortened. None leaves it.
         ema: Decay of a moving average of the weights, for example 0.999. The average is measured and kept. None keeps
             the last weights.
         loss: "mse-rho" or "plcc", see `glia_train.loss`.
+        ranking: Weight of a second loss, over pairs of distorted copies of the pictures, see `glia_train.ranking`. A
+            batch has a pair for every eight pictures. 0 for none.
         precision: Precision of the matrix products: "fp32", "bf16" or "fp16". None means bf16 where the hardware
             computes in it, else fp32.
         seed: Seed of the split, the first weights, the order, the augmentation and the dropout. On a CPU it fixes every
@@ -51,11 +56,14 @@ class TrainOptions:
     micro_batch_size: int | None = None
     crops: int = 1
     lr: float = 3e-4
+    backbone_lr: float | None = None
+    fit_head: bool = False
     warmup_epochs: float = 0.0
     weight_decay: float = 1e-2
     clip_norm: float | None = None
     ema: float | None = None
     loss: LossName = "mse-rho"
+    ranking: float = 0.0
     precision: Precision | None = None
     seed: int = 3407
     workers: int | None = None
@@ -68,7 +76,7 @@ class TrainOptions:
     def __post_init__(self) -> None:
         """Refuse values that training cannot use."""
         least_values = {
-            "epochs": 1,
+            "epochs": 0 if self.fit_head else 1,
             "batch_size": MIN_BATCH,
             "micro_batch_size": 1,
             "crops": 1,
@@ -78,13 +86,17 @@ class TrainOptions:
         for name, least in least_values.items():
             if (value := getattr(self, name)) is not None and value < least:
                 raise UsageError(f"{name} must be at least {least}, not {value}")
-        for name in ("lr", "clip_norm"):
+        for name in ("lr", "backbone_lr", "clip_norm"):
             if (value := getattr(self, name)) is not None and not (math.isfinite(value) and value > 0):
                 raise UsageError(f"{name} must be over 0, not {value}")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise UsageError(f"weight_decay must be at least 0, not {self.weight_decay}")
-        if not 0 <= self.warmup_epochs < self.epochs:
+        if not 0 <= self.warmup_epochs < max(self.epochs, 1):
             raise UsageError(f"warmup_epochs must lie in [0, {self.epochs}), not {self.warmup_epochs:g}")
+        if not (math.isfinite(self.ranking) and self.ranking >= 0):
+            raise UsageError(f"ranking must be at least 0, not {self.ranking}")
+        if self.ranking and self.batch_size < RATED_PER_PAIR:
+            raise UsageError(f"ranking needs a batch_size of at least {RATED_PER_PAIR}, not {self.batch_size}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise UsageError(f"ema must lie in (0, 1), not {self.ema}")
         if self.loss not in LOSSES:

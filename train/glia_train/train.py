@@ -188,6 +188,8 @@ def _prepare(dataset: Dataset, config: Any, options: TrainOptions, origin: Origi
     machine, workers = Machine.here(options.precision), options.workers or cpu_count()
     with step(f"make the model, its backbone from {origin.checkpoint or origin.backbone_weights}"):
         model, contract, sources = _first_model(config, origin, options)
+    if options.fit_head and model.ridge_head is None:
+        raise UsageError(f"--fit-head: this {model.family} has no head that can be fitted: drop it")
     model.to(machine.device)
     record = {
         "labels": dataset.name,
@@ -253,6 +255,9 @@ class _Training:
         """Train from the beginning, or from a state, and return the last metrics."""
         options, parts, first = self._job.options, self._parts, 1
         if state is None:
+            if options.fit_head and (head := self._job.model.ridge_head) is not None:
+                alpha = self._learner.fit_head(head, parts.training)
+                self._run.say(f"the head is fitted by ridge regression, alpha {alpha:.0f}")
             self._keep(first)  # from now on, a run without a state is a complete one
         else:
             first = self._restore(state)
@@ -386,7 +391,9 @@ def _score_range(dataset: Dataset, split: Split, declared: tuple[float, float] |
 def _cache_pays(job: _Job) -> bool:
     """Return whether the frozen part would run more often without the cache than to fill it."""
     options = job.options
-    return options.cache and job.model.precomputed_input() is not None and options.epochs * options.crops > len(FLIPS)
+    if not options.cache or options.ranking or job.model.precomputed_input() is None:
+        return False
+    return options.epochs * options.crops > len(FLIPS)
 
 
 def _with_cache(

@@ -12,7 +12,7 @@ from glia_train.models.glianet import CrossAttention, GliaBlock
 def pack_glia_blocks(model: nn.Module) -> None:
     """Give packed projections to the GLIA blocks of a GLIANet that have a refinement, in place."""
     for name, module in list(model.named_modules()):
-        if isinstance(module, GliaBlock) and module.refinement is not None:
+        if isinstance(module, GliaBlock) and module.fusion is not None and module.refinement is not None:
             parent, _, child = name.rpartition(".")
             packed = _PackedGliaBlock(module, module.fusion, module.refinement)
             setattr(model.get_submodule(parent), child, packed)
@@ -34,7 +34,7 @@ class _PackedGliaBlock(nn.Module):
         self.local = _packed(fusion.query, refinement.key_value)  # r -> 3r
         self.latent_global = _packed(refinement.query, fusion.key_value)  # r -> 3r
 
-    def forward(self, local: Tensor, latent_global: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, local: Tensor, latent_global: Tensor) -> tuple[Tensor, Tensor | None]:
         z = self.block.down(local)  # (N, T, r)
         q_fusion, k_refinement, v_refinement = split_heads(self.local(z), 3, self.fusion.heads)
         q_refinement, k_fusion, v_fusion = split_heads(self.latent_global(latent_global), 3, self.fusion.heads)

@@ -16,9 +16,12 @@ from torch import Tensor
 from glia_rt.errors import UsageError
 from glia_train.models.glianet import CrossAttention, GLIANet, ModelConfig
 from glia_train.models.table import read_config, untrained
+from glia_train.stem import statistics
 
 TINY = "vit_tiny_patch16_224"
 HYBRID = "vit_tiny_r_s16_p8_224"
+#: One of our own, on a stem.
+STEMMED = "vit_192x2_efficientnet_lite0"
 
 
 def make_model(**config: Any) -> GLIANet:
@@ -38,6 +41,10 @@ def make_views(count: int = 2) -> tuple[Tensor, Tensor]:
     shape = (count, 224, 224, 3)
     global_view, fragments = (torch.randint(0, 256, shape, dtype=torch.uint8, generator=rng) for _ in range(2))
     return global_view, fragments
+
+
+def names(model: GLIANet) -> list[str]:
+    return [one.name for one in model.inputs(model.config)]
 
 
 # The reference: MODEL.md's equations word by word, one head at a time, with no shortcut.
@@ -68,14 +75,17 @@ def reference_mlp(layers: torch.nn.Sequential, x: Tensor) -> Tensor:
 
 
 def reference_score(model: GLIANet, global_view: Tensor, fragments: Tensor) -> Tensor:
-    vit = model.backbone
-    f_s = vit.forward_features(reference_normalise(model, global_view))
-    f_sd = reference_mlp(model.projection, f_s)
-    patches = vit.patch_embed(reference_normalise(model, fragments))
+    vit, config = model.backbone, model.config
+    views = {"global_view": global_view, "fragments": fragments}
+    if config.fusion:
+        f_s = vit.forward_features(reference_normalise(model, views[config.guidance]))
+        f_sd = reference_mlp(model.projection, f_s)
+    patches = vit.patch_embed(reference_normalise(model, views[config.main]))
     f_d = torch.cat([vit.cls_token.expand(len(patches), -1, -1), patches], dim=1) + vit.pos_embed
     for glia, block in zip(model.glia, vit.blocks, strict=True):
         z = reference_mlp(glia.down, f_d)
-        up = reference_mlp(glia.up, z + glia.lambda_d * reference_attention(glia.fusion, z, f_sd))
+        fused = z + glia.lambda_d * reference_attention(glia.fusion, z, f_sd) if config.fusion else z
+        up = reference_mlp(glia.up, fused)
         f_d = up if not model.config.residual else f_d + glia.scale * up
         if glia.refinement is not None:
             f_sd = f_sd + glia.lambda_s * reference_attention(glia.refinement, f_sd, z)
@@ -93,6 +103,12 @@ def reference_score(model: GLIANet, global_view: Tensor, fragments: Tensor) -> T
         {"mlp": "loda"},
         {"latent": 24, "heads": 2},
         {"tune_backbone": True},
+        {"main": "global_view", "guidance": "fragments"},
+        {"main": "global_view"},
+        {"guidance": "fragments"},
+        {"refinement": False},
+        {"fusion": False},
+        {"backbone": STEMMED},
     ],
     ids=str,
 )
@@ -101,7 +117,8 @@ def test_scores_are_those_of_the_equations(config: dict[str, Any]) -> None:
     model.calibration.copy_(torch.tensor([20.0, 50.0]))
     with torch.no_grad():
         expected = reference_score(model, *views)
-        torch.testing.assert_close(model.score(*views), expected, atol=1e-4, rtol=1e-4)
+        read = [view for name, view in zip(("global_view", "fragments"), views, strict=True) if name in names(model)]
+        torch.testing.assert_close(model.score(*read), expected, atol=1e-4, rtol=1e-4)
     assert expected[0] - expected[1] != pytest.approx(0, abs=1e-2)  # else a score that ignores its input would pass
 
 
@@ -133,7 +150,7 @@ def test_trainable_parameters(backbone: str, expected: int) -> None:
 def test_token_shapes(backbone: str, tokens: int, width: int) -> None:
     model, views = make_model(backbone=backbone), make_views(1)
     with torch.no_grad():
-        assert model.global_tokens(views[0]).shape == (1, tokens, width)
+        assert model.precompute(views[0]).shape == (1, tokens, width)
         assert model.features(*views).shape == (1, width)
         score = model.score(*views)
     assert (score.shape, score.dtype) == ((1,), torch.float32)
@@ -181,6 +198,62 @@ def test_a_tuned_backbone_trains_in_both_streams(tune: bool) -> None:
     assert seen[0].requires_grad == tune
 
 
+@pytest.mark.parametrize(
+    ("config", "inputs"),
+    [
+        ({}, ["global_view", "fragments"]),
+        ({"main": "global_view", "guidance": "fragments"}, ["global_view", "fragments"]),
+        ({"main": "global_view"}, ["global_view"]),
+        ({"guidance": "fragments"}, ["fragments"]),
+        ({"fusion": False}, ["fragments"]),
+        ({"fusion": False, "main": "global_view"}, ["global_view"]),
+    ],
+    ids=str,
+)
+def test_an_input_that_nothing_reads_is_left_out(config: dict[str, Any], inputs: list[str]) -> None:
+    model = make_model(**config)
+    assert [one.name for one in model.contract().inputs] == names(model) == inputs
+    # Tokens of the whole picture can be kept only if the guidance alone reads them.
+    assert model.precomputed_input() == ("global_view" if config == {} else None)
+    model.train()
+    model.raw_score(model.features(*make_views()[: len(inputs)])).square().sum().backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_of_a_hybrid_the_stem_alone_is_pretrained() -> None:
+    frozen, tuned = (make_model(backbone=STEMMED, tune_backbone=tune) for tune in (False, True))
+    [(name, stem)] = frozen.backbones().items()
+    assert all(key in frozen.state_dict() for key in (f"{name}.{own}" for own in stem.state_dict()))
+    assert not any(p.requires_grad for p in stem.parameters())
+    assert all(p.requires_grad for p in frozen.backbone.blocks.parameters())
+    assert all(p.requires_grad for p in tuned.parameters())
+    assert frozen.precomputed_input() is None
+    assert len(frozen.frozen_backbones()) == 1
+    assert len(tuned.frozen_backbones()) == 0
+
+
+@pytest.mark.parametrize("config", [{}, {"main": "global_view", "guidance": "fragments"}, {"fusion": False}], ids=str)
+def test_the_second_head_reads_the_statistics_of_every_input(config: dict[str, Any]) -> None:
+    model = make_model(backbone=STEMMED, statistics=True, **config)
+    views = make_views()[: len(names(model))]
+    stem, width = model.backbone.patch_embed.stem, 192
+    with torch.no_grad():
+        features = model.features(*views)
+        expected = torch.cat([statistics(stem(reference_normalise(model, view))) for view in views], dim=1)
+        torch.testing.assert_close(features[:, width:], expected, atol=1e-4, rtol=1e-4)
+        model.head.weight.fill_(0.1)
+        plain = dataclasses.replace(model.config, statistics=False)
+        first = GLIANet(plain).eval()
+        first.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("ridge_head")})
+        alone = first(*views)
+        torch.testing.assert_close(model(*views), alone)
+        labels = np.array([1.0, 3.0], np.float32)
+        model.ridge_head.fit(features[:, width:].numpy(), labels)
+        second = model(*views) - alone
+    assert second[1] > second[0] + 0.1
+    assert not GLIANet(model.config).head.weight.any()
+
+
 def test_dropout_only_while_training() -> None:
     model, views = make_model(dropout=0.5), make_views()
     with torch.no_grad():
@@ -218,6 +291,9 @@ def test_config_fields_change_what_they_name() -> None:
         ({"heads": -1}, "heads must be at least 1"),
         ({"mlp": "wide"}, "mlp must be"),
         ({"dropout": 1.0}, "dropout must lie in"),
+        ({"main": "mosaic"}, 'main must be "global_view" or "fragments"'),
+        ({"guidance": ""}, "guidance must be"),
+        ({"statistics": True}, f"statistics are those of a stem, and {HYBRID} has none"),
     ],
     ids=str,
 )

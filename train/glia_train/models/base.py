@@ -39,6 +39,7 @@ import torch
 from torch import Tensor, nn
 
 from glia_rt.contract import Contract, ModelInput
+from glia_train.ridge_head import RidgeHead
 
 Triple = tuple[float, float, float]
 
@@ -69,6 +70,7 @@ class Model(nn.Module, ABC):
         config: The `Config` that the model was made with.
         pixels: Mean and standard deviation of pixels in [0, 1], per channel. They are the first values of the buffers
             `mean` and `std`, which `normalise` uses.
+        ridge_head: A head that ridge regression can fit before the first step, or None. It reads the last features.
         calibration: float32 (2,), the linear map (scale, offset) from raw scores to label units. It is (1, 0) until it
             is fitted. A checkpoint holds it beside the weights.
     """
@@ -85,6 +87,7 @@ class Model(nn.Module, ABC):
     def __init__(self, config: Any, mean: Triple = (0.5, 0.5, 0.5), std: Triple = (0.5, 0.5, 0.5)) -> None:
         super().__init__()
         self.config = config
+        self.ridge_head: RidgeHead | None = None
         self.pixels: tuple[Triple, Triple] = (mean, std)
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)

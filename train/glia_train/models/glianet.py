@@ -9,7 +9,7 @@ Shapes below: N pictures, T tokens (197 for a ViT with patches of 16), D the bac
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Final, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,14 +17,31 @@ from torch import Tensor, nn
 
 from glia_rt.contract import Fragments, ModelInput, Resize
 from glia_rt.errors import UsageError
-from glia_train.backbones import IMAGE_SIZE, block_cls_row, create_backbone, embed, pretrained_cfg, split_heads
+from glia_train.backbones import (
+    add_positions,
+    block_cls_row,
+    create_backbone,
+    embed,
+    pretrained_cfg,
+    pretrained_part,
+    split_heads,
+)
+from glia_train.hybrid import StemEmbed
 from glia_train.models.base import Model, Stage
+from glia_train.ridge_head import RidgeHead
+from glia_train.stem import IMAGE_SIZE, statistics
 
 #: Names of the two inputs.
 GLOBAL_VIEW = "global_view"
 FRAGMENTS = "fragments"
 #: Fragments along each side of the mosaic. The paper leaves the number open; this is FAST-VQA's.
 GRID = 7
+
+#: The two inputs of the paper.
+VIEWS: Final[tuple[ModelInput, ...]] = (
+    ModelInput(GLOBAL_VIEW, Resize(IMAGE_SIZE)),
+    ModelInput(FRAGMENTS, Fragments(IMAGE_SIZE, GRID, IMAGE_SIZE // GRID)),
+)
 
 DEFAULT_BACKBONE = "vit_base_patch16_224.augreg2_in21k_ft_in1k"
 HEAD_WIDTH = 32
@@ -36,7 +53,8 @@ class ModelConfig:
     """Everything that fixes a GLIANet's architecture.
 
     Attributes:
-        backbone: Name of a timm VisionTransformer with a cls token and 224x224 input.
+        backbone: Name of a timm VisionTransformer with a cls token and 224x224 input, or of a hybrid in
+            `glia_train.stem`.
         latent: Latent width r. None means a quarter of the backbone's width.
         heads: Number of heads of the cross-attentions. None means heads of width 32, and at least three of them.
         mlp: Hidden width of the two-layer projections. "narrow" is r everywhere. "loda" gives the upward projection
@@ -44,7 +62,15 @@ class ModelConfig:
         residual: If True, F_d' = F_d + s * up(.). If False, F_d' = up(.), which is Eq. 3 as printed.
         interaction_init: First value of lambda_d and lambda_s.
         dropout: Dropout probability before the head, while training.
-        tune_backbone: Whether the backbone is trained too.
+        tune_backbone: Whether the pretrained part of the backbone is trained too. Of a hybrid that is its stem; its ViT
+            is trained in any case.
+        main: Name of the input that the main stream reads, whose cls token the head reads. The paper's is "fragments".
+        guidance: Name of the input that the guidance comes from, F_s. The paper's is "global_view".
+        fusion: Whether there is the Local-Global Fusion, Eq. 3. Without it, nothing reads the guidance, and its input
+            is left out.
+        refinement: Whether there is the Global-Local Refined, Eq. 4.
+        statistics: Whether a second head reads the statistics of the feature maps of a hybrid's stem, of all inputs,
+            and is added to the first.
     """
 
     backbone: str = DEFAULT_BACKBONE
@@ -55,11 +81,19 @@ class ModelConfig:
     interaction_init: float = 0.1
     dropout: float = 0.1
     tune_backbone: bool = False
+    main: Literal["global_view", "fragments"] = "fragments"
+    guidance: Literal["global_view", "fragments"] = "global_view"
+    fusion: bool = True
+    refinement: bool = True
+    statistics: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values outside what the model defines."""
         if self.mlp not in ("narrow", "loda"):
             raise UsageError(f'mlp must be "narrow" or "loda", not {self.mlp!r}')
+        for name in ("main", "guidance"):
+            if (value := getattr(self, name)) not in (GLOBAL_VIEW, FRAGMENTS):
+                raise UsageError(f'{name} must be "{GLOBAL_VIEW}" or "{FRAGMENTS}", not {value!r}')
         for name in ("latent", "heads"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, not {value}")
@@ -101,8 +135,8 @@ class GliaBlock(nn.Module):
         super().__init__()
         self.down = two_layer(width, latent, latent)
         self.up = two_layer(latent, width if config.mlp == "loda" else latent, width)
-        self.fusion = CrossAttention(latent, heads)
-        self.lambda_d = nn.Parameter(torch.full((latent,), config.interaction_init))
+        self.fusion = CrossAttention(latent, heads) if config.fusion else None
+        self.lambda_d = nn.Parameter(torch.full((latent,), config.interaction_init)) if config.fusion else None
         self.scale: nn.Parameter | None = None
         if config.residual:
             self.scale = nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02))
@@ -110,21 +144,31 @@ class GliaBlock(nn.Module):
         self.refinement = CrossAttention(latent, heads) if refine else None
         self.lambda_s = nn.Parameter(torch.full((latent,), config.interaction_init)) if refine else None
 
-    def forward(self, local: Tensor, latent_global: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both streams after their interaction: `local` F_d (N, T, D) and `latent_global` F_sd (N, T, r)."""
+    def forward(self, local: Tensor, latent_global: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return both streams after their interaction: `local` F_d (N, T, D) and `latent_global` F_sd (N, T, r).
+
+        Without a fusion there is no guidance, and `latent_global` is None.
+        """
         z = self.down(local)  # (N, T, r)
+        if self.fusion is None or latent_global is None:
+            return self.mix(local, latent_global, z, None, None)
         fusion = self.fusion(z, latent_global)
         refinement = None if self.refinement is None else self.refinement(latent_global, z)
         return self.mix(local, latent_global, z, fusion, refinement)
 
     def mix(
-        self, local: Tensor, latent_global: Tensor, z: Tensor, fusion: Tensor, refinement: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        local: Tensor,
+        latent_global: Tensor | None,
+        z: Tensor,
+        fusion: Tensor | None,
+        refinement: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
         """Return both streams, mixed from the outputs of the two attentions, `fusion` and `refinement` (N, T, r)."""
         # Eq. 3, Local-Global Fusion: F_d' = up(z + lambda_d * MHCA(z, F_sd))
-        fused = self.up(z + self.lambda_d * fusion)  # (N, T, D)
+        fused = self.up(z if fusion is None or self.lambda_d is None else z + self.lambda_d * fusion)  # (N, T, D)
         mixed = fused if self.scale is None else local + self.scale * fused
-        if refinement is not None and self.lambda_s is not None:
+        if latent_global is not None and refinement is not None and self.lambda_s is not None:
             # Eq. 4, Global-Local Refined: F_sd' = F_sd + lambda_s * MHCA(F_sd, z), where z is from before the fusion
             latent_global = latent_global + self.lambda_s * refinement  # (N, T, r)
         return mixed, latent_global
@@ -147,19 +191,24 @@ class GLIANet(Model):
         if heads < 1 or latent % heads:
             raise UsageError(f"latent width {latent} cannot be cut into {heads} heads: set latent or heads")
         depth = len(self.backbone.blocks)
-        self.projection = two_layer(width, latent, latent)
-        self.glia = nn.ModuleList(GliaBlock(width, latent, heads, config, refine=i < depth - 1) for i in range(depth))
+        self.projection = two_layer(width, latent, latent) if config.fusion else None
+        refines = depth - 1 if config.fusion and config.refinement else 0
+        self.glia = nn.ModuleList(GliaBlock(width, latent, heads, config, refine=i < refines) for i in range(depth))
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(width, 1)
-        self.backbone.requires_grad_(config.tune_backbone)
+        if config.statistics:
+            if not isinstance(backbone.patch_embed, StemEmbed):
+                raise UsageError(f"statistics are those of a stem, and {config.backbone} has none: it is no hybrid")
+            nn.init.zeros_(self.head.weight)  # so that the second head's first scores stand
+            channels = sum(backbone.patch_embed.stem.channels)
+            self.ridge_head = RidgeHead(2 * len(self.inputs(config)) * channels, config.dropout)
+        pretrained_part(backbone).requires_grad_(config.tune_backbone)
 
     @classmethod
     def inputs(cls, config: ModelConfig) -> tuple[ModelInput, ...]:
-        """Return the whole picture and the mosaic of 49 fragments, both 224 x 224."""
-        return (
-            ModelInput(GLOBAL_VIEW, Resize(IMAGE_SIZE)),
-            ModelInput(FRAGMENTS, Fragments(IMAGE_SIZE, GRID, IMAGE_SIZE // GRID)),
-        )
+        """Return the whole picture and the mosaic of 49 fragments, both 224 x 224, less what the config leaves out."""
+        read = {config.main, config.guidance} if config.fusion else {config.main}
+        return tuple(view for view in VIEWS if view.name in read)
 
     def stages(self) -> dict[str, Stage]:
         """Return the embedding, the projection, and each ViT block with the GLIA block before it.
@@ -170,8 +219,9 @@ class GLIANet(Model):
         own = tuple(vit.parameters(recurse=False))  # cls token, registers, positions
         stages = {
             "embedding": Stage((vit.patch_embed, vit.patch_drop, vit.norm_pre), own),
-            "projection": Stage((self.projection,)),
         }
+        if self.projection is not None:
+            stages["projection"] = Stage((self.projection,))
         last = len(vit.blocks) - 1
         for i, (block, glia) in enumerate(zip(vit.blocks, self.glia, strict=True)):
             modules = (block, glia) if i < last else (block, glia, vit.norm)
@@ -179,51 +229,74 @@ class GLIANet(Model):
         return stages
 
     def backbones(self) -> dict[str, nn.Module]:
-        """Return the ViT that both streams share."""
-        return {"backbone": self.backbone}
+        """Return what is pretrained of the ViT that both streams share: all of it, or a hybrid's stem."""
+        pretrained = pretrained_part(self.backbone)
+        return {"backbone" if pretrained is self.backbone else "backbone.patch_embed.stem": pretrained}
+
+    @property
+    def _frozen(self) -> bool:
+        """Whether no weight of the backbone is trained, so that F_s of a picture never changes."""
+        return not any(parameter.requires_grad for parameter in self.backbone.parameters())
 
     def precomputed_input(self) -> str | None:
-        """Return the whole picture's input: its tokens do not change while the backbone is frozen."""
-        return None if self.config.tune_backbone else GLOBAL_VIEW
+        """Return the whole picture's input, if the guidance comes from it and nothing trained reads it."""
+        config = self.config
+        guided = config.fusion and config.guidance == GLOBAL_VIEW != config.main
+        return GLOBAL_VIEW if guided and self._frozen else None
 
     def precompute(self, view: Tensor) -> Tensor:
         """Return F_s (N, T, D) of whole pictures, uint8 (N, 224, 224, 3)."""
-        return self.global_tokens(view)
+        return self.guide(self.embed(view)[0])
 
-    def global_tokens(self, global_view: Tensor) -> Tensor:
-        """Return F_s, all tokens (N, T, D) of the whole picture after the backbone's final norm."""
-        x = embed(self.backbone, self.normalise(global_view))
+    def embed(self, view: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the tokens (N, T, D) of a view that enter the first block, and what the second head reads of it."""
+        pixels, vit = self.normalise(view), self.backbone
+        if not self.config.statistics:
+            return embed(vit, pixels), []
+        maps = vit.patch_embed.stem(pixels)
+        return add_positions(vit, vit.patch_embed.tokens(maps)), [statistics(maps)]
+
+    def guide(self, x: Tensor) -> Tensor:
+        """Return F_s, all tokens (N, T, D) after the backbone's final norm, for those that enter the first block."""
         for block in self.backbone.blocks:
             x = block(x.to(_dtype(block)))
         return cast(Tensor, self.backbone.norm(x.to(_dtype(self.backbone.norm))))
 
-    def features(self, global_view: Tensor, fragments: Tensor) -> Tensor:  # type: ignore[override]
-        """Return the features (N, D): the local stream's cls token after the last block and the final norm.
+    def features(self, *inputs: Tensor) -> Tensor:
+        """Return the features (N, D): the main stream's cls token after the last block and the final norm.
+
+        With the second head, the statistics of the guidance and of the main stream stand behind it.
 
         Args:
-            global_view: uint8 (N, 224, 224, 3), RGB, the whole picture; or its tokens, from `precompute`.
-            fragments: uint8 (N, 224, 224, 3), RGB, the mosaic of 49 fragments.
+            inputs: The inputs of the contract. With the paper's config they are the whole picture and the mosaic of 49
+                fragments, both uint8 (N, 224, 224, 3), RGB. The whole picture may be its tokens, from `precompute`.
         """
-        f_s = global_view  # (N, T, D)
-        if not global_view.is_floating_point():
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.tune_backbone):
-                f_s = self.global_tokens(global_view)
-        f_sd = self.projection(f_s.to(_dtype(self.projection)))  # (N, T, r)
-        f_d = embed(self.backbone, self.normalise(fragments))  # (N, T, D)
+        views = dict(zip((one.name for one in self.inputs(self.config)), inputs, strict=True))
+        config, f_sd = self.config, None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen):
+            read = {name: self.embed(view) for name, view in views.items() if not view.is_floating_point()}
+            f_s = views[config.guidance] if config.fusion else None  # (N, T, D)
+            if f_s is not None and config.guidance in read:
+                f_s = self.guide(read[config.guidance][0])
+        if f_s is not None and self.projection is not None:
+            f_sd = self.projection(f_s.to(_dtype(self.projection)))  # (N, T, r)
+        f_d = read[config.main][0]  # (N, T, D)
         last = len(self.glia) - 1
         for i, (glia, block) in enumerate(zip(self.glia, self.backbone.blocks, strict=True)):
-            f_d, f_sd = glia(f_d.to(_dtype(glia)), f_sd.to(_dtype(glia)))
+            f_d, f_sd = glia(f_d.to(_dtype(glia)), None if f_sd is None else f_sd.to(_dtype(glia)))
             f_d = f_d.to(_dtype(block))
             # Only the cls row of the last block is used. Computing that row alone is exact, and cheaper.
             f_d = block(f_d) if i < last else block_cls_row(block, f_d)
-        return cast(Tensor, self.backbone.norm(f_d.to(_dtype(self.backbone.norm)))[:, 0])  # (N, D)
+        cls = self.backbone.norm(f_d.to(_dtype(self.backbone.norm)))[:, 0]  # (N, D)
+        return torch.cat([cls, *(one for _, statistics in read.values() for one in statistics)], dim=1)
 
     def raw_score(self, features: Tensor) -> Tensor:
-        """Return the regression head's output for cls features (N, D), float32 (N,)."""
+        """Return the regression heads' output for features (N, D), float32 (N,)."""
         # The head is written as a product and a sum, not as a matrix product. Engines that run matrix products in
         # bfloat16 keep these in float32. A bfloat16 score would have three digits.
-        raw: Tensor = (self.dropout(features.float()) * self.head.weight[0]).sum(-1) + self.head.bias
-        return raw
+        width = self.head.in_features
+        raw: Tensor = (self.dropout(features[:, :width].float()) * self.head.weight[0]).sum(-1) + self.head.bias
+        return raw if self.ridge_head is None else raw + self.ridge_head(features[:, width:])
 
 
 def _dtype(module: nn.Module) -> torch.dtype:

@@ -15,9 +15,10 @@ from glia_rt.errors import UsageError
 from glia_train.backbones import load_backbone_weights
 from glia_train.models.base import Model
 from glia_train.models.glianet import GLIANet
+from glia_train.models.ridge import Ridge
 
 #: Every family, by the name that checkpoints and bundles give it.
-FAMILIES: Final[dict[str, type[Model]]] = {family.family: family for family in (GLIANet,)}
+FAMILIES: Final[dict[str, type[Model]]] = {family.family: family for family in (GLIANet, Ridge)}
 
 
 def family_of(config: Any) -> type[Model]:
