@@ -55,6 +55,11 @@ class Bundle:
     contract: Contract
     identity: str
 
+    @property
+    def shipped(self) -> bool:
+        """Whether the bundle lies in glia-rt's own folder, which nothing is written to."""
+        return self.path.resolve().is_relative_to(Path(__file__).parent)
+
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
         """Read the manifest, also one of schema 1, and check that every file is there at its size.

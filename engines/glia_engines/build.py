@@ -238,7 +238,7 @@ def _write(path: Path, engine: bytes, record: EngineRecord) -> None:
     An engine without its record is refused, so a write that breaks off never leaves a wrong record.
     """
     try:
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         record_path(path).unlink(missing_ok=True)
         files.write_whole(path, engine)
         files.write_whole(record_path(path), record.to_json())
@@ -249,7 +249,8 @@ def _write(path: Path, engine: bytes, record: EngineRecord) -> None:
 def _require_writable(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise _not_writable(folder, "it is no folder")
-    if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
+    there = next(one for one in (folder, *folder.parents) if one.exists())
+    if not os.access(there, os.W_OK):
         raise _not_writable(folder, "no permission")
 
 

@@ -144,6 +144,8 @@ def _read_recipe(context: click.Context, _: click.Parameter, recipe: str | None)
 @click.option("--adapter-only", is_flag=True, help="Leave the frozen backbone out of the checkpoint.")
 @click.option("--test/--no-test", "measure_test", default=True, show_default=True,
               help="Measure the test part, once, at the end.")  # fmt: skip
+@click.option("--train-on-validation", is_flag=True,
+              help="Train on the validation part too, once all choices are made.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, if there is one.")
 @overwrite_option
 def train(

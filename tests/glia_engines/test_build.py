@@ -317,6 +317,23 @@ def test_a_bundle_that_cannot_be_written(bundle: Path) -> None:
         build(bundle, "tensorrt-rtx")
 
 
+def test_engines_of_a_read_only_bundle_are_in_the_users_data_folder(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root writes everywhere, so the system's answer is changed here."""
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != bundle and allowed(path, mode))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    opened = Bundle.open(bundle)
+    built = build(bundle, "tensorrt-rtx")
+    assert built.path.parent == tmp_path / "data" / "glia-rt" / opened.identity / "engines"
+    assert not (bundle / "engines").exists()
+    [(path, record)] = find_engines(opened, "tensorrt-rtx", "views", "fp16")
+    assert (path, record) == (built.path, built.record)
+    with pytest.raises(OutputExistsError):
+        build(bundle, "tensorrt-rtx")
+
+
 @pytest.mark.parametrize("input", ["views", "image"])
 def test_profiles(input: GraphKind) -> None:
     sizes = ((32, 32), (64, 96), (128, 256)) if input == "image" else None

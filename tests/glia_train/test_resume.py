@@ -30,6 +30,7 @@ from glia_train.train import Origin, train
 
 LINEAR = LinearConfig()
 GLIANET = ModelConfig(backbone="vit_tiny_r_s16_p8_224")
+STEMMED = ModelConfig(backbone="vit_192x2_efficientnet_lite0", statistics=True)
 OPTIONS = TrainOptions(epochs=6, batch_size=5, crops=2, lr=3e-3, warmup_epochs=0.5, clip_norm=1.0, ema=0.9)
 
 
@@ -77,8 +78,8 @@ def crash_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
 
 @pytest.mark.parametrize(
     ("config", "save_seconds", "epochs", "pictures"),
-    [(LINEAR, 0.0, 6, 36), (LINEAR, 1000.0, 6, 36), (GLIANET, 0.0, 3, 15)],
-    ids=["every step", "every epoch", "every step, with a cache"],
+    [(LINEAR, 0.0, 6, 36), (LINEAR, 1000.0, 6, 36), (GLIANET, 0.0, 3, 15), (STEMMED, 0.0, 2, 15)],
+    ids=["every step", "every epoch", "every step, with a cache", "every step, with a fitted head"],
 )
 def test_a_run_stopped_at_a_random_step(
     dataset: Dataset,
@@ -91,7 +92,7 @@ def test_a_run_stopped_at_a_random_step(
 ) -> None:
     """The state is that of the step before, or of the epoch before."""
     monkeypatch.setattr(training, "SAVE_SECONDS", save_seconds)
-    options = dataclasses.replace(OPTIONS, epochs=epochs)
+    options = dataclasses.replace(OPTIONS, epochs=epochs, fit_head=config is STEMMED)
     dataset = dataclasses.replace(dataset, pictures=dataset.pictures[:pictures])
     undisturbed = train(dataset, tmp_path / "whole", config, options, "random")
     steps = random.Random(int(save_seconds)).randrange(1, epochs * (2 * int(0.72 * pictures) // 5))

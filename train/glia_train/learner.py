@@ -62,7 +62,7 @@ class Learner:
     def state(self) -> dict[str, Any]:
         """Return all that changes from step to step, as tensors and plain types."""
         return {
-            "weights": {name: p.detach() for name, p in self._model.named_parameters() if p.requires_grad},
+            "weights": self._changing_weights(),
             "optimiser": self._optimiser.state_dict(),
             "scaler": self._scaler.state_dict(),
             "average": self._average,
@@ -73,12 +73,17 @@ class Learner:
             "random_gpu": torch.cuda.get_rng_state() if self._machine.device.type == "cuda" else None,
         }
 
+    def _changing_weights(self) -> dict[str, Tensor]:
+        """Return the tensors of the model by name, less the frozen parameters."""
+        frozen = {name for name, parameter in self._model.named_parameters() if not parameter.requires_grad}
+        return {name: value for name, value in self._model.state_dict().items() if name not in frozen}
+
     @torch.no_grad()
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to what `state` returned."""
-        parameters = dict(self._model.named_parameters())
+        weights = self._changing_weights()
         for name, value in state["weights"].items():
-            parameters[name].copy_(value)
+            weights[name].copy_(value)
         self._optimiser.load_state_dict(state["optimiser"])
         self._scaler.load_state_dict(state["scaler"])
         if self._average is not None:

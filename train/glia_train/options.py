@@ -28,6 +28,8 @@ class TrainOptions:
             what their rules leave to chance.
         lr: Highest learning rate of AdamW. It falls to 0 along a cosine, step by step.
         backbone_lr: The same for the pretrained weights of a backbone that is trained too. None means `lr`.
+        train_on_validation: Whether to train on the validation part, too, once all choices have been made. It is still
+            measured, but its figures tell nothing then.
         fit_head: Whether ridge regression fits the model's `ridge_head` to the training pictures before the first step.
         warmup_epochs: Epochs in which the learning rate rises to `lr`, before it falls.
         weight_decay: Weight decay of AdamW.
@@ -58,6 +60,7 @@ class TrainOptions:
     lr: float = 3e-4
     backbone_lr: float | None = None
     fit_head: bool = False
+    train_on_validation: bool = False
     warmup_epochs: float = 0.0
     weight_decay: float = 1e-2
     clip_norm: float | None = None

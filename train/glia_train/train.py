@@ -165,9 +165,12 @@ class _Job:
         split = self.split
         test = f"{len(split.test)} to test with" if self.options.measure_test else f"{len(split.test)} left alone"
         by = "by the official split" if split.by == "official" else f"split by {split.by}"
+        validation = f"{len(split.validation)} to validate with"
+        if self.options.train_on_validation:
+            validation = f"{len(split.validation)} more that were to validate with"
         parameters = sum(parameter.numel() for parameter in self.model.trainable_parameters())
         return (
-            f"{len(split.train)} pictures to train on, {len(split.validation)} to validate with, {test}, {by}; "
+            f"{len(split.train)} pictures to train on, {validation}, {test}, {by}; "
             f"{self.machine.name}, {self.machine.precision}; {parameters:,} trainable parameters"
         )
 
@@ -213,6 +216,9 @@ class _Parts:
 
     Attributes:
         pictures: The pictures, all of them files. Those of the test part are there only if it is measured.
+        training: Indices of those to train on.
+        validation: Indices of those to measure after every epoch. They may be in `training`, too.
+        testing: Indices of those to measure at the end; none if the test part is left alone.
         calibration: Some training pictures, to which the calibration is fitted after each epoch.
     """
 
@@ -227,8 +233,9 @@ class _Parts:
         """Return the parts of a split. Pictures in archives are written to `folder`."""
         train, validation = len(split.train), len(split.train) + len(split.validation)
         pictures = unpack(split.train + split.validation + (split.test if options.measure_test else ()), folder)
-        sample = np.random.default_rng(options.seed).permutation(train)[:CALIBRATION_SAMPLE].tolist()
-        return cls(pictures, range(train), range(train, validation), range(validation, len(pictures)), sample)
+        training = range(validation if options.train_on_validation else train)
+        sample = np.random.default_rng(options.seed).permutation(training)[:CALIBRATION_SAMPLE].tolist()
+        return cls(pictures, training, range(train, validation), range(validation, len(pictures)), sample)
 
 
 class _Training:

@@ -1,6 +1,7 @@
 """The TensorRT engines of a bundle: their files, and the record of each.
 
-An engine is stored in NAME.glia/engines/ as TensorRT wrote it, with a record in JSON beside it. Its file name is
+An engine is stored in NAME.glia/engines/ as TensorRT wrote it, with a record in JSON beside it. Those of a bundle in a
+place that cannot be written, and of one that comes with glia-rt, are in the user's data folder. The file name is
 TARGET.INPUT.PRECISION.smXX[-smYY].VERSION.engine, so that one bundle on a shared disk can serve different GPUs.
 `glia_engines` writes both files. The runtime reads the record and checks the hash of the engine before it gives the
 engine to TensorRT.
@@ -178,11 +179,20 @@ def _profile(record: Any) -> Profile:
 REBUILD: Final = "build the engine again, with glia-rt build and --overwrite"
 
 
+def engine_folders(bundle: Bundle) -> tuple[Path, Path]:
+    """Return the folders that engines of a bundle may be in: the bundle's own, and one in the user's data folder."""
+    from platformdirs import user_data_path
+
+    return bundle.path / FOLDER, user_data_path("glia-rt", appauthor=False) / bundle.identity / FOLDER
+
+
 def engine_path(record: EngineRecord, bundle: Bundle) -> Path:
-    """Return the path of an engine in a bundle."""
+    """Return the path that an engine of a bundle is built to."""
+    own, users = engine_folders(bundle)
+    writable = os.access(own if own.exists() else bundle.path, os.W_OK)
     architectures = "-".join(f"sm{capability.replace('.', '')}" for capability in record.capabilities)
     name = f"{record.target}.{record.input}.{record.precision}.{architectures}.{record.library_version}.engine"
-    return bundle.path / FOLDER / name
+    return (own if writable and not bundle.shipped else users) / name
 
 
 def engines(bundle: Bundle) -> list[tuple[Path, EngineRecord | EngineError]]:
@@ -191,10 +201,11 @@ def engines(bundle: Bundle) -> list[tuple[Path, EngineRecord | EngineError]]:
     A bundle on a shared disk holds engines of other machines. Where the record of an engine cannot be read, the error
     stands in its place.
     """
-    folder = bundle.path / FOLDER
-    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    files = [folder / name for folder in engine_folders(bundle) if folder.is_dir() for name in os.listdir(folder)]
     found: list[tuple[Path, EngineRecord | EngineError]] = []
-    for path in (folder / name for name in names if name.endswith(".engine") and not name.startswith(".")):
+    for path in sorted(files, key=lambda path: path.name):
+        if not path.name.endswith(".engine") or path.name.startswith("."):
+            continue
         try:
             record = EngineRecord.read(record_path(path))
             if not path.name.startswith(f"{record.target}.{record.input}.{record.precision}."):

@@ -82,6 +82,18 @@ def test_a_head_that_was_fitted_goes_on_learning(tmp_path: Path) -> None:
     assert moved["ridge_head.centre"] == 0
 
 
+def test_the_validation_part_is_trained_on_if_asked(tmp_path: Path) -> None:
+    dataset = noise_dataset(tmp_path, 40, 224, 224)
+    heads = []
+    for asked in (False, True):
+        options = TrainOptions(epochs=0, batch_size=8, fit_head=True, train_on_validation=asked)
+        result = train(dataset, tmp_path / f"run{asked}", RidgeConfig(), options, "package")
+        checkpoint = Checkpoint.load(result.checkpoint)
+        assert checkpoint.trained_on["calibrated_on"] == len(result.split.train) + asked * len(result.split.validation)
+        heads.append(checkpoint.weights["ridge_head.centre"])
+    assert not torch.equal(*heads)
+
+
 def test_a_model_without_such_a_head(tmp_path: Path) -> None:
     dataset = noise_dataset(tmp_path, 40, 224, 224)
     options = TrainOptions(epochs=1, batch_size=8, fit_head=True)
