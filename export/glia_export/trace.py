@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 from unittest import mock
 
+import numpy as np
 import torch
-from onnx import ModelProto, TensorProto, helper, version_converter
+from onnx import ModelProto, TensorProto, helper, numpy_helper, version_converter
 from torch import Tensor, nn
 
 from glia_export.views import Views
 from glia_rt.contract import IMAGE, SCORE, Contract
 from glia_rt.errors import UsageError
+from glia_train.checkpoint import LARGE_MATRIX
 from glia_train.models.base import Model
 
 #: Second output of a graph while it is checked: the features. The bundle's files leave it out.
@@ -124,7 +127,8 @@ def join(rules: ModelProto, views: ModelProto) -> ModelProto:
 def finish(model: ModelProto, contract: Contract) -> ModelProto:
     """Return the graph as it goes into the bundle.
 
-    The score is its only output, its dimensions have plain names, and its metadata contains the contract.
+    The score is its only output, its dimensions have plain names, and its metadata contains the contract. Large weights
+    that half precision holds exactly are stored as halves, with a cast to float32 behind them.
     """
     done = ModelProto()
     done.CopyFrom(model)
@@ -133,6 +137,7 @@ def finish(model: ModelProto, contract: Contract) -> ModelProto:
     del graph.output[:]
     graph.output.append(score)
     _name_dimensions(graph)
+    _store_halves(graph)
     # The exporter records Python source and shapes: a third of the nodes' bytes, with paths of one machine.
     for node in graph.node:
         del node.metadata_props[:]
@@ -141,6 +146,23 @@ def finish(model: ModelProto, contract: Contract) -> ModelProto:
     helper.set_model_props(done, {"glia.contract": contract.to_json()})
     done.producer_name, done.doc_string = "glia-rt", ""
     return done
+
+
+def _store_halves(graph: Any) -> None:
+    """Store float32 weights as halves where that loses nothing. Runtimes cast them once, when they open the graph."""
+    casts = []
+    for weight in graph.initializer:
+        if weight.data_type != TensorProto.FLOAT or math.prod(weight.dims) < LARGE_MATRIX:
+            continue
+        values = numpy_helper.to_array(weight)
+        halves = values.astype(np.float16)
+        if np.array_equal(halves.astype(np.float32), values):
+            name = weight.name
+            weight.CopyFrom(numpy_helper.from_array(halves, f"{name}/half"))
+            casts.append(helper.make_node("Cast", [f"{name}/half"], [name], f"{name}/cast", to=TensorProto.FLOAT))
+    nodes = list(graph.node)
+    del graph.node[:]
+    graph.node.extend(casts + nodes)
 
 
 def _name_dimensions(graph: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -101,6 +102,22 @@ def test_round_trip(saved: Path, model: GLIANet, contract: Contract) -> None:
     assert torch.equal(score(rebuilt), score(model))
     assert list(saved.parent.iterdir()) == [saved]
     json.dumps(loaded.describe())
+
+
+def test_weights_that_are_halves_take_half_the_space(model: GLIANet, contract: Contract, tmp_path: Path) -> None:
+    rounded = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in rounded.parameters():
+            if parameter.ndim >= 2:
+                parameter.copy_(parameter.half())
+    sizes = []
+    for name, one in (("plain", model), ("rounded", rounded)):
+        make_checkpoint(one, contract, "random").save(tmp_path / name)
+        loaded = Checkpoint.load(tmp_path / name)
+        assert {value.dtype for value in loaded.weights.values()} == {torch.float32}
+        torch.testing.assert_close(dict(loaded.weights), dict(one.state_dict()), rtol=0, atol=0)
+        sizes.append((tmp_path / name).stat().st_size)
+    assert sizes[1] < 0.55 * sizes[0]
 
 
 def test_a_checkpoint_is_a_copy(contract: Contract) -> None:

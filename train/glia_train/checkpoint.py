@@ -26,6 +26,8 @@ from glia_train.models.base import Model
 from glia_train.models.table import family_of, read_config, source_of
 
 SCHEMA: Final = 2
+#: Numbers in a weight from which on it is worth storing as halves.
+LARGE_MATRIX: Final = 4096
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Checkpoint:
             "family": self.family.family,
             "config": dataclasses.asdict(self.config),
             "contract": self.contract.to_dict(),
-            "weights": dict(self.weights),
+            "weights": {key: value.half() if holds_as_half(value) else value for key, value in self.weights.items()},
             "calibration": list(self.calibration),
             "backbones": {name: dict(facts) for name, facts in self.backbones.items()},
             "trained_on": dict(self.trained_on),
@@ -148,6 +150,7 @@ class Checkpoint:
         weights = record["weights"]
         if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
             raise BundleError(f"{path}: its weights are no tensors; the checkpoint is damaged")
+        weights = {key: value.float() if value.dtype == torch.float16 else value for key, value in weights.items()}
         return cls(
             config,
             contract,
@@ -203,6 +206,12 @@ class Checkpoint:
                 f"the adapters were trained against another backbone: sha256 {expected[:12]}... "
                 f"was expected, {source} has {found[:12]}..."
             )
+
+
+def holds_as_half(weight: torch.Tensor) -> bool:
+    """Return whether a weight is a large matrix whose values half precision holds exactly, so that it is stored so."""
+    large = weight.dtype == torch.float32 and weight.ndim >= 2 and weight.numel() >= LARGE_MATRIX
+    return large and bool(torch.equal(weight.half().float(), weight))
 
 
 def check_adapter_only(model: Model, backbone_source: str | Mapping[str, str]) -> None:

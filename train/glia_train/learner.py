@@ -217,6 +217,13 @@ class Learner:
             parameter.copy_(average)
             average.copy_(held)
 
+    @torch.no_grad()
+    def round_weights(self) -> None:
+        """Round the matrices among the weights to half precision, in place."""
+        for parameter in self._model.parameters():
+            if parameter.ndim >= 2:
+                parameter.copy_(parameter.half())
+
     @torch.inference_mode()
     def fit_head(self, head: RidgeHead, pictures: Sequence[int]) -> float:
         """Fit the model's ridge head to the deterministic inputs of pictures; returns the regularisation's strength."""

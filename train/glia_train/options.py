@@ -45,6 +45,8 @@ class TrainOptions:
             weight, for a given number of threads. On a GPU, or with a time limit, it does not.
         workers: Number of threads that decode. None means one for each core.
         cache: Whether to keep what a frozen backbone makes of the pictures, which is the same in every epoch.
+        half_weights: Whether the matrices among the weights are rounded to half precision at the end. Then the
+            checkpoint and the exported graphs take half the space.
         adapter_only: Leave the frozen backbone out of the checkpoint.
         score_range: Least and greatest score of the labels' scale. None means the dataset's, or for a user's labels
             those of the training part.
@@ -71,6 +73,7 @@ class TrainOptions:
     seed: int = 3407
     workers: int | None = None
     cache: bool = True
+    half_weights: bool = False
     adapter_only: bool = False
     score_range: tuple[float, float] | None = None
     measure_test: bool = True

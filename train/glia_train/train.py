@@ -278,7 +278,7 @@ class _Training:
             self._schedule.say("calibrating")
             self._run.say(f"calibrating on all {len(parts.training)} training pictures")
             measured, loader = (parts.testing, self._plain) if parts.testing else (parts.validation, self._loader)
-            metrics = self._measure(len(self.rows), parts.training, measured, loader)
+            metrics = self._measure(len(self.rows), parts.training, measured, loader, last=True)
         except KeyboardInterrupt:
             kept = f"{self._run.path / CHECKPOINT} is of epoch {len(self.rows)}"
             if not self.rows:
@@ -318,10 +318,14 @@ class _Training:
         learner.next_epoch()
         self._keep(epoch + 1)
 
-    def _measure(self, epoch: int, calibration: Sequence[int], measured: range, loader: InputLoader) -> Metrics:
+    def _measure(
+        self, epoch: int, calibration: Sequence[int], measured: range, loader: InputLoader, *, last: bool = False
+    ) -> Metrics:
         """Calibrate on the given training pictures, measure others, and write the checkpoint."""
         job, pictures = self._job, self._parts.pictures
         with self._learner.averaged():
+            if last and job.options.half_weights:
+                self._learner.round_weights()
             scale, offset = self._learner.calibrate(calibration)
             raw = self._learner.raw_scores(measured, loader)
             metrics = compare(scale * raw + offset, [pictures[i].score for i in measured])
