@@ -126,7 +126,7 @@ def make_dataset(
         raise UsageError(f"the seed must not be negative, it is {seed}")
     if (folder / LABELS).exists():
         raise OutputExistsError(f"{folder / LABELS} exists; name another folder, or remove this one")
-    crops = [_cut(_read(photograph)) for photograph in PHOTOGRAPHS]
+    crops = [_cut(read_photograph(photograph)) for photograph in PHOTOGRAPHS]
     kinds = np.random.default_rng(seed).permutation(len(_KINDS))
 
     def make(index: int) -> DemoPicture:
@@ -155,7 +155,12 @@ def make_dataset(
     return made
 
 
-def _read(photograph: Photograph) -> npt.NDArray[np.uint8]:
+def read_photograph(photograph: Photograph) -> npt.NDArray[np.uint8]:
+    """Return a photograph, uint8 RGB (H, W, 3).
+
+    Raises:
+        MissingPackageError: The package that contains it is not installed.
+    """
     # The file is read directly, because scikit-image's own functions may turn to the network.
     try:
         folder = files(photograph.package)

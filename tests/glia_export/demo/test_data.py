@@ -17,8 +17,8 @@ from glia_export.demo.data import (
     DemoPicture,
     Photograph,
     _cut,
-    _read,
     make_dataset,
+    read_photograph,
 )
 from glia_rt.errors import GliaError, MissingPackageError, OutputExistsError, UsageError
 from glia_rt.pixels.decode import read_image
@@ -75,7 +75,7 @@ def test_pictures_are_png_that_say_in_their_name_what_they_are(made: list[DemoPi
 
 
 def test_a_label_is_the_ssim_of_the_file_with_its_crop(made: list[DemoPicture]) -> None:
-    crops = {photograph.name: _cut(_read(photograph)) for photograph in PHOTOGRAPHS}
+    crops = {photograph.name: _cut(read_photograph(photograph)) for photograph in PHOTOGRAPHS}
     for picture in made[::10]:
         number = int(picture.path.name.removeprefix(picture.reference).split("-")[1])
         assert picture.score == ssim(crops[picture.reference][number], read_image(picture.path))
@@ -142,4 +142,4 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 def test_a_missing_package_is_named_with_its_extra() -> None:
     with pytest.raises(MissingPackageError, match=r'pip install "glia-rt\[demo\]"'):
-        _read(Photograph("no_such_package", "a.png", ""))
+        read_photograph(Photograph("no_such_package", "a.png", ""))

@@ -274,10 +274,11 @@ class GLIANet(Model):
         views = dict(zip((one.name for one in self.inputs(self.config)), inputs, strict=True))
         config, f_sd = self.config, None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen):
-            read = {name: self.embed(view) for name, view in views.items() if not view.is_floating_point()}
-            f_s = views[config.guidance] if config.fusion else None  # (N, T, D)
-            if f_s is not None and config.guidance in read:
-                f_s = self.guide(read[config.guidance][0])
+            f_s = views[config.guidance] if config.fusion else None
+            made = f_s is not None and f_s.is_floating_point() and config.guidance != config.main
+            read = {name: self.embed(view) for name, view in views.items() if not made or name != config.guidance}
+            if f_s is not None and not made:
+                f_s = self.guide(read[config.guidance][0])  # (N, T, D)
         if f_s is not None and self.projection is not None:
             f_sd = self.projection(f_s.to(_dtype(self.projection)))  # (N, T, r)
         f_d = read[config.main][0]  # (N, T, D)

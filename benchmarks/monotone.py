@@ -1,0 +1,110 @@
+"""Does the score fall as a photograph is distorted more? Every distortion at every level, on photographs of wheels.
+
+    python benchmarks/monotone.py starter.glia            # or a checkpoint
+    python benchmarks/monotone.py run/checkpoint.pt --json
+
+Prints the mean Spearman correlation of score with level for each distortion, over ten photographs that no training saw.
+Level 0 is the photograph itself. -1 means that the score falls from each level to the next.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import spearmanr
+
+from glia_export.demo.data import PHOTOGRAPHS, Photograph, read_photograph
+from glia_rt.cores import cpu_count
+from glia_rt.pixels.bicubic import Pixels
+from glia_rt.pixels.views import make_inputs
+from glia_rt.scorer import Scorer
+from glia_train.checkpoint import Checkpoint
+from glia_train.distortions import DISTORTIONS, LEVELS, distort
+from glia_train.ranking import HELD_OUT, UNORDERED
+
+BATCH = 8
+SEED = 3407
+T = TypeVar("T")
+
+
+def main() -> None:
+    """Score all copies, and print a line for each distortion."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a bundle or a checkpoint")
+    parser.add_argument("--json", action="store_true", help="print the scores, too, as JSON")
+    arguments = parser.parse_args()
+    found = measure(arguments.model)
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+        return
+    table = Table("distortion", "mean correlation with the level", "scores falling at every level", "", box=None)
+    for name, facts in sorted(found.items(), key=lambda item: item[1]["correlation"]):
+        falling = f"{facts['falling']} of {len(PHOTOGRAPHS)}"
+        table.add_row(name, f"{facts['correlation']:.3f}", falling, "held out" if facts["held_out"] else "")
+    Console().print(table)
+
+
+def measure(model: str, chosen: Sequence[Photograph] = PHOTOGRAPHS) -> dict[str, dict[str, Any]]:
+    """Return for each distortion its scores, photographs by levels, and their correlation with the level."""
+    photographs = [read_photograph(one) for one in chosen]
+    names = [name for name in DISTORTIONS if name not in UNORDERED]
+    jobs = [(at, name, level) for at in range(len(photographs)) for name in names for level in range(1, LEVELS + 1)]
+
+    def make(job: tuple[int, str, int]) -> Pixels:
+        at, name, level = job
+        return distort(photographs[at], name, level, np.random.default_rng([SEED, at]))
+
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        copies = (picture for part in in_batches(jobs, 4 * BATCH) for picture in pool.map(make, part))
+        scores = score(model, [*photographs], copies)
+    originals = scores[: len(photographs)]
+    levels = scores[len(photographs) :].reshape(len(photographs), len(names), LEVELS)
+    found = {}
+    for i, name in enumerate(names):
+        rows = np.column_stack([originals, levels[:, i]])  # (photographs, levels 0 to 5)
+        correlations = [float(spearmanr(row, range(LEVELS + 1)).statistic) for row in rows]
+        found[name] = {
+            "correlation": float(np.mean(correlations)),
+            "falling": int((np.diff(rows, axis=1) < 0).all(axis=1).sum()),
+            "held_out": name in HELD_OUT,
+            "scores": rows.round(4).tolist(),
+        }
+    return found
+
+
+def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield lists of `size` items; the last one may be shorter."""
+    rest = iter(items)
+    while batch := list(islice(rest, size)):
+        yield batch
+
+
+def score(model: str, first: Sequence[Pixels], rest: Iterator[Pixels]) -> np.ndarray:
+    """Return the scores of pictures, by a bundle's usual backend or by PyTorch in float32."""
+    pictures = (picture for part in (first, rest) for picture in part)
+    if Path(model).is_dir() or not Path(model).exists():
+        with Scorer.open(model) as scorer:
+            return np.concatenate([scorer.score_batch(batch) for batch in in_batches(pictures, BATCH)])
+    checkpoint = Checkpoint.load(model)
+    built, names = checkpoint.build_model(), [one.name for one in checkpoint.contract.inputs]
+    found = []
+    with torch.inference_mode():
+        for batch in in_batches(pictures, BATCH):
+            inputs = [make_inputs(picture, checkpoint.contract) for picture in batch]
+            stacked = [torch.from_numpy(np.stack([each[name] for each in inputs])) for name in names]
+            found.append(built.score(*stacked).numpy())
+    return np.concatenate(found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""benchmarks/monotone.py with a model whose scores are known: the brightness of the picture."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.linear import Linear, LinearConfig
+
+from glia_export.demo.data import PHOTOGRAPHS
+from glia_train.checkpoint import make_checkpoint
+from glia_train.distortions import DISTORTIONS
+from glia_train.models.table import FAMILIES, untrained
+from glia_train.ranking import HELD_OUT, UNORDERED
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def test_brightness_falls_only_as_a_photograph_is_darkened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setitem(FAMILIES, Linear.family, Linear)
+    model, contract = untrained(LinearConfig())
+    with torch.no_grad():
+        model.get_parameter("linear.weight").fill_(1.0)
+    make_checkpoint(model, contract, "random").save(tmp_path / "bright.pt")
+    [coffee] = (one for one in PHOTOGRAPHS if one.name == "coffee")
+    found = importlib.import_module("monotone").measure(str(tmp_path / "bright.pt"), [coffee])
+    assert sorted(found) == sorted(set(DISTORTIONS) - set(UNORDERED))
+    assert found["darken"]["correlation"] == pytest.approx(-1)
+    assert found["darken"]["falling"] == 1
+    assert found["brighten"]["correlation"] == pytest.approx(1)
+    assert found["brighten"]["falling"] == 0
+    assert {name for name, facts in found.items() if facts["held_out"]} == set(HELD_OUT)
+    assert all(len(facts["scores"]) == 1 and len(facts["scores"][0]) == 6 for facts in found.values())
