@@ -38,7 +38,7 @@ HYBRIDS: Final[dict[str, Hybrid]] = {"vit_192x2_efficientnet_lite0": Hybrid("eff
 class StemEmbed(nn.Module):
     """Makes 7 x 7 tokens of a stem's two smallest feature maps, 14 x 14 and 7 x 7.
 
-    A token covers 32 x 32 pixels, which is one fragment of the mosaic.
+    A token stands for 32 x 32 pixels.
 
     Attributes:
         stem: The stem.

@@ -1,8 +1,8 @@
 """Stems: pretrained convolutional networks whose feature maps our own layers read.
 
 A stem's batch normalisation is folded into its convolutions when its weights are loaded. All views of a picture share
-the stem, and a mosaic of fragments has other statistics than a photograph. So the normalisation would have to stay in
-eval mode anyway, and folded it costs nothing: a step of training takes two thirds of the time.
+the stem, and they have unlike statistics. So the normalisation would have to stay in eval mode anyway, and folded it
+costs nothing: a step of training takes two thirds of the time.
 """
 
 from __future__ import annotations

@@ -24,6 +24,11 @@ OTHERS: dict[str, Any] = {
     "interaction_init": 0.2,
     "dropout": 0.0,
     "tune_backbone": True,
+    "main": "global_view",
+    "guidance": "fragments",
+    "fusion": False,
+    "refinement": False,
+    "statistics": True,
 }
 
 

@@ -47,7 +47,7 @@ class Ridge(Model):
 
     @classmethod
     def inputs(cls, config: RidgeConfig) -> tuple[ModelInput, ...]:
-        """Return the whole picture and the mosaic of 49 fragments, both 224 x 224."""
+        """Return the two inputs of the paper's GLIANet."""
         return VIEWS
 
     def stages(self) -> dict[str, Stage]:
@@ -59,10 +59,10 @@ class Ridge(Model):
         return {"stem": self.stem}
 
     def features(self, *inputs: Tensor) -> Tensor:
-        """Return the statistics (N, 1984) of four feature maps, of the whole picture and then of the mosaic.
+        """Return the statistics (N, 1984) of four feature maps of each input.
 
         Args:
-            inputs: The whole picture and the mosaic of 49 fragments, both uint8 (N, 224, 224, 3), RGB.
+            inputs: Both inputs, in the contract's order, uint8 (N, 224, 224, 3), RGB.
         """
         return torch.cat([statistics(self.stem(self.normalise(view))) for view in inputs], dim=1)
 
