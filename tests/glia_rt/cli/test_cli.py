@@ -530,17 +530,19 @@ def test_train(tmp_path: Path, good: Path, capsys: Capture) -> None:
     labels.write_text("\n".join(["path,score,reference", *rows]))
     options = {"epochs": 1, "batch_size": 4, "lr": 1e-3, "weight_decay": 0.1, "loss": "plcc", "seed": 7, "workers": 1}
     options |= {"micro_batch_size": 2, "crops": 2, "warmup_epochs": 0.5, "clip_norm": 1.0, "ema": 0.9}
-    options |= {"precision": "fp32"}
+    options |= {"precision": "fp32", "backbone_lr": 1e-4, "ranking": 0.0}
     flags = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     args = ["--data", str(labels), "--out", str(out), "--backbone", BACKBONE, "--backbone-weights", "random", *flags]
-    assert main(["train", *args, "--tune-backbone", "--score-range", "0", "20", "--no-test", "--no-cache"]) == 0
+    args += ["--tune-backbone", "--score-range", "0", "20", "--no-test", "--no-cache"]
+    assert main(["train", *args, "--train-on-validation", "--half-weights"]) == 0
     captured = capsys.readouterr()
     assert captured.out == f"wrote {out}/checkpoint.pt; next:\n  glia-rt export '{out}/checkpoint.pt'\n"
     assert "validation SRCC" in captured.err
     assert "test part:" not in captured.err
     record = json.loads((out / "run.json").read_text())
     expected = options | {"adapter_only": False, "score_range": [0, 20], "time_limit_s": None}
-    expected |= {"cache": False, "measure_test": False}
+    expected |= {"cache": False, "measure_test": False, "train_on_validation": True, "half_weights": True}
+    expected |= {"fit_head": False}
     assert record["options"] == expected
     assert (record["config"]["backbone"], record["config"]["tune_backbone"]) == (BACKBONE, True)
 
