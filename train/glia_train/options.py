@@ -103,6 +103,8 @@ class TrainOptions:
             raise UsageError(f"ranking must be at least 0, not {self.ranking}")
         if self.ranking and self.batch_size < RATED_PER_PAIR:
             raise UsageError(f"ranking needs a batch_size of at least {RATED_PER_PAIR}, not {self.batch_size}")
+        if self.half_weights and self.adapter_only:
+            raise UsageError("half_weights rounds the backbone too, which adapter_only leaves out: drop one of them")
         if self.ema is not None and not 0 < self.ema < 1:
             raise UsageError(f"ema must lie in (0, 1), not {self.ema}")
         if self.loss not in LOSSES:

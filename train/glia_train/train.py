@@ -193,6 +193,8 @@ def _prepare(dataset: Dataset, config: Any, options: TrainOptions, origin: Origi
         model, contract, sources = _first_model(config, origin, options)
     if options.fit_head and model.ridge_head is None:
         raise UsageError(f"--fit-head: this {model.family} has no head that can be fitted: drop it")
+    if options.backbone_lr is not None and len(model.frozen_backbones()) == len(model.backbones()):
+        raise UsageError("--backbone-lr is for a backbone that is trained: give --tune-backbone, or drop it")
     model.to(machine.device)
     record = {
         "labels": dataset.name,

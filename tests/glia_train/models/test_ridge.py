@@ -94,6 +94,17 @@ def test_the_validation_part_is_trained_on_if_asked(tmp_path: Path) -> None:
     assert not torch.equal(*heads)
 
 
+def test_a_learning_rate_for_a_frozen_backbone(tmp_path: Path) -> None:
+    dataset = noise_dataset(tmp_path, 40, 224, 224)
+    with pytest.raises(UsageError, match="--backbone-lr is for a backbone that is trained: give --tune-backbone"):
+        train(dataset, tmp_path / "run", RidgeConfig(), TrainOptions(batch_size=8, backbone_lr=1e-4), "random")
+
+
+def test_a_backbone_that_is_left_out_cannot_be_rounded() -> None:
+    with pytest.raises(UsageError, match="half_weights rounds the backbone too, which adapter_only leaves out"):
+        TrainOptions(half_weights=True, adapter_only=True)
+
+
 def test_a_model_without_such_a_head(tmp_path: Path) -> None:
     dataset = noise_dataset(tmp_path, 40, 224, 224)
     options = TrainOptions(epochs=1, batch_size=8, fit_head=True)

@@ -54,7 +54,7 @@ class ModelConfig:
 
     Attributes:
         backbone: Name of a timm VisionTransformer with a cls token and 224x224 input, or of a hybrid in
-            `glia_train.stem`.
+            `glia_train.hybrid`.
         latent: Latent width r. None means a quarter of the backbone's width.
         heads: Number of heads of the cross-attentions. None means heads of width 32, and at least three of them.
         mlp: Hidden width of the two-layer projections. "narrow" is r everywhere. "loda" gives the upward projection
@@ -265,7 +265,7 @@ class GLIANet(Model):
     def features(self, *inputs: Tensor) -> Tensor:
         """Return the features (N, D): the main stream's cls token after the last block and the final norm.
 
-        With the second head, the statistics of the guidance and of the main stream stand behind it.
+        With the second head, the statistics of each input follow, in the order of the inputs.
 
         Args:
             inputs: The inputs of the contract. With the paper's config they are the whole picture and the mosaic of 49
@@ -289,7 +289,7 @@ class GLIANet(Model):
             # Only the cls row of the last block is used. Computing that row alone is exact, and cheaper.
             f_d = block(f_d) if i < last else block_cls_row(block, f_d)
         cls = self.backbone.norm(f_d.to(_dtype(self.backbone.norm)))[:, 0]  # (N, D)
-        return torch.cat([cls, *(one for _, statistics in read.values() for one in statistics)], dim=1)
+        return torch.cat([cls, *(one for _, second in read.values() for one in second)], dim=1)
 
     def raw_score(self, features: Tensor) -> Tensor:
         """Return the regression heads' output for features (N, D), float32 (N,)."""
