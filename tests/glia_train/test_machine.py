@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glia_train.machine import Machine, _AttentionOfProducts
+from glia_train.machine import Machine, _QuickGradients
 
 CPU = torch.device("cpu")
 
@@ -28,7 +28,7 @@ def attention(dtype: torch.dtype, **options: Any) -> list[Tensor]:
 def test_attention_of_products_is_attention(dtype: torch.dtype, tolerance: float) -> None:
     """bf16 has 8 bits: a result of about 1 that is rounded a few times is off by a few times 2**-8."""
     expected = attention(torch.float32)
-    with _AttentionOfProducts():
+    with _QuickGradients():
         found = attention(dtype)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=tolerance)
@@ -37,7 +37,7 @@ def test_attention_of_products_is_attention(dtype: torch.dtype, tolerance: float
 def test_attention_with_a_mask_is_left_alone() -> None:
     mask = torch.ones(20, 30, dtype=torch.bool).tril()
     expected = attention(torch.float32, attn_mask=mask)
-    with _AttentionOfProducts():
+    with _QuickGradients():
         found = attention(torch.float32, attn_mask=mask)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
@@ -56,3 +56,25 @@ def test_products_are_taken_where_they_are_quicker(precision: Any, gradients: bo
         )
     called = {event.key for event in profiler.key_averages()}
     assert ("aten::scaled_dot_product_attention" not in called) == products
+
+
+@pytest.mark.parametrize(("kernel", "stride", "quick"), [(5, 1, True), (3, 2, True), (3, 1, False)])
+def test_depthwise_convolutions_that_are_slow_stay_in_float32(kernel: int, stride: int, quick: bool) -> None:
+    """Their gradients are those of float32, of an upstream gradient and a result that bf16 rounds."""
+    generator = torch.Generator().manual_seed(0)
+    layer = torch.nn.Conv2d(16, 16, kernel, stride, kernel // 2, groups=16)
+    pixels = torch.randn(4, 16, 20, 20, generator=generator).bfloat16().float()
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        layer.zero_grad()
+        if dtype == torch.bfloat16:
+            with torch.autocast("cpu", dtype), _QuickGradients():
+                out = layer(pixels)
+        else:
+            out = layer(pixels)
+        assert out.dtype == dtype
+        out.float().sum().backward()
+        assert layer.weight.grad is not None
+        gradients.append(layer.weight.grad.clone())
+    assert torch.equal(*gradients) == quick
+    torch.testing.assert_close(*gradients, rtol=2**-6, atol=1)

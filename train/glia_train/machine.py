@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from glia_train.models.base import Model
+
+#: Arguments of `torch.conv2d` as layers call it, and the kernel from which its gradient in bf16 is slow.
+CONV2D_ARGUMENTS: Final = 7
+SLOW_KERNEL: Final = 5
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -61,30 +65,39 @@ class Machine:
         """Compute the matrix products inside the block in `precision`."""
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[self.precision]
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            if torch.is_grad_enabled() and self._has_slow_attention():
-                with _AttentionOfProducts():
+            if torch.is_grad_enabled() and self._has_slow_gradients():
+                with _QuickGradients():
                     yield
             else:
                 yield
 
-    def _has_slow_attention(self) -> bool:
-        # PyTorch 2.14's fused attention for the CPU has a backward pass in bf16 that takes three times as long as that
-        # of plain matrix products. Its forward pass is quicker, and so is its backward pass in float32. On a processor
-        # with AMX this has not been measured.
+    def _has_slow_gradients(self) -> bool:
+        # On a processor with AMX this has not been measured.
         return self.device.type == "cpu" and self.precision == "bf16" and not torch.cpu._is_amx_tile_supported()
 
 
-class _AttentionOfProducts(TorchFunctionMode):
-    """Computes attention as two matrix products and a softmax, where PyTorch's fused operator is called."""
+class _QuickGradients(TorchFunctionMode):
+    """Computes what PyTorch 2.14 differentiates slowly in bf16 on a CPU in another way.
+
+    Attention becomes two matrix products and a softmax. The backward pass of the fused operator takes three times as
+    long. Its forward pass is quicker, and so is its backward pass in float32.
+
+    Some depthwise convolutions stay in float32. The gradient of the input takes three to a hundred times as long in
+    bf16 if the stride is 2, and that of the weights twice as long if the kernel has 5 x 5 weights.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Call `func`; or compute it, if it is attention without a mask, dropout, or other options."""
+        """Call `func`, or compute it in the quicker way."""
         kwargs = kwargs or {}
-        plain = len(args) == 3 and not any(isinstance(value, Tensor) or value for value in kwargs.values())
-        if func is not F.scaled_dot_product_attention or not plain:
-            return func(*args, **kwargs)
-        q, k, v = args
-        weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1)
-        return weights @ v
+        if func is F.scaled_dot_product_attention:
+            if len(args) == 3 and not any(isinstance(value, Tensor) or value for value in kwargs.values()):
+                q, k, v = args
+                return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1) @ v
+        elif func is torch.conv2d and len(args) == CONV2D_ARGUMENTS:
+            x, weight, bias, stride, _, _, groups = args
+            if groups > 1 and (2 in stride or weight.shape[-1] >= SLOW_KERNEL):
+                with torch.autocast("cpu", enabled=False):
+                    return func(x.float(), weight, bias, *args[3:]).bfloat16()
+        return func(*args, **kwargs)
