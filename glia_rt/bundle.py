@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from glia_rt import files, upgrades
+from glia_rt import files, starter, upgrades
 from glia_rt.contract import Contract, GraphKind
 from glia_rt.errors import BundleError, OutputExistsError, UsageError
 from glia_rt.steps import step
@@ -64,11 +64,14 @@ class Bundle:
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
         """Read the manifest, also one of schema 1, and check that every file is there at its size.
 
+        Args:
+            path: The folder, or "starter" for the model that glia-rt ships.
+
         Raises:
             BundleError: Not a bundle, of a newer schema, or with a file missing or of another size.
         """
         with step(f"open {path}"):
-            return cls._open(Path(path))
+            return cls._open(starter.bundle_path(path))
 
     @classmethod
     def _open(cls, path: Path) -> Bundle:
@@ -115,13 +118,13 @@ class Bundle:
         Raises:
             BundleError: The file is not the one that was exported.
         """
-        path = self.path / name
+        expected, path = self.sha256(name), self.path / name
         try:
             with step(f"hash {path}") if path.stat().st_size > _LARGE else nullcontext():
                 found = files.sha256(path)
         except OSError as error:
             raise BundleError(f"{path} cannot be read ({error.strerror}); copy the bundle again") from error
-        if found != self.sha256(name):
+        if found != expected:
             raise BundleError(f"{path} is not the file that was exported (sha256 differs); copy the bundle again")
         return path
 
@@ -130,6 +133,11 @@ class Bundle:
         try:
             return str(self.manifest["files"][name]["sha256"])
         except KeyError as error:
+            if self.shipped:
+                raise BundleError(
+                    f"glia-rt ships the starter without {name}: `glia-rt export {starter.NAME}` makes a whole bundle "
+                    f"of it, {starter.NAME}{SUFFIX}, to use instead"
+                ) from error
             raise BundleError(f"{self.path}: the manifest names no {name}; export it again") from error
 
     def selftest(self) -> list[dict[str, Any]]:

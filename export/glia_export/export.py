@@ -32,7 +32,7 @@ from glia_export.parity import (
     run_model,
     selftest_pictures,
 )
-from glia_rt import files
+from glia_rt import files, starter
 from glia_rt.bundle import GRAPHS, SUFFIX, new_bundle, write_manifest
 from glia_rt.contract import SCORE, Contract, GraphKind
 from glia_rt.steps import log_end
@@ -70,9 +70,9 @@ def export(
     """Write the bundle of a checkpoint.
 
     Args:
-        checkpoint_path: A checkpoint that `glia-rt train` wrote.
+        checkpoint_path: A checkpoint that `glia-rt train` wrote, or "starter" for the model that glia-rt ships.
         output: The path of the bundle, NAME.glia. By default the bundle has the checkpoint's name with that ending, and
-            lies beside it.
+            lies beside it. That of the starter is starter.glia in the working folder.
         images: Photographs to measure parity on, besides the selftest's.
         backbone_weights: Source of the backbone's weights for an adapter-only checkpoint: "hub" or a file.
         overwrite: Replace the bundle if it exists.
@@ -86,8 +86,8 @@ def export(
         MissingPackageError: ONNX Runtime, which checks the graphs, is not installed.
     """
     require_onnxruntime()
-    checkpoint_path = Path(checkpoint_path)
-    output = Path(output) if output is not None else checkpoint_path.with_suffix(SUFFIX)
+    output = Path(output) if output is not None else Path(checkpoint_path).with_suffix(SUFFIX)
+    checkpoint_path = starter.checkpoint_path(checkpoint_path)
     seconds: dict[str, float] = {}
     stage = _Stages(report, seconds)
     with new_bundle(output, overwrite=overwrite) as folder:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import click
@@ -13,6 +12,7 @@ from glia_rt.cli.console import escaped
 from glia_rt.cli.options import needs
 from glia_rt.contract import Contract
 from glia_rt.errors import BundleError, EngineError
+from glia_rt.starter import bundle_path
 
 
 @click.command()
@@ -22,10 +22,10 @@ def info(path: str, as_json: bool) -> None:
     """Say what a bundle or a checkpoint is."""
     import json
 
-    if not Path(path).exists():
+    if not bundle_path(path).exists():
         raise BundleError(f"{path}: no such bundle or checkpoint")
     try:
-        record, rows = _describe_bundle(path) if Path(path).is_dir() else _describe_checkpoint(path)
+        record, rows = _describe_bundle(path) if bundle_path(path).is_dir() else _describe_checkpoint(path)
     except (AttributeError, KeyError, TypeError, ZeroDivisionError) as error:
         raise BundleError(f"{path}: a value is of the wrong kind ({error!r}); the file is damaged") from error
     if as_json:

@@ -112,6 +112,7 @@ def test_a_run_leaves_five_files(run: TrainResult, labels: Path) -> None:
         "half_weights": False,
         "adapter_only": False,
         "score_range": None,
+        "scale": None,
         "measure_test": True,
         "time_limit_s": None,
     }
@@ -373,6 +374,20 @@ def test_a_declared_range_is_the_contracts(labels: Path, tmp_path: Path) -> None
     assert Checkpoint.load(result.checkpoint).contract.score.range == (0.0, 10.0)
 
 
+def test_labels_are_mapped_to_the_models_own_scale(labels: Path, tmp_path: Path) -> None:
+    """The score range 1 to 5 becomes 0 to 100, in the split, the contract and the scores."""
+    options = TrainOptions(epochs=1, batch_size=20, score_range=(1.0, 5.0))
+    plain = train(read_labels(labels), tmp_path / "plain", LINEAR, options, "random")
+    scaled = train(
+        read_labels(labels), tmp_path / "scaled", LINEAR, dataclasses.replace(options, scale=(0.0, 100.0)), "random"
+    )
+    one, other = Checkpoint.load(plain.checkpoint), Checkpoint.load(scaled.checkpoint)
+    assert other.contract.score.range == (0.0, 100.0)
+    assert [p.score for p in scaled.split.test] == pytest.approx([25 * (p.score - 1) for p in plain.split.test])
+    assert other.calibration[1] == pytest.approx(25 * (one.calibration[1] - 1), rel=1e-3)
+    assert scaled.metrics.srcc == pytest.approx(plain.metrics.srcc, abs=1e-6)
+
+
 def test_a_diverging_loss_is_an_error_with_advice(labels: Path, tmp_path: Path) -> None:
     options = TrainOptions(epochs=3, batch_size=5, lr=1e30)
     with pytest.raises(GliaError, match=r"the loss is nan in epoch 1: give an --lr under 1e\+30"):
@@ -428,6 +443,7 @@ def test_a_bad_picture_is_named(tmp_path: Path) -> None:
         {"seed": -1},
         {"workers": 0},
         {"score_range": (5.0, 1.0)},
+        {"scale": (100.0, 0.0)},
         {"time_limit_s": 0.0},
         {"micro_batch_size": 0},
         {"crops": 0},

@@ -17,7 +17,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from glia_rt import files, upgrades
+from glia_rt import files, starter, upgrades
 from glia_rt.contract import Contract
 from glia_rt.errors import BundleError, UsageError
 from glia_rt.versions import __version__
@@ -114,10 +114,13 @@ class Checkpoint:
     def load(cls, path: str | os.PathLike[str]) -> Checkpoint:
         """Read a checkpoint of the current schema, or of schema 1.
 
+        Args:
+            path: The file, or "starter" for the model that glia-rt ships.
+
         Raises:
             BundleError: The file is missing, is damaged, is not a checkpoint of glia-rt, or is of a newer version.
         """
-        path = Path(path)
+        path = starter.checkpoint_path(path)
         if not path.is_file():
             raise BundleError(f"{path}: no such checkpoint")
         try:

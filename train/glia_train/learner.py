@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -225,13 +225,23 @@ class Learner:
                 parameter.copy_(parameter.half())
 
     @torch.inference_mode()
-    def fit_head(self, head: RidgeHead, pictures: Sequence[int]) -> float:
-        """Fit the model's ridge head to the deterministic inputs of pictures; returns the regularisation's strength."""
+    def fit_head(self, head: RidgeHead, pictures: Sequence[int], report: Callable[[int], None]) -> float:
+        """Fit the model's ridge head to the deterministic inputs of pictures.
+
+        Args:
+            head: The head, which is part of the model.
+            pictures: Indices of the pictures.
+            report: Called after each batch with the number of pictures that have been read.
+
+        Returns:
+            The strength of the regularisation.
+        """
         self._model.eval()
         last, features = len(head.weight), []
         for inputs, _ in self._loader.batches(pictures, self._size, epoch=None):
             found = self._machine.features(self._model, inputs)
             features.append(found[:, -last:].float().cpu().numpy())
+            report(sum(map(len, features)))
         labels = np.array([self._loader.pictures[i].score for i in pictures], np.float32)
         return head.fit(np.concatenate(features), labels)
 

@@ -158,8 +158,7 @@ class InputLoader:
             return self._made(picture, (False, False), None)
         draws = [self.seed, epoch, picture, *([crop] if crop else [])]
         rng = np.random.default_rng(draws)
-        flip_rows, flip_columns = rng.random(2) < 0.5
-        return self._made(picture, (bool(flip_rows), bool(flip_columns)), rng)
+        return self._made(picture, drawn_flips(rng), rng)
 
     def _copy(self, index: int, epoch: int | None, *, worse: bool) -> dict[str, Any]:
         """Return the inputs of a distorted copy of a picture, of which there are two: the better and the worse one.
@@ -169,9 +168,8 @@ class InputLoader:
         crop, picture = divmod(index, len(self.pictures))
         draws = [self.seed, epoch or 0, picture, crop]
         distortion, views = np.random.default_rng([*draws, 1]), np.random.default_rng([*draws, 2])
-        flip_rows, flip_columns = views.random(2) < 0.5
         pixels = distorted_copy(self._pixels(picture), distortion, worse=worse)
-        return make_inputs(flip(pixels, (bool(flip_rows), bool(flip_columns))), self.contract, views)
+        return make_inputs(flip(pixels, drawn_flips(views)), self.contract, views)
 
     def flipped(self, picture: int, flips: Flips, name: str) -> Pixels:
         """Return one input of a flipped picture, by the input's name; its rule must draw nothing.
@@ -205,6 +203,12 @@ class InputLoader:
         pixels = read_image(self.pictures[picture].source())
         self.kept.keep(picture, pixels)
         return pixels
+
+
+def drawn_flips(rng: np.random.Generator) -> Flips:
+    """Draw whether a picture is turned upside down and whether it is mirrored, each with probability 1/2."""
+    rows, columns = rng.random(2) < 0.5
+    return bool(rows), bool(columns)
 
 
 def flip(pixels: Pixels, flips: Flips) -> Pixels:

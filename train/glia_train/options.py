@@ -50,6 +50,8 @@ class TrainOptions:
         adapter_only: Leave the frozen backbone out of the checkpoint.
         score_range: Least and greatest score of the labels' scale. None means the dataset's, or for a user's labels
             those of the training part.
+        scale: Least and greatest score of the model's own scale, to which the labels are mapped, for example (0, 100).
+            None for the labels' scale.
         measure_test: Whether to measure the test part, once, after the last epoch.
         time_limit_s: Seconds that the epochs may take. If they would take longer, the cosine falls with the time, and
             the run ends when the time is over. The last calibration comes on top and takes about half an epoch.
@@ -76,6 +78,7 @@ class TrainOptions:
     half_weights: bool = False
     adapter_only: bool = False
     score_range: tuple[float, float] | None = None
+    scale: tuple[float, float] | None = None
     measure_test: bool = True
     time_limit_s: float | None = None
 
@@ -111,9 +114,9 @@ class TrainOptions:
             raise UsageError(f"loss must be one of {', '.join(LOSSES)}, not {self.loss!r}")
         if self.precision not in (None, "fp32", "bf16", "fp16"):
             raise UsageError(f"precision must be fp32, bf16 or fp16, not {self.precision!r}")
-        if self.score_range is not None:
-            low, high = self.score_range
+        for name in ("score_range", "scale"):
+            low, high = getattr(self, name) or (0, 1)
             if not (math.isfinite(low) and math.isfinite(high) and low < high):
-                raise UsageError(f"score_range must rise, not {low:g} to {high:g}")
+                raise UsageError(f"{name} must rise, not {low:g} to {high:g}")
         if self.time_limit_s is not None and not self.time_limit_s > 0:
             raise UsageError(f"time_limit_s must be over 0, not {self.time_limit_s}")

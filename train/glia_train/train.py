@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from glia_rt import starter
 from glia_rt.contract import Contract
 from glia_rt.cores import cpu_count
 from glia_rt.errors import GliaError, UsageError
@@ -57,7 +58,7 @@ class Origin:
     Attributes:
         backbone_weights: "hub", "random" or a file, as for `glia_train.backbones.load_backbone_weights`. With a
             `checkpoint`, it is needed if that is adapter-only.
-        checkpoint: A checkpoint to start from; None for new weights.
+        checkpoint: A checkpoint to start from, or "starter" for the model that glia-rt ships; None for new weights.
     """
 
     backbone_weights: str | None
@@ -188,6 +189,8 @@ def _prepare(dataset: Dataset, config: Any, options: TrainOptions, origin: Origi
             f"{max(MIN_BATCH, 2 ** int(math.log2(crops)))} or, for more steps an epoch, less"
         )
     score_range = _score_range(dataset, split, options.score_range)
+    if options.scale is not None:
+        split, score_range = split.rescaled(score_range, options.scale), options.scale
     machine, workers = Machine.here(options.precision), options.workers or cpu_count()
     with step(f"make the model, its backbone from {origin.checkpoint or origin.backbone_weights}"):
         model, contract, sources = _first_model(config, origin, options)
@@ -201,7 +204,7 @@ def _prepare(dataset: Dataset, config: Any, options: TrainOptions, origin: Origi
         "labels_sha256": dataset.labels_sha256,
         "pictures": {part: len(pictures) for part, pictures in split.parts.items()} | {"split_by": split.by},
         "backbone_weights": sources,
-        "from": None if origin.checkpoint is None else sha256(origin.checkpoint),
+        "from": None if origin.checkpoint is None else sha256(starter.checkpoint_path(origin.checkpoint)),
         "family": model.family,
         "config": dataclasses.asdict(config),
         "options": dataclasses.asdict(options),
@@ -265,8 +268,12 @@ class _Training:
         options, parts, first = self._job.options, self._parts, 1
         if state is None:
             if options.fit_head and (head := self._job.model.ridge_head) is not None:
-                alpha = self._learner.fit_head(head, parts.training)
-                self._run.say(f"the head is fitted by ridge regression, alpha {alpha:.0f}")
+                whole = len(parts.training)
+                self._run.say(f"fitting the head to {whole} pictures by ridge regression")
+                alpha = self._learner.fit_head(
+                    head, parts.training, lambda read: self._schedule.say(f"fitting the head, picture {read}/{whole}")
+                )
+                self._run.say(f"the head is fitted, alpha {alpha:.0f}")
             self._keep(first)  # from now on, a run without a state is a complete one
         else:
             first = self._restore(state)

@@ -533,7 +533,7 @@ def test_train(tmp_path: Path, good: Path, capsys: Capture) -> None:
     options |= {"precision": "fp32", "backbone_lr": 1e-4, "ranking": 0.0}
     flags = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     args = ["--data", str(labels), "--out", str(out), "--backbone", BACKBONE, "--backbone-weights", "random", *flags]
-    args += ["--tune-backbone", "--score-range", "0", "20", "--no-test", "--no-cache"]
+    args += ["--tune-backbone", "--score-range", "0", "20", "--scale", "0", "100", "--no-test", "--no-cache"]
     assert main(["train", *args, "--train-on-validation", "--half-weights"]) == 0
     captured = capsys.readouterr()
     assert captured.out == f"wrote {out}/checkpoint.pt; next:\n  glia-rt export '{out}/checkpoint.pt'\n"
@@ -542,7 +542,7 @@ def test_train(tmp_path: Path, good: Path, capsys: Capture) -> None:
     record = json.loads((out / "run.json").read_text())
     expected = options | {"adapter_only": False, "score_range": [0, 20], "time_limit_s": None}
     expected |= {"cache": False, "measure_test": False, "train_on_validation": True, "half_weights": True}
-    expected |= {"fit_head": False}
+    expected |= {"fit_head": False, "scale": [0, 100]}
     assert record["options"] == expected
     assert (record["config"]["backbone"], record["config"]["tune_backbone"]) == (BACKBONE, True)
 

@@ -42,6 +42,15 @@ def test_split_by_reference_keeps_contents_apart() -> None:
     assert [len(part) for part in found.parts.values()] == [72, 8, 20]
 
 
+def test_a_rescaled_split_has_the_same_parts_and_order() -> None:
+    found = split(labelled(100, per_reference=4))
+    rescaled = found.rescaled((0, 99), (0, 100))
+    assert rescaled.by == found.by
+    for part, pictures in found.parts.items():
+        assert [one.name for one in rescaled.parts[part]] == [one.name for one in pictures]
+        assert [one.score for one in rescaled.parts[part]] == pytest.approx([one.score / 0.99 for one in pictures])
+
+
 def test_split_by_picture() -> None:
     pictures = labelled(42)
     found = split(pictures)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import numpy as np
@@ -40,6 +40,15 @@ class Split:
     def parts(self) -> dict[Part, tuple[LabelledPicture, ...]]:
         """Return the three parts by name."""
         return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    def rescaled(self, old: tuple[float, float], new: tuple[float, float]) -> Split:
+        """Return the split with its scores mapped from one scale to another, each given as (least, greatest)."""
+
+        def mapped(pictures: tuple[LabelledPicture, ...]) -> tuple[LabelledPicture, ...]:
+            shares = ((picture, (picture.score - old[0]) / (old[1] - old[0])) for picture in pictures)
+            return tuple(replace(picture, score=new[0] + share * (new[1] - new[0])) for picture, share in shares)
+
+        return Split(mapped(self.train), mapped(self.validation), mapped(self.test), self.by)
 
     def to_csv(self) -> str:
         """Return the split as a CSV of path,score,reference,split; the last column is the name of the part."""
