@@ -142,7 +142,7 @@ def _read_recipe(context: click.Context, _: click.Parameter, recipe: str | None)
     help="Least and greatest score of the labels' scale; default: the dataset's, or those of the labels.",
 )
 @click.option("--scale", type=(float, float),
-              help="Least and greatest score of the model's own scale, for example 0 100; default: the labels'.")  # fmt: skip
+              help="Least and greatest score of the model, as 0 100; default: those of the labels.")  # fmt: skip
 @click.option("--half-weights", is_flag=True,
               help="Round the weights to half precision at the end, for files of half the size.")  # fmt: skip
 @click.option("--adapter-only", is_flag=True, help="Leave the frozen backbone out of the checkpoint.")

@@ -7,7 +7,7 @@ drawn one by one, would give intervals that are too narrow.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -103,13 +103,13 @@ def intervals(
         start = fit_mapping(x, y) if {"plcc", "rmse"} & set(names) else None
         for drawn in _resamples(groups, seed, resamples):
             if set(names) == {"srcc"}:
-                values["srcc"].append(_srcc(x[drawn], y[drawn]))
+                values["srcc"].append(srcc(x[drawn], y[drawn]))
                 continue
             metrics = compare(x[drawn], y[drawn], start=start)
             for name in names:
                 values[name].append(float(getattr(metrics, name)))
     found = {name: _interval(np.array(column), resamples) for name, column in values.items()}
-    return {name: interval for name, interval in found.items() if interval is not None}
+    return {name: one for name, one in found.items() if one is not None}
 
 
 def srcc_difference(
@@ -139,8 +139,31 @@ def srcc_difference(
     """
     a, y = _paired(first, labels, groups)
     b, _ = _paired(second, labels, groups)
-    values = [_srcc(a[drawn], y[drawn]) - _srcc(b[drawn], y[drawn]) for drawn in _resamples(groups, seed, resamples)]
-    return Difference(len(y), _srcc(a, y), _srcc(b, y), _interval(np.array(values), resamples))
+    found = interval(lambda at: srcc(a[at], y[at]) - srcc(b[at], y[at]), groups, seed=seed, resamples=resamples)
+    return Difference(len(y), srcc(a, y), srcc(b, y), found)
+
+
+def interval(
+    statistic: Callable[[npt.NDArray[np.intp]], float],
+    groups: Sequence[str],
+    *,
+    seed: int,
+    resamples: int = RESAMPLES,
+) -> Interval | None:
+    """Return the interval of any statistic of some pictures.
+
+    Args:
+        statistic: Takes the indices (M,) of the pictures of a resample, some of them several times, and returns the
+            statistic, or NaN where it is not defined.
+        groups: Name of the group of each picture.
+        seed: Fixes what is drawn.
+        resamples: Number of resamples.
+
+    Returns:
+        The interval, or None where there is none, as for `intervals`.
+    """
+    values = [statistic(drawn) for drawn in _resamples(groups, seed, resamples)]
+    return _interval(np.array(values), resamples)
 
 
 def _paired(scores: npt.ArrayLike, labels: npt.ArrayLike, groups: Sequence[str]) -> tuple[Floats, Floats]:
@@ -170,7 +193,7 @@ def _resamples(groups: Sequence[str], seed: int, count: int) -> Iterator[npt.NDA
         yield members[np.arange(ends[-1]) + np.repeat(starts[drawn] - ends + sizes[drawn], sizes[drawn])]
 
 
-def _srcc(x: Floats, y: Floats) -> float:
+def srcc(x: Floats, y: Floats) -> float:
     """Return Spearman's rank correlation, or NaN where it is not defined. SciPy's would warn of that."""
     mean = (len(x) + 1) / 2
     a, b = rankdata(x) - mean, rankdata(y) - mean

@@ -1,0 +1,192 @@
+"""The model that ships: which checkpoints are measured, the one measurement, and the folder that goes into the package.
+
+    python benchmarks/starter.py name starter=run/checkpoint.pt ridge=ridge/checkpoint.pt ...
+    python benchmarks/starter.py measure --root BIQ2021 starter=run/checkpoint.pt ridge=ridge/checkpoint.pt ...
+    python benchmarks/starter.py ship run/checkpoint.pt --card benchmarks/results/starter/card.json
+
+`name` writes the hash and the options of each checkpoint to benchmarks/results/starter/models.json, which is committed
+before anything is measured. `measure` takes these checkpoints and no others, scores BIQ2021's official test part with
+all of them, and writes predictions.csv (without labels) and figures.json beside it. It refuses to measure twice. `ship`
+exports a checkpoint and fills glia_rt/starter/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+
+from glia_export.export import export
+from glia_rt import starter
+from glia_rt.bundle import GRAPHS, MANIFEST, write_manifest
+from glia_rt.files import sha256
+from glia_rt.runs.outputs import format_score
+from glia_rt.versions import installed_versions
+from glia_train import evaluate
+from glia_train.bootstrap import interval, srcc
+from glia_train.checkpoint import Checkpoint
+from glia_train.datasets.table import read_dataset
+from glia_train.scorer import Engine
+
+RESULTS = Path(__file__).parent / "results" / "starter"
+MODELS, PREDICTIONS, FIGURES = RESULTS / "models.json", RESULTS / "predictions.csv", RESULTS / "figures.json"
+#: The model that the others are held against.
+BASELINE = "ridge"
+#: What PyTorch computes in, so that the figures are those of the weights and not of a machine.
+ENGINE = Engine(precision="fp32", batch_size=32)
+
+
+def main() -> None:
+    """Run one of the three commands."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("name", "measure"):
+        command = commands.add_parser(name)
+        command.add_argument("models", nargs="+", metavar="NAME=CHECKPOINT")
+        if name == "measure":
+            command.add_argument("--root", required=True, help="the folder of BIQ2021")
+    command = commands.add_parser("ship")
+    command.add_argument("checkpoint", type=Path)
+    command.add_argument("--card", type=Path, required=True, help="what the bundle says of itself, as JSON")
+    arguments = parser.parse_args()
+    if arguments.command == "ship":
+        ship(arguments.checkpoint, json.loads(arguments.card.read_text()))
+        return
+    models = dict(text.partition("=")[::2] for text in arguments.models)
+    if arguments.command == "name":
+        name_models(models)
+    else:
+        measure(models, arguments.root)
+
+
+def name_models(models: Mapping[str, str]) -> None:
+    """Write down which checkpoints will be measured."""
+    found = {}
+    for name, path in models.items():
+        checkpoint = Checkpoint.load(path)
+        facts = ("family", "config", "options", "pictures", "machine", "versions", "epoch")
+        found[name] = {"sha256": sha256(Path(path))} | {key: checkpoint.trained_on.get(key) for key in facts}
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    MODELS.write_text(json.dumps(found, indent=2) + "\n")
+    print(f"wrote {MODELS}: commit it before you measure")
+
+
+def measure(models: Mapping[str, str], root: str) -> None:
+    """Score the official test part with all models, and write predictions and figures."""
+    named = json.loads(MODELS.read_text())
+    if FIGURES.exists():
+        raise SystemExit(f"{FIGURES} exists: the test part is measured once")
+    if set(models) != set(named) or BASELINE not in models:
+        raise SystemExit(f"{MODELS} names {', '.join(named)}: give each of them as NAME=CHECKPOINT")
+    for name, path in models.items():
+        if sha256(Path(path)) != named[name]["sha256"]:
+            raise SystemExit(f"{path} is not the checkpoint that {MODELS} names {name}")
+    chosen = evaluate.select(read_dataset("biq2021", root), "test", evaluate.SEED)
+    scored = {name: evaluate.score(path, chosen, ENGINE) for name, path in models.items()}
+    scores = {name: np.array([one.score for one in found.predictions]) for name, found in scored.items()}
+    figures = {
+        "test part": {"pictures": len(chosen.pictures), "leaking": len(chosen.leaking), "engine": "PyTorch, fp32"},
+        "hardware": common.hardware(),
+        "versions": installed_versions(*common.PACKAGES),
+        "models": {name: agreement(chosen, values) for name, values in scores.items()},
+        f"against {BASELINE}": {
+            name: against(chosen, values, scores[BASELINE]) for name, values in scores.items() if name != BASELINE
+        },
+    }
+    with PREDICTIONS.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["path", *models])
+        for i, picture in enumerate(chosen.pictures):
+            writer.writerow([picture.name, *(format_score(scores[name][i]) for name in models)])
+    FIGURES.write_text(json.dumps(figures, indent=2) + "\n")
+    print(f"wrote {PREDICTIONS} and {FIGURES}")
+
+
+def agreement(chosen: evaluate.Selection, scores: np.ndarray) -> dict[str, Any]:
+    """Return a model's figures with their intervals, without the leaking pictures, and SRCC with them."""
+    part = Part(chosen)
+    labels = np.array([picture.score for picture in chosen.pictures])
+    return {key: part.figure(of, scores) for key, of in part.figures.items()} | {
+        "with leaking pictures": round(srcc(scores, labels), 4)
+    }
+
+
+def against(chosen: evaluate.Selection, scores: np.ndarray, others: np.ndarray) -> dict[str, Any]:
+    """Return by how much a model's figures are over those of another, with the intervals of a paired bootstrap."""
+    part = Part(chosen)
+    return {key: part.figure(of, scores, others) for key, of in part.figures.items()}
+
+
+class Part:
+    """The test part without the leaking pictures, and its figures.
+
+    Attributes:
+        figures: A function of scores and indices (M,) by the name of a figure: SRCC overall, the mean of the SRCCs
+            within the subsets, and these.
+    """
+
+    def __init__(self, chosen: evaluate.Selection) -> None:
+        self._taken = [i for i, picture in enumerate(chosen.pictures) if picture.name not in chosen.leaking]
+        pictures = [chosen.pictures[i] for i in self._taken]
+        self._labels = np.array([picture.score for picture in pictures])
+        self._groups = [picture.kept_together for picture in pictures]
+        self._subsets = np.array([picture.subset for picture in pictures])
+        names = sorted(set(self._subsets))
+        self.figures = {"overall": self._srcc, "within": lambda s, at: np.mean([self._in(n, s, at) for n in names])} | {
+            name: partial(self._in, name) for name in names
+        }
+
+    def figure(self, of: Callable[..., float], scores: np.ndarray, others: np.ndarray | None = None) -> dict[str, Any]:
+        """Return a figure of scores, less that of other scores if there are any, with its interval."""
+        first, second = (None if one is None else one[self._taken] for one in (scores, others))
+
+        def value(at: np.ndarray) -> float:
+            return float(of(first, at) - (0 if second is None else of(second, at)))
+
+        found = interval(value, self._groups, seed=evaluate.SEED)
+        ends = [] if found is None else [round(found.low, 4), round(found.high, 4)]
+        return {"srcc": round(value(np.arange(len(self._labels))), 4), "interval": ends}
+
+    def _srcc(self, scores: np.ndarray, at: np.ndarray) -> float:
+        return srcc(scores[at], self._labels[at])
+
+    def _in(self, subset: str, scores: np.ndarray, at: np.ndarray) -> float:
+        return self._srcc(scores, at[self._subsets[at] == subset])
+
+
+def ship(checkpoint: Path, card: Mapping[str, Any]) -> None:
+    """Export a checkpoint with a card, and put what the package has room for into glia_rt/starter/."""
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch) / starter.CHECKPOINT.name
+        dataclasses.replace(Checkpoint.load(checkpoint), card=dict(card)).save(source)
+        bundle = export(source, Path(scratch) / starter.BUNDLE.name, report=print).path
+        record = json.loads((bundle / MANIFEST).read_text())
+        (bundle / MANIFEST).unlink()
+        for (_, precision), name in GRAPHS.items():
+            if precision == "fp16":
+                (bundle / name).unlink()
+                del record["files"][name]
+        # What the export measured of graphs that are not there would only puzzle.
+        record["parity"] = [row for row in record["parity"] if "fp16" not in row["what"].lower()]
+        del record["schema"]
+        write_manifest(bundle, record)
+        if starter.BUNDLE.exists():
+            shutil.rmtree(starter.BUNDLE)
+        shutil.copytree(bundle, starter.BUNDLE)
+        shutil.copyfile(source, starter.CHECKPOINT)
+    files = [path for path in starter.FOLDER.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    print(f"{starter.FOLDER}: {len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
