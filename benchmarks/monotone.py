@@ -29,8 +29,8 @@ from glia_rt.pixels.bicubic import Pixels
 from glia_rt.pixels.views import make_inputs
 from glia_rt.scorer import Scorer
 from glia_train.checkpoint import Checkpoint
-from glia_train.distortions import DISTORTIONS, LEVELS, distort
-from glia_train.ranking import HELD_OUT, UNORDERED
+from glia_train.distortions import DISTORTIONS, LEVELS, UNORDERED, distort
+from glia_train.ranking import HELD_OUT
 
 BATCH = 8
 SEED = 3407

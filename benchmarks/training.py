@@ -41,7 +41,7 @@ from glia_train.datasets.base import LabelledPicture
 from glia_train.learner import Learner
 from glia_train.loader import InputLoader, KeptPictures, open_cache
 from glia_train.loss import LOSSES
-from glia_train.machine import Machine
+from glia_train.machine import Machine, keep_freed_memory
 from glia_train.models.base import Model
 from glia_train.models.glianet import ModelConfig
 from glia_train.models.table import untrained
@@ -75,6 +75,8 @@ def measure(task: Task) -> dict[str, Any]:
     """Return the crops per second of one way of training, its peak memory, and the milliseconds of each part."""
     options, machine = task.options, Machine.here(task.options.precision)
     torch.set_num_threads(cpu_count())
+    if machine.device.type == "cpu":
+        keep_freed_memory()  # as a run does
     model, contract = untrained(ModelConfig(backbone=task.backbone, tune_backbone=task.way == TUNED))
     model.to(machine.device)
     paths = sorted(task.photos.glob("*.jpg"))

@@ -11,9 +11,9 @@ from helpers.linear import Linear, LinearConfig
 
 from glia_export.demo.data import PHOTOGRAPHS
 from glia_train.checkpoint import make_checkpoint
-from glia_train.distortions import DISTORTIONS
+from glia_train.distortions import DISTORTIONS, UNORDERED
 from glia_train.models.table import FAMILIES, untrained
-from glia_train.ranking import HELD_OUT, UNORDERED
+from glia_train.ranking import HELD_OUT
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 

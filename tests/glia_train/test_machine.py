@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -78,3 +80,20 @@ def test_depthwise_convolutions_that_are_slow_stay_in_float32(kernel: int, strid
         gradients.append(layer.weight.grad.clone())
     assert torch.equal(*gradients) == quick
     torch.testing.assert_close(*gradients, rtol=2**-6, atol=1)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_memory_that_is_freed_is_kept_for_the_next_step(keep: bool) -> None:
+    """Each page of a block that comes from the system is a fault. 64 MB have 16,384 pages."""
+    code = (
+        "import resource, torch\n"
+        "from glia_train.machine import keep_freed_memory\n"
+        f"if {keep}: keep_freed_memory()\n"
+        "for _ in range(5): torch.ones(2**24)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(5): torch.ones(2**24)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    faults = int(done.stdout)
+    assert faults < 1000 if keep else faults > 16_384

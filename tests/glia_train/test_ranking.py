@@ -15,10 +15,10 @@ from skimage.metrics import structural_similarity
 from glia_rt.errors import UsageError
 from glia_rt.pixels.views import make_inputs
 from glia_train.datasets.base import Dataset
-from glia_train.distortions import DISTORTIONS
+from glia_train.distortions import DISTORTIONS, UNORDERED
 from glia_train.loader import InputLoader
 from glia_train.options import TrainOptions
-from glia_train.ranking import HELD_OUT, MARGIN, RANKED, UNORDERED, distorted_copy, ranking_loss
+from glia_train.ranking import HELD_OUT, MARGIN, RANKED, distorted_copy, ranking_loss
 
 PHOTOGRAPH = np.ascontiguousarray(data.astronaut()[:160, 100:260])
 

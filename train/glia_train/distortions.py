@@ -42,6 +42,8 @@ from skimage.util import random_noise
 from glia_rt.errors import UsageError
 
 LEVELS = 5
+#: Distortions whose severity does not rise with the level.
+UNORDERED = ("mean_shift", "contrast")
 MIN_SIDE = 32  # a colour block's side; a patch of non-eccentricity and its step need 24
 
 FloatImage: TypeAlias = NDArray[np.float64]  # (H, W, 3) RGB in [0, 1]

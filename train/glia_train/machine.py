@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -17,6 +19,11 @@ from glia_train.models.base import Model
 #: Arguments of `torch.conv2d` as layers call it, and the kernel from which its gradient in bf16 is slow.
 CONV2D_ARGUMENTS: Final = 7
 SLOW_KERNEL: Final = 5
+
+#: Parameters of mallopt, of glibc: most blocks that are mapped one by one, and free memory from which on some is given
+#: back.
+M_MMAP_MAX: Final = -4
+M_TRIM_THRESHOLD: Final = -1
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -74,6 +81,18 @@ class Machine:
     def _has_slow_gradients(self) -> bool:
         # On a processor with AMX this has not been measured.
         return self.device.type == "cpu" and self.precision == "bf16" and not torch.cpu._is_amx_tile_supported()
+
+
+def keep_freed_memory() -> None:
+    """Tell the C library to keep memory that is freed in this process, for what is computed next.
+
+    A step of training frees gigabytes. glibc gives large blocks back to the system, which clears them before it hands
+    them out again. On a CPU a step on a stem took twice as long that way. Another C library is left as it is.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
 
 
 class _QuickGradients(TorchFunctionMode):

@@ -9,13 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glia_rt.pixels.bicubic import Pixels
-from glia_train.distortions import DISTORTIONS, LEVELS, MIN_SIDE, distort
+from glia_train.distortions import DISTORTIONS, LEVELS, MIN_SIDE, UNORDERED, distort
 
 #: Distortions that no training sees, one of each kind: blur, noise, compression, colour, spatial. Whether scores fall
 #: with their levels tells what a model has learned beyond the others.
 HELD_OUT: Final = ("lens_blur", "impulse_noise", "jpeg2000", "color_diffusion", "jitter")
-#: Distortions whose severity does not rise with the level.
-UNORDERED: Final = ("mean_shift", "contrast")
 #: Distortions that pairs are made by.
 RANKED: Final = tuple(name for name in DISTORTIONS if name not in (*HELD_OUT, *UNORDERED))
 #: Rated pictures in a batch for each pair.

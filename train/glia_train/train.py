@@ -30,7 +30,7 @@ from glia_train.datasets.splits import Split, split_dataset
 from glia_train.datasets.unpack import unpack
 from glia_train.learner import Learner
 from glia_train.loader import InputLoader, KeptPictures, open_cache
-from glia_train.machine import Machine
+from glia_train.machine import Machine, keep_freed_memory
 from glia_train.metrics import Metrics, compare
 from glia_train.models.base import Model
 from glia_train.models.table import untrained
@@ -118,6 +118,8 @@ def train(
     if resume and state is None and (finished := run.finished(job.record, job.split)) is not None:
         return finished
     cache_folder = Path(cache_dir) if cache_dir is not None else run.path / CACHE
+    if job.machine.device.type == "cpu":
+        keep_freed_memory()
     try:
         parts = _Parts.of(job.split, options, cache_folder / "pictures")
         kept = KeptPictures(int(MEMORY_SHARE * free_memory()))
