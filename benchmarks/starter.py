@@ -27,10 +27,10 @@ import common
 import numpy as np
 
 from glia_export.export import export
-from glia_rt import starter
 from glia_rt.bundle import GRAPHS, MANIFEST, write_manifest
 from glia_rt.files import sha256
 from glia_rt.runs.outputs import format_score
+from glia_rt.starter.paths import BUNDLE, CHECKPOINT, FOLDER
 from glia_rt.versions import installed_versions
 from glia_train import evaluate
 from glia_train.bootstrap import interval, srcc
@@ -167,9 +167,9 @@ class Part:
 def ship(checkpoint: Path, card: Mapping[str, Any]) -> None:
     """Export a checkpoint with a card, and put what the package has room for into glia_rt/starter/."""
     with tempfile.TemporaryDirectory() as scratch:
-        source = Path(scratch) / starter.CHECKPOINT.name
+        source = Path(scratch) / CHECKPOINT.name
         dataclasses.replace(Checkpoint.load(checkpoint), card=dict(card)).save(source)
-        bundle = export(source, Path(scratch) / starter.BUNDLE.name, report=print).path
+        bundle = export(source, Path(scratch) / BUNDLE.name, report=print).path
         record = json.loads((bundle / MANIFEST).read_text())
         (bundle / MANIFEST).unlink()
         for (_, precision), name in GRAPHS.items():
@@ -180,12 +180,12 @@ def ship(checkpoint: Path, card: Mapping[str, Any]) -> None:
         record["parity"] = [row for row in record["parity"] if "fp16" not in row["what"].lower()]
         del record["schema"]
         write_manifest(bundle, record)
-        if starter.BUNDLE.exists():
-            shutil.rmtree(starter.BUNDLE)
-        shutil.copytree(bundle, starter.BUNDLE)
-        shutil.copyfile(source, starter.CHECKPOINT)
-    files = [path for path in starter.FOLDER.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
-    print(f"{starter.FOLDER}: {len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB")
+        if BUNDLE.exists():
+            shutil.rmtree(BUNDLE)
+        shutil.copytree(bundle, BUNDLE)
+        shutil.copyfile(source, CHECKPOINT)
+    files = [path for path in FOLDER.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    print(f"{FOLDER}: {len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

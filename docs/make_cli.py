@@ -26,6 +26,9 @@ HEAD = """\
 | 6 | a backend cannot be used here, or a package is not installed |
 | 130 | interrupted |
 
+Where a command takes a bundle or a checkpoint, `starter` is the model that comes with glia-rt. A file or folder of that
+name goes before it.
+
 Every command, and `glia-rt` itself, also takes:
 
 """

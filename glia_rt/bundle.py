@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from glia_rt import files, starter, upgrades
+from glia_rt import files, upgrades
 from glia_rt.contract import Contract, GraphKind
 from glia_rt.errors import BundleError, OutputExistsError, UsageError
+from glia_rt.starter.paths import STARTER, resolve_bundle
 from glia_rt.steps import step
 
 SCHEMA: Final = 2
@@ -71,7 +72,7 @@ class Bundle:
             BundleError: Not a bundle, of a newer schema, or with a file missing or of another size.
         """
         with step(f"open {path}"):
-            return cls._open(starter.bundle_path(path))
+            return cls._open(resolve_bundle(path))
 
     @classmethod
     def _open(cls, path: Path) -> Bundle:
@@ -135,8 +136,8 @@ class Bundle:
         except KeyError as error:
             if self.shipped:
                 raise BundleError(
-                    f"glia-rt ships the starter without {name}: `glia-rt export {starter.NAME}` makes a whole bundle "
-                    f"of it, {starter.NAME}{SUFFIX}, to use instead"
+                    f"glia-rt ships the starter without {name}: `glia-rt export {STARTER}` makes a whole bundle "
+                    f"of it, {STARTER}{SUFFIX}, to use instead"
                 ) from error
             raise BundleError(f"{self.path}: the manifest names no {name}; export it again") from error
 

@@ -71,7 +71,7 @@ def build(
     """Build one engine of a bundle.
 
     Args:
-        bundle_path: The bundle. Its folder must be writable.
+        bundle_path: The bundle. Where it cannot be written, the engine goes to the user's data folder.
         target: "tensorrt-rtx", which needs no GPU on this machine, or "tensorrt", which builds for the GPU it finds.
         batch: Smallest, usual and largest batch. The engine is fastest at the usual one.
         input: Which graph: "views" takes the model's inputs, "image" takes decoded pictures and makes the inputs.

@@ -32,9 +32,10 @@ from glia_export.parity import (
     run_model,
     selftest_pictures,
 )
-from glia_rt import files, starter
+from glia_rt import files
 from glia_rt.bundle import GRAPHS, SUFFIX, new_bundle, write_manifest
 from glia_rt.contract import SCORE, Contract, GraphKind
+from glia_rt.starter.paths import resolve_checkpoint
 from glia_rt.steps import log_end
 from glia_rt.verify import Parity, require
 from glia_rt.versions import installed_versions
@@ -87,7 +88,7 @@ def export(
     """
     require_onnxruntime()
     output = Path(output) if output is not None else Path(checkpoint_path).with_suffix(SUFFIX)
-    checkpoint_path = starter.checkpoint_path(checkpoint_path)
+    checkpoint_path = resolve_checkpoint(checkpoint_path)
     seconds: dict[str, float] = {}
     stage = _Stages(report, seconds)
     with new_bundle(output, overwrite=overwrite) as folder:

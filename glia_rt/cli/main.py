@@ -86,7 +86,10 @@ def _terminate(number: int, _frame: object) -> None:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="glia-rt")
 def cli() -> None:
-    """Image quality scores at scale: train, export, build, verify, score."""
+    """Image quality scores at scale: train, export, build, verify, score.
+
+    Where a command takes a bundle or a checkpoint, `starter` is the model that comes with glia-rt.
+    """
     configure_pillow()
 
 

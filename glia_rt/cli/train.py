@@ -67,12 +67,12 @@ model_options = grouped(
     "model",
     ModelOptions,
     click.option("--family", help=f"The family of the model; default: {_DEFAULT_FAMILY}."),
-    click.option("--backbone", help="The backbone, a timm ViT; default: ViT-B/16."),
+    click.option("--backbone", help="The backbone, a timm ViT or a hybrid of docs/training.md; default: ViT-B/16."),
     click.option("--tune-backbone", is_flag=True, help="Train the backbone too."),
     click.option("--set", "settings", multiple=True, metavar="model.OPTION=VALUE",
                  help="An option of the family's config, for example model.mlp=loda; may be given several times."),
     click.option("--from", "checkpoint", type=click.Path(), metavar="CHECKPOINT",
-                 help="Start from the weights of a checkpoint, instead of new ones."),
+                 help="Start from the weights of a checkpoint, or of starter, instead of new ones."),
 )  # fmt: skip
 
 
@@ -164,8 +164,9 @@ def train(
 ) -> None:
     """Train a model on pictures with scores.
 
-    RECIPE is a YAML file of options, or the name of a dataset whose recipe comes with glia-rt: biq2021, kadid10k. An
-    option on the command line goes before the recipe's.
+    RECIPE is a YAML file of options, or the name of one that comes with glia-rt: biq2021 and kadid10k, for these
+    datasets, and starter, which made the model that glia-rt ships. An option on the command line goes before the
+    recipe's.
 
     A validation part is cut from the training part, and measured after every epoch. The test part is measured once.
     """

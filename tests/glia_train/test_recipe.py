@@ -22,9 +22,15 @@ OPTIONS = ["dataset", "epochs", "batch_size", "crops", "lr", "weight_decay"]
 
 
 def test_every_dataset_has_a_recipe() -> None:
-    assert names() == sorted(DATASETS)
-    for name in names():
+    assert names() == sorted([*DATASETS, "starter"])
+    for name in DATASETS:
         assert read_recipe(name, OPTIONS)["dataset"] == name
+
+
+def test_the_starters_recipe_trains_on_biq2021(tmp_path: Path, capsys: Capture) -> None:
+    """Its options are known: what is refused is the folder without the dataset."""
+    assert main(["train", "starter", "--root", str(tmp_path), "--out", str(tmp_path / "run")]) == 2
+    assert "BIQ2021" in capsys.readouterr().err
 
 
 def test_numbers_are_those_of_yaml_1_2(tmp_path: Path) -> None:
@@ -52,7 +58,8 @@ def test_bad_recipes(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_no_such_recipe(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="koniq: No such file or directory; give a file, or one of biq2021, kadid10k"):
+    message = "koniq: No such file or directory; give a file, or one of biq2021, kadid10k, starter"
+    with pytest.raises(UsageError, match=message):
         read_recipe("koniq", [])
 
 

@@ -6,6 +6,6 @@ against the labels, by the figures of `metrics` and the intervals of `bootstrap`
 
 Other folders use: the folders models and datasets; Checkpoint, LARGE_MATRIX, make_checkpoint of checkpoint; split_heads
 of backbones; TrainOptions of options; Origin, train of train; TrainResult of run_folder; MODEL, read_recipe of recipe;
-Metrics, compare of metrics; the module evaluate, and judge, difference of it; Engine of scorer; write_report of report;
-DISTORTIONS, LEVELS, distort of distortions; METRICS, SSIM_SIDE, ssim of full_reference; the module synthetic.
+compare of metrics; the module evaluate, and judge, difference of it; Engine of scorer; write_report of report;
+DISTORTIONS, LEVELS, UNORDERED, distort of distortions; HELD_OUT of ranking; the module synthetic.
 """

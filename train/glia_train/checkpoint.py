@@ -17,9 +17,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from glia_rt import files, starter, upgrades
+from glia_rt import files, upgrades
 from glia_rt.contract import Contract
 from glia_rt.errors import BundleError, UsageError
+from glia_rt.starter.paths import resolve_checkpoint
 from glia_rt.versions import __version__
 from glia_train.backbones import backbone_sha256, load_backbone_weights
 from glia_train.models.base import Model
@@ -120,7 +121,7 @@ class Checkpoint:
         Raises:
             BundleError: The file is missing, is damaged, is not a checkpoint of glia-rt, or is of a newer version.
         """
-        path = starter.checkpoint_path(path)
+        path = resolve_checkpoint(path)
         if not path.is_file():
             raise BundleError(f"{path}: no such checkpoint")
         try:

@@ -1,4 +1,4 @@
-"""Recipes: options of `glia-rt train` as YAML. The folder `recipes` has one for each dataset.
+"""Recipes: options of `glia-rt train` as YAML. The folder `recipes` has one for each dataset, and that of the starter.
 
 A recipe may have any option that the command has, with _ for -, and `model` with the options of the model's config.
 """

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from glia_rt import starter
 from glia_rt.contract import Contract
 from glia_rt.cores import cpu_count
 from glia_rt.errors import GliaError, UsageError
 from glia_rt.files import sha256
+from glia_rt.starter.paths import resolve_checkpoint
 from glia_rt.steps import step
 from glia_rt.versions import installed_versions
 from glia_train.backbones import load_backbone_weights
@@ -206,7 +206,7 @@ def _prepare(dataset: Dataset, config: Any, options: TrainOptions, origin: Origi
         "labels_sha256": dataset.labels_sha256,
         "pictures": {part: len(pictures) for part, pictures in split.parts.items()} | {"split_by": split.by},
         "backbone_weights": sources,
-        "from": None if origin.checkpoint is None else sha256(starter.checkpoint_path(origin.checkpoint)),
+        "from": None if origin.checkpoint is None else sha256(resolve_checkpoint(origin.checkpoint)),
         "family": model.family,
         "config": dataclasses.asdict(config),
         "options": dataclasses.asdict(options),

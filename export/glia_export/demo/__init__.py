@@ -1,8 +1,8 @@
-"""The demo: the whole chain once, on photographs that come with two packages.
+"""The demo: the starter's scores of photographs that come with two packages, and then the whole chain once.
 
-In: a folder to write to, and a number of minutes. Out: a dataset, a run, a checkpoint, a bundle, scores, and a page
-that reports on all of them. `data` distorts and labels the photographs, `page` shows the result, and `run` runs the
-chain between them.
+In: a folder to write to. Out: pictures, scores, a fine-tuned checkpoint, its bundle, and a page that reports on all of
+them. `data` distorts the photographs, `score` scores them, `tune` fine-tunes the starter and takes the result through
+the chain, `page` shows what came out, and `run` calls them in turn.
 
 Other folders use: the module run.
 """

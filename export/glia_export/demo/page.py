@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
 from typing import Final
 
@@ -13,23 +12,21 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from glia_export.demo.data import METRIC, METRIC_IN_FULL, PHOTOGRAPHS, DemoPicture
+from glia_export.demo.data import PHOTOGRAPHS
+from glia_export.demo.score import Scored
+from glia_export.demo.tune import Tuned
 from glia_rt.html import kit
 from glia_rt.pixels.decode import read_image
-from glia_rt.verify import Parity
-from glia_train.metrics import Metrics
+from glia_train.distortions import DISTORTIONS, LEVELS, UNORDERED
+from glia_train.metrics import compare
+from glia_train.ranking import HELD_OUT
 
-THUMBNAILS: Final = 30  # fills whole rows of 2, 3, 5 or 6
-
-_MARKERS: Final = tuple(zip(kit.SERIES, ("o", "^", "s", "D"), strict=True))
-
-
-@dataclass(frozen=True)
-class ScoredPicture:
-    """A held-out picture and the score that the exported model gave it, in label units."""
-
-    picture: DemoPicture
-    score: float
+#: Distortions whose copies are shown, one of each kind, and the levels that are.
+SHOWN: Final = ("gaussian_blur", "white_noise", "jpeg", "color_saturation_2", "darken", "color_block")
+SHOWN_LEVELS: Final = (0, 1, 3, 5)
+#: Columns of the plot of all distortions.
+COLUMNS: Final = 5
+THUMBNAIL: Final = 320
 
 
 @dataclass(frozen=True)
@@ -37,22 +34,16 @@ class DemoReport:
     """The content of the page.
 
     Attributes:
-        backbone: Name of the backbone. Its weights were random at the start.
-        trained: The pictures that the model was trained on.
-        held_out: The pictures of the other photographs, at least one, scored with the exported model.
-        metrics: Agreement of those scores with the labels.
-        parity: The comparisons of the export and of the selftest.
+        scored: All photographs and copies, scored with the starter.
+        tuned: What came of the fine-tuning.
         seconds: Wall-clock time by stage, in order.
-        setup: Further facts that the figures depend on: model, epochs, hardware, versions, the command.
+        setup: Further facts that the figures depend on: backend, hardware, versions.
         files: Description of each file of the demo's folder, by its name in that folder.
         commands: Command line of each next step, by a description of the step.
     """
 
-    backbone: str
-    trained: Sequence[DemoPicture]
-    held_out: Sequence[ScoredPicture]
-    metrics: Metrics
-    parity: Sequence[Parity]
+    scored: Sequence[Scored]
+    tuned: Tuned
     seconds: Mapping[str, float]
     setup: Mapping[str, str]
     files: Mapping[str, str]
@@ -65,32 +56,33 @@ def write_report(path: str | os.PathLike[str], report: DemoReport) -> None:
     The file contains its style, plot and thumbnails, and neither scripts nor links.
 
     Raises:
-        BadImageError: The file of a held-out picture cannot be read.
+        BadImageError: The file of a picture cannot be read.
     """
-    by_score = sorted(report.held_out, key=lambda scored: scored.score, reverse=True)
-    shown = np.linspace(0, len(by_score) - 1, min(THUMBNAILS, len(by_score))).round().astype(int)
+    originals = [one for one in report.scored if one.copy.level == 0]
+    originals.sort(key=lambda one: one.score, reverse=True)
+    middle = originals[len(originals) // 4].copy.photograph
     kit.write_page(
         path,
         "glia_export.demo",
         "page.html",
         {"plain": _plain, "duration": _duration, "thumbnail": _thumbnail},
         report=report,
-        metric=METRIC,
-        metric_in_full=METRIC_IN_FULL,
+        originals=originals,
+        above=_above(report.scored),
+        severe=sum(one.copy.level == LEVELS for one in report.scored),
+        lines=_lines(report.scored),
+        shown_photograph=middle,
+        shown={name: row for name in SHOWN if len(row := _row(report.scored, middle, name)) > 1},
+        before=_agreement([one for one in report.scored if one.copy.path in _held_out(report)]),
+        after=_agreement(report.tuned.held_out),
+        unordered=UNORDERED,
+        held_out=HELD_OUT,
         credits=[photograph.credit for photograph in PHOTOGRAPHS],
-        trained_photographs=_photographs(report.trained),
-        held_out_photographs=_photographs([scored.picture for scored in report.held_out]),
-        ranked=[(rank + 1, by_score[rank]) for rank in shown],
-        scatter=_scatter(report.held_out),
     )
 
 
 def _plain(name: str) -> str:
     return name.replace("_", " ")
-
-
-def _photographs(pictures: Sequence[DemoPicture]) -> list[str]:
-    return sorted({_plain(picture.reference) for picture in pictures})
 
 
 def _duration(seconds: float) -> str:
@@ -99,32 +91,57 @@ def _duration(seconds: float) -> str:
 
 
 def _thumbnail(path: Path) -> str:
-    """Return a picture as a thumbnail of its own size, because a smaller one would not show its distortion."""
-    return kit.thumbnail(read_image(path))
+    return kit.thumbnail(read_image(path), THUMBNAIL)
 
 
-def _scatter(pictures: Sequence[ScoredPicture]) -> Markup:
-    """Return score against label as an <svg> element, with a colour and a marker for each photograph."""
-    values = [value for scored in pictures for value in (scored.picture.score, scored.score)]
-    margin = 0.04 * (max(values) - min(values)) or 0.1
-    limits = (min(values) - margin, max(values) + margin)
+def _held_out(report: DemoReport) -> set[Path]:
+    return {one.copy.path for one in report.tuned.held_out}
 
+
+def _agreement(scored: Sequence[Scored]) -> float:
+    """Return the rank correlation of scores with the labels of the fine-tuning."""
+    return compare([one.score for one in scored], [-one.copy.level for one in scored]).srcc
+
+
+def _curve(scored: Sequence[Scored], photograph: str, distortion: str) -> list[float]:
+    """Return the scores of a photograph and its copies, by level."""
+    found = {one.copy.level: one.score for one in scored if _belongs(one, photograph, distortion)}
+    return [found[level] for level in range(LEVELS + 1)]
+
+
+def _belongs(one: Scored, photograph: str, distortion: str) -> bool:
+    return one.copy.photograph == photograph and one.copy.distortion in (None, distortion)
+
+
+def _row(scored: Sequence[Scored], photograph: str, distortion: str) -> list[Scored]:
+    return [one for one in scored if _belongs(one, photograph, distortion) and one.copy.level in SHOWN_LEVELS]
+
+
+def _above(scored: Sequence[Scored]) -> list[tuple[Scored, float]]:
+    """Return the copies of the highest level that score above their photographs, and by how much, the worst first."""
+    originals = {one.copy.photograph: one.score for one in scored if one.copy.level == 0}
+    severe = [(one, one.score - originals[one.copy.photograph]) for one in scored if one.copy.level == LEVELS]
+    return sorted(((one, by) for one, by in severe if by > 0), key=lambda pair: -pair[1])
+
+
+def _lines(scored: Sequence[Scored]) -> Markup:
+    """Return score against level, a small plot for each distortion: a thin line a photograph, and their mean."""
+    photographs = sorted({one.copy.photograph for one in scored})
+    names = [name for name in DISTORTIONS if any(one.copy.distortion == name for one in scored)]
+    rows = -(-len(names) // COLUMNS)
     with kit.plot_style():
-        figure = Figure(figsize=(5, 5), layout="constrained")
-        axes = figure.add_subplot(xlim=limits, ylim=limits, aspect="equal")
-        axes.axline((0, 0), slope=1, color=kit.FAINT, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
-        names = _photographs([scored.picture for scored in pictures])
-        for name, (colour, marker) in zip(names, cycle(_MARKERS), strict=False):
-            shown = [scored for scored in pictures if _plain(scored.picture.reference) == name]
-            x, y = [scored.picture.score for scored in shown], [scored.score for scored in shown]
-            axes.scatter(x, y, s=20, c=colour, marker=marker, alpha=0.65, linewidths=0, label=name, zorder=2)
-        kit.label_axes(axes, f"label ({METRIC})", f"score ({METRIC} predicted)")
-        figure.legend(
-            loc="outside upper left",
-            ncols=len(_MARKERS),
-            frameon=False,
-            markerscale=1.4,
-            labelcolor=kit.INK,
-            handletextpad=0.2,
-        )
+        figure = Figure(figsize=(10, 2 * rows), layout="constrained")
+        grid = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False)
+        for axes, name in zip(grid.flat, names, strict=False):
+            curves = np.array([_curve(scored, photograph, name) for photograph in photographs])
+            axes.plot(curves.T, color=kit.FAINT, linewidth=0.6, alpha=0.6)
+            axes.plot(curves.mean(axis=0), color=kit.SERIES[0], linewidth=2)
+            kit.label_axes(axes, "", "")
+            axes.set_title(_plain(name), color=kit.INK, fontsize=10)
+        for axes in grid.flat[len(names) :]:
+            axes.set_axis_off()
+        for axes in grid[-1]:
+            axes.set_xlabel("level", color=kit.INK)
+        for axes in grid[:, 0]:
+            axes.set_ylabel("score", color=kit.INK)
         return kit.svg(figure)

@@ -1,61 +1,55 @@
-"""The run of the demo, the whole chain once on photographs: distort, train, export, verify, score, report."""
+"""The run of the demo: the starter's scores of photographs and distorted copies, and then the whole chain once."""
 
 from __future__ import annotations
 
-import math
 import platform
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from glia_export.demo.data import LABELS, METRIC, DemoPicture, make_dataset
-from glia_export.demo.page import DemoReport, ScoredPicture, write_report
-from glia_export.export import export
-from glia_rt.errors import GliaError, OutputExistsError, UsageError
-from glia_rt.listing.sources import Sources
-from glia_rt.results import Result
-from glia_rt.runs.run import score_to_file
+from glia_export.demo.data import (
+    BUNDLE,
+    LABELS,
+    PHOTOGRAPHS,
+    PICTURES,
+    RUN,
+    SCORES,
+    TUNED_SCORES,
+    Copy,
+    make_copies,
+)
+from glia_export.demo.score import Scored, score_copies
+from glia_rt.errors import OutputExistsError, UsageError
 from glia_rt.scorer import Scorer
+from glia_rt.starter.paths import STARTER
 from glia_rt.steps import log_end
-from glia_rt.verify import require, selftest
 from glia_rt.versions import installed_versions
-from glia_train.datasets.csv import read_labels
-from glia_train.metrics import compare
-from glia_train.models.glianet import ModelConfig
-from glia_train.options import TrainOptions
-from glia_train.run_folder import TrainResult
-from glia_train.train import train
+from glia_train.distortions import DISTORTIONS
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: The hybrid ViT's convolutional stem learns far faster from random weights than patches do.
-MODEL: Final = ModelConfig(backbone="vit_tiny_r_s16_p8_224", tune_backbone=True)
-PICTURES: Final = 1000
-SEED: Final = 3407
-#: Time for export, verification, scoring and the report on 2 cores, with a margin.
-RESERVED_SECONDS: Final = 120.0
-LEAST_MINUTES: Final = 3.0
-LEAST_TRAINING_SECONDS: Final = 20.0
+#: The distortions that copies are made with.
+DISTORTED: Final = tuple(DISTORTIONS)
+#: Seconds of training.
+TUNING_SECONDS: Final = 60.0
 
-#: The file that marks a folder as a demo's. --overwrite may replace such a folder.
+#: The file that marks a folder as a demo's. --overwrite may replace what a demo wrote there.
 MARK: Final = ".glia-demo"
-CHECKPOINT: Final = "checkpoint.pt"
-BUNDLE: Final = "demo.glia"
-SCORES: Final = "scores.csv"
 REPORT: Final = "report.html"
+WRITTEN: Final = (
+    *(PICTURES, SCORES, LABELS, RUN, BUNDLE, TUNED_SCORES, REPORT),
+    *(f"{scores}.meta.json" for scores in (SCORES, TUNED_SCORES)),
+)
 
 
-def run(out: Path, *, minutes: float, overwrite: bool, console: Console) -> Path:
+def run(out: Path, *, overwrite: bool, console: Console) -> Path:
     """Run the demo and write everything into a folder.
 
     Args:
-        out: The folder for the dataset (data/), the run (run/), checkpoint.pt, demo.glia, scores.csv and report.html.
-        minutes: Time that the whole demo may take. Training gets the time that the rest leaves, and at least 20
-            seconds.
+        out: The folder for the pictures, scores.csv, labels.csv, the run (run/), demo.glia, scores-tuned.csv and
+            report.html.
         overwrite: Replace an earlier demo in `out`.
         console: Shows progress and results.
 
@@ -63,87 +57,90 @@ def run(out: Path, *, minutes: float, overwrite: bool, console: Console) -> Path
         The path of the report.
 
     Raises:
-        UsageError: `minutes` is too low, or `out` holds files that no demo wrote.
+        UsageError: `out` holds files that no demo wrote.
         OutputExistsError: `out` holds an earlier demo, and `overwrite` is False.
         ParityError: The exported graphs, or the engine that runs them here, do not give PyTorch's scores.
     """
-    if not (math.isfinite(minutes) and minutes >= LEAST_MINUTES):
-        raise UsageError(f"--minutes must be at least {LEAST_MINUTES:g}: export and scoring take about two of them")
-    began = time.monotonic()
     _make_room(out, overwrite)
-    seconds: dict[str, float] = {}
+    stages = Stages(console)
+    copies, scored, scored_with = score_with_starter(out, stages)
+    # What follows needs torch, which the starter does not.
+    from glia_export.demo.page import DemoReport, write_report
+    from glia_export.demo.tune import tune
 
-    with _stage("make the data set", seconds, console):
-        pictures = make_dataset(out / "data", seed=SEED, pictures=PICTURES)
-    with _stage("train", seconds, console):
-        spent = time.monotonic() - began
-        trained = train(
-            read_labels(out / "data" / LABELS),
-            out / "run",
-            MODEL,
-            TrainOptions(
-                epochs=100,
-                batch_size=16,
-                lr=5e-4,
-                seed=SEED,
-                score_range=(0.0, 1.0),
-                time_limit_s=max(LEAST_TRAINING_SECONDS, 60 * minutes - spent - RESERVED_SECONDS),
-            ),
-            "random",
-            console=console,
-        )
-        shutil.copyfile(trained.checkpoint, out / CHECKPOINT)
-    with _stage("export", seconds, console):
-        exported = export(out / CHECKPOINT, out / BUNDLE, report=lambda stage: console.print(f"  {stage}"))
-    with Scorer.open(exported.path) as scorer:
-        with _stage("verify", seconds, console):
-            verified = selftest(scorer)
-            require(verified)
-        with _stage("score the held-out pictures", seconds, console):
-            results = _score(scorer, trained, out / SCORES)
-        backend = f"{scorer.backend.name}, {scorer.backend.precision}"
-    with _stage("write the report", seconds, console):
-        by_path: dict[Path | None, DemoPicture] = {picture.path: picture for picture in pictures}
-        held_out = [_scored(by_path[Path(result.path)], result) for result in results]
-        metrics = compare([s.score for s in held_out], [s.picture.score for s in held_out])
-        versions = installed_versions("torch", "timm", "onnx", "onnxruntime", "openvino")
-        report = DemoReport(
-            backbone=MODEL.backbone,
-            trained=[by_path[picture.path] for picture in trained.split.train],
-            held_out=held_out,
-            metrics=metrics,
-            parity=[*exported.parity, *verified],
-            seconds=seconds,
-            setup={
-                "Model": f"GLIANet on {MODEL.backbone}, backbone trained too, from random weights",
-                "Training": f"epochs: {trained.epochs}; pictures: {len(trained.split.train)}",
-                "Scored with": backend,
-                "Machine": f"{platform.machine()}, {platform.system()}",
-                "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-                "Command": f"glia-rt demo --minutes {minutes:g}",
-            },
-            files={
-                CHECKPOINT: "the trained model",
-                f"{BUNDLE}/": "the exported bundle: four ONNX graphs, their manifest and a selftest",
-                SCORES: "a row for each held-out picture",
-                "run/": "options, split and figures of every epoch",
-                "data/": f"the distorted photographs and their labels ({METRIC})",
-            },
-            commands={
-                "Score pictures of your own": f"glia-rt score {out / BUNDLE} PICTURE_OR_FOLDER",
-                "Train on labels of your own": "glia-rt train --data labels.csv --out RUN --backbone-weights hub",
-                "Look into the bundle": f"glia-rt info {out / BUNDLE}",
-            },
-        )
-        write_report(out / REPORT, report)
-    console.print(
-        f"held-out SRCC {metrics.srcc:.3f} and PLCC {metrics.plcc:.3f} with {METRIC} after "
-        f"{seconds['train'] / 60:.1f} minutes of training.\nThe backbone started from random weights, not pretrained "
-        "ones: the figure shows that the chain works, not how good the method is.",
-        highlight=False,
+    tuned = tune(copies, out, TUNING_SECONDS, stages, console)
+    stages("write the report")
+    versions = installed_versions("torch", "timm", "onnx", "onnxruntime", "openvino")
+    report = DemoReport(
+        scored=scored,
+        tuned=tuned,
+        seconds=stages.seconds,
+        setup={
+            "Scored with": scored_with,
+            "Fine-tuned": f"the starter without its stem, for {TUNING_SECONDS:.0f} s, {tuned.epochs} epochs",
+            "Engine": tuned.engine,
+            "Machine": f"{platform.machine()}, {platform.system()}",
+            "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        },
+        files={
+            f"{PICTURES}/": "the photographs and their distorted copies",
+            SCORES: "the starter's score of each of them",
+            LABELS: "the labels of the fine-tuning",
+            f"{RUN}/": "the fine-tuning: checkpoint, options, split and figures of every epoch",
+            f"{BUNDLE}/": "the fine-tuned model: four ONNX graphs, their manifest, a selftest, and the engine",
+            TUNED_SCORES: "its score of each held-out copy",
+        },
+        commands={
+            "Score pictures of your own": f"glia-rt score {STARTER} PICTURE_OR_FOLDER",
+            "Fine-tune on labels of your own": f"glia-rt train --data labels.csv --out RUN --from {STARTER}",
+            "Look into the bundle": f"glia-rt info {out / BUNDLE}",
+        },
     )
-    console.print(f"{time.monotonic() - began:.0f} s in all. Open {out / REPORT}", highlight=False)
+    write_report(out / REPORT, report)
+    stages.done()
+    console.print(f"{sum(stages.seconds.values()):.0f} s in all. Open {out / REPORT}", highlight=False)
     return out / REPORT
+
+
+def score_with_starter(out: Path, stage: Stages) -> tuple[list[Copy], list[Scored], str]:
+    """Make the pictures and score them with the starter, without torch.
+
+    Returns:
+        The pictures, the scores, and how they were made, in words.
+    """
+    stage("distort photographs")
+    copies = make_copies(out / PICTURES, PHOTOGRAPHS, DISTORTED)
+    stage(f"score {len(copies)} pictures with the starter")
+    with Scorer.open(STARTER) as scorer:
+        scored = score_copies(scorer, copies, out / SCORES)
+        return copies, scored, f"{scorer.backend.name}, {scorer.backend.precision}"
+
+
+class Stages:
+    """Names each stage of the demo as it begins, and measures how long it takes.
+
+    Attributes:
+        seconds: Time of each stage that is over, by its name.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.seconds: dict[str, float] = {}
+        self._console = console
+        self._name: str | None = None
+        self._began = 0.0
+
+    def __call__(self, name: str) -> None:
+        """End the stage before, and begin one."""
+        self.done()
+        self._console.print(f"[bold]{name}[/bold]", highlight=False)
+        self._name, self._began = name, time.monotonic()
+
+    def done(self) -> None:
+        """End the current stage."""
+        if self._name is not None:
+            self.seconds[self._name] = time.monotonic() - self._began
+            log_end(self._name, self.seconds[self._name])
+        self._name = None
 
 
 def _make_room(out: Path, overwrite: bool) -> None:
@@ -156,7 +153,7 @@ def _make_room(out: Path, overwrite: bool) -> None:
         if not overwrite:
             raise OutputExistsError(f"{out} holds an earlier demo: give --overwrite to replace it, or another --out")
     try:
-        for name in ("data", "run", CHECKPOINT, BUNDLE, SCORES, f"{SCORES}.meta.json", REPORT):
+        for name in WRITTEN:
             earlier = out / name
             if earlier.is_dir() and not earlier.is_symlink():
                 shutil.rmtree(earlier)
@@ -166,25 +163,3 @@ def _make_room(out: Path, overwrite: bool) -> None:
         (out / MARK).touch()
     except OSError as error:
         raise UsageError(f"{out} cannot be written: {error.strerror}; give another --out") from error
-
-
-def _score(scorer: Scorer, trained: TrainResult, path: Path) -> list[Result]:
-    results: list[Result] = []
-    sources = Sources([picture.path for picture in trained.split.test if picture.path is not None])
-    score_to_file(scorer, sources, path, overwrite=True, on_row=lambda _, result: results.append(result))
-    return results
-
-
-def _scored(picture: DemoPicture, result: Result) -> ScoredPicture:
-    if result.score is None:
-        raise GliaError(f"{result.path}: {result.error}; the demo wrote this file itself: is the disk full?")
-    return ScoredPicture(picture, result.score)
-
-
-@contextmanager
-def _stage(name: str, seconds: dict[str, float], console: Console) -> Iterator[None]:
-    console.print(f"[bold]{name}[/bold]", highlight=False)
-    began = time.monotonic()
-    yield
-    seconds[name] = time.monotonic() - began
-    log_end(name, seconds[name])

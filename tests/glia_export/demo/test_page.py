@@ -1,21 +1,17 @@
-import base64
 import dataclasses
-import io
-import math
 import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from glia_export.demo.data import PHOTOGRAPHS, DemoPicture, make_dataset
-from glia_export.demo.page import THUMBNAILS, DemoReport, ScoredPicture, write_report
+from glia_export.demo.data import PHOTOGRAPHS, Copy, make_copies
+from glia_export.demo.page import DemoReport, write_report
+from glia_export.demo.score import Scored
+from glia_export.demo.tune import Tuned
 from glia_rt.errors import BadImageError
 from glia_rt.verify import Parity
-from glia_train.metrics import Metrics
 
 HOSTILE = "\"'><img src=x onerror=alert(1)>&.png"
 VOID = {"br", "img", "link", "meta"}
@@ -55,24 +51,37 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.texts).split())
 
 
+DISTORTED = ("jpeg", "color_block", "contrast")
+
+
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[DemoPicture]:
-    return make_dataset(tmp_path_factory.mktemp("data"), seed=0, pictures=100)
+def copies(tmp_path_factory: pytest.TempPathFactory) -> list[Copy]:
+    return make_copies(tmp_path_factory.mktemp("data") / "pictures", PHOTOGRAPHS[:4], DISTORTED)
 
 
 @pytest.fixture
-def report(pictures: list[DemoPicture]) -> DemoReport:
-    held_out = [p for p in pictures if p.reference in ("astronaut", "china", "motorcycle_left", "rocket")]
-    noise = np.random.default_rng(0).normal(0, 0.1, len(held_out))
-    return DemoReport(
-        backbone="vit_of_the_test",
-        trained=[p for p in pictures if p.reference in ("coffee", "ihc", "retina")],
-        held_out=[ScoredPicture(p, p.score + e) for p, e in zip(held_out, noise, strict=True)],
-        metrics=Metrics(srcc=0.4567, krcc=0.3, plcc=0.5678, rmse=0.1),
+def report(copies: list[Copy]) -> DemoReport:
+    """Scores that fall by 10 a level from 60 to 90; but coffee's colour blocks, which rise."""
+    names = [photograph.name for photograph in PHOTOGRAPHS]
+    rising = {("coffee", "color_block")}
+    scored = [
+        Scored(one, 60 + 10 * names.index(one.photograph) + (1 if key in rising else -10) * one.level)
+        for one in copies
+        for key in [(one.photograph, one.distortion)]
+    ]
+    tuned = Tuned(
+        trained_on=["astronaut", "chelsea", "coffee"],
+        epochs=3,
+        held_out=[Scored(one.copy, one.copy.level) for one in scored if one.copy.photograph == "hubble_deep_field"],
         parity=[
             Parity("scorer.onnx, batch 8", "score", 2.34e-7, 1e-5, "cat.png", 24),
             Parity("scorer.fp16.onnx", "feature", 0.5, 5e-3, "rocket.png", 24),
         ],
+        engine="none",
+    )
+    return DemoReport(
+        scored=scored,
+        tuned=tuned,
         seconds={"train": 200.4, "export": 40.04},
         setup={"hardware": "two cores"},
         files={"demo.glia/": "the bundle"},
@@ -87,23 +96,19 @@ def write(folder: Path, report: DemoReport) -> str:
 
 def test_the_page_says_what_its_figures_are(tmp_path: Path, report: DemoReport) -> None:
     text = Page(write(tmp_path, report)).text
-    assert "These figures show the chain, not the method. The backbone (vit_of_the_test) started from random" in text
-    assert "SRCC on held-out photographs 0.457" in text
-    assert "PLCC, after a logistic fit 0.568" in text
-    assert f"{len(report.trained)} of them, cut from coffee, ihc and retina, were trained on" in text
-    assert f"{len(report.held_out)}, cut from astronaut, china, motorcycle left and rocket, were held out" in text
+    assert f"pictures scored with the starter {4 * 16}" in text
+    assert "worst copies that score below their photograph 11 of 12" in text
+    assert "A level is no opinion." in text
+    assert "trained on the copies of astronaut, chelsea and coffee." in text
+    assert "on held-out photographs, the starter 1.000" in text
+    assert "the same, fine-tuned -1.000" in text
+    assert "held-out pictures 16" in text
     assert "in all, first stage to last 4 min 00 s" in text
     assert "train 3 min 20 s export 40.0 s" in text
     assert "hardware two cores" in text
     assert "demo.glia/ the bundle" in text
     assert "glia-rt score demo.glia photos/" in text
     assert all(photograph.credit in text for photograph in PHOTOGRAPHS)
-
-
-def test_figures_that_are_not_defined_come_with_the_reason(tmp_path: Path, report: DemoReport) -> None:
-    report = dataclasses.replace(report, metrics=Metrics(note="every score is the same"))
-    assert math.isnan(report.metrics.srcc)
-    assert "every score is the same" in Page(write(tmp_path, report)).text
 
 
 def test_the_page_needs_nothing_from_outside(tmp_path: Path, report: DemoReport) -> None:
@@ -118,47 +123,36 @@ def test_the_page_needs_nothing_from_outside(tmp_path: Path, report: DemoReport)
     assert list(tmp_path.iterdir()) == [tmp_path / "report.html"]
 
 
-def test_thumbnails_fall_from_the_best_score_to_the_worst(tmp_path: Path, report: DemoReport) -> None:
-    assert len(report.held_out) > THUMBNAILS
+def test_photographs_come_in_the_order_of_their_scores(tmp_path: Path, report: DemoReport) -> None:
     page = Page(write(tmp_path, report))
-    names = [image["title"] for image in page.all("img")]
-    by_score = sorted(report.held_out, key=lambda scored: -scored.score)
-    ranks = [[scored.picture.path.name for scored in by_score].index(str(name)) for name in names]
-    assert len(ranks) == THUMBNAILS
-    assert ranks == sorted(set(ranks))
-    assert (ranks[0], ranks[-1]) == (0, len(by_score) - 1)
-    assert max(np.diff(ranks)) - min(np.diff(ranks)) <= 1
-    for rank, image in zip(ranks, page.all("img"), strict=True):
-        scored = by_score[rank]
-        distortion = (scored.picture.distortion or "undistorted").replace("_", " ")
-        level = f"level {scored.picture.level}, " if scored.picture.distortion else ""
-        photograph = scored.picture.reference.replace("_", " ")
-        assert image["alt"] == f"{distortion}, {level}{photograph}"
-        caption = f"{scored.score:.3f} label {scored.picture.score:.3f} #{rank + 1} {distortion} {level}{photograph}"
-        assert caption in page.text
+    names = [str(image["title"]) for image in page.all("img")]
+    expected = ["hubble_deep_field", "coffee", "chelsea", "astronaut"]
+    assert names[:4] == [f"{name}-original.png" for name in expected]
+    assert "90.0 hubble deep field 80.0 coffee 70.0 chelsea 60.0 astronaut" in page.text
 
 
-def test_a_thumbnail_is_the_picture_at_its_own_size(tmp_path: Path, report: DemoReport) -> None:
-    best = max(report.held_out, key=lambda scored: scored.score)
-    source = Page(write(tmp_path, report)).all("img")[0]["src"]
-    assert source is not None
-    with (
-        Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))) as thumbnail,
-        Image.open(best.picture.path) as file,
-    ):
-        assert thumbnail.size == file.size
-        off = np.asarray(thumbnail, dtype=float) - np.asarray(file)
-    assert np.abs(off).mean() < 6
+def test_copies_are_shown_beside_their_photograph(tmp_path: Path, report: DemoReport) -> None:
+    """Those of the photograph in the middle, of the distortions that there are, at three levels."""
+    page = Page(write(tmp_path, report))
+    names = [str(image["title"]) for image in page.all("img")]
+    copies = [f"coffee-{name}-{level}.png" for name in ("jpeg", "color_block") for level in (1, 3, 5)]
+    assert names[4:] == ["coffee-original.png", *copies[:3], "coffee-original.png", *copies[3:]]
+    assert [image["alt"] for image in page.all("img")][5] == "coffee, jpeg, level 1"
+    assert "80.0 the photograph 70.0 level 1 50.0 level 3 30.0 level 5" in page.text
 
 
-def test_the_plot_has_a_point_for_every_picture_in_the_page_s_colours(tmp_path: Path, report: DemoReport) -> None:
+def test_copies_that_score_above_their_photograph_are_named(tmp_path: Path, report: DemoReport) -> None:
+    text = Page(write(tmp_path, report)).text
+    assert "1 of 12 copies of level 5 score above their photographs:" in text
+    assert "coffee color block 85.0 5.0" in text
+
+
+def test_the_plots_are_in_the_page_s_colours(tmp_path: Path, report: DemoReport) -> None:
     html = write(tmp_path, report)
     svg = html[html.index("<svg") : html.index("</svg>")]
-    points = re.findall(r'<use[^>]*style="fill: var\(--series-(\d)\)', svg)
-    assert len(points) == len(report.held_out) + 4  # one each in the legend
-    assert set(points) == set("1234")
+    assert svg.count("stroke: var(--series-1)") == len(DISTORTED)
     assert not re.findall(r"#0[0-9a-f]{5}\b", svg)
-    for text in ("label (SSIM)", "score (SSIM predicted)", "astronaut", "motorcycle left"):
+    for text in ("level", "score", "jpeg", "color block", "contrast"):
         assert f">{text}</text>" in svg
     for variable in set(re.findall(r"var\((--[\w-]+)\)", html)):
         assert f"{variable}: #" in html
@@ -171,25 +165,26 @@ def test_parity_rows_say_whether_they_passed(tmp_path: Path, report: DemoReport)
 
 
 def test_hostile_names_are_text(tmp_path: Path, report: DemoReport) -> None:
-    one = report.held_out[0]
-    path = tmp_path / HOSTILE
-    shutil.copy(one.picture.path, path)
+    def renamed(one: Scored) -> Scored:
+        path = tmp_path / f"{one.copy.level}{one.copy.distortion}{HOSTILE}"
+        shutil.copy(one.copy.path, path)
+        return Scored(dataclasses.replace(one.copy, path=path, photograph=HOSTILE), one.score)
+
     out = tmp_path / "out"
     out.mkdir()
+    tuned = report.tuned
     hostile = dataclasses.replace(
         report,
-        backbone=HOSTILE,
-        held_out=[ScoredPicture(dataclasses.replace(one.picture, path=path, reference=HOSTILE), one.score)],
-        parity=[dataclasses.replace(report.parity[0], picture=HOSTILE)],
+        scored=[renamed(one) for one in report.scored if one.copy.photograph == "coffee"],
+        tuned=dataclasses.replace(
+            tuned, trained_on=[HOSTILE], parity=[dataclasses.replace(tuned.parity[0], picture=HOSTILE)]
+        ),
         setup={HOSTILE: HOSTILE},
         files={HOSTILE: HOSTILE},
         commands={HOSTILE: HOSTILE},
     )
     page = Page(write(out, hostile))
-    assert [image["title"] for image in page.all("img")] == [HOSTILE]
-    assert page.all("img")[0]["alt"] == f"{(one.picture.distortion or '').replace('_', ' ')}, " + (
-        f"level {one.picture.level}, " + HOSTILE
-    )
+    assert page.all("img")[0]["alt"] == HOSTILE
     assert all("onerror" not in attrs for _, attrs in page.elements)
     assert page.text.count(HOSTILE) >= 8
 
@@ -199,8 +194,9 @@ def test_equal_reports_are_equal_pages(tmp_path: Path, report: DemoReport) -> No
 
 
 def test_a_picture_that_is_gone_is_named_and_leaves_no_page(tmp_path: Path, report: DemoReport) -> None:
-    one = report.held_out[0]
-    gone = ScoredPicture(dataclasses.replace(one.picture, path=tmp_path / "gone.png"), one.score)
+    original = next(one for one in report.scored if one.copy.level == 0)
+    gone = Scored(dataclasses.replace(original.copy, path=tmp_path / "gone.png"), original.score)
+    scored = [gone if one is original else one for one in report.scored]
     with pytest.raises(BadImageError, match=r"gone\.png"):
-        write_report(tmp_path / "report.html", dataclasses.replace(report, held_out=[gone]))
+        write_report(tmp_path / "report.html", dataclasses.replace(report, scored=scored))
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,27 @@
+"""Where the starter lies, and the name that stands for it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+#: The name that stands for the shipped model. A file or folder of this name goes before it.
+STARTER: Final = "starter"
+FOLDER: Final = Path(__file__).parent
+BUNDLE: Final = FOLDER / "starter.glia"
+CHECKPOINT: Final = FOLDER / "checkpoint.pt"
+
+
+def resolve_bundle(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a bundle that is named by its path or as the starter."""
+    return BUNDLE if _is_name(path) else Path(path)
+
+
+def resolve_checkpoint(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a checkpoint that is named by its path or as the starter."""
+    return CHECKPOINT if _is_name(path) else Path(path)
+
+
+def _is_name(path: str | os.PathLike[str]) -> bool:
+    return os.fspath(path) == STARTER and not os.path.lexists(STARTER)
