@@ -1,13 +1,15 @@
-"""The model that ships: which checkpoints are measured, the one measurement, and the folder that goes into the package.
+"""The model that ships: what is measured of it, the one measurement, its speed, and the folder in the package.
 
     python benchmarks/starter.py name starter=run/checkpoint.pt ridge=ridge/checkpoint.pt ...
     python benchmarks/starter.py measure --root BIQ2021 starter=run/checkpoint.pt ridge=ridge/checkpoint.pt ...
     python benchmarks/starter.py ship run/checkpoint.pt --card benchmarks/results/starter/card.json
+    python benchmarks/starter.py speed
 
 `name` writes the hash and the options of each checkpoint to benchmarks/results/starter/models.json, which is committed
 before anything is measured. `measure` takes these checkpoints and no others, scores BIQ2021's official test part with
 all of them, and writes predictions.csv (without labels) and figures.json beside it. It refuses to measure twice. `ship`
-exports a checkpoint and fills glia_rt/starter/.
+exports a checkpoint and fills glia_rt/starter/. `speed` measures what is there beside a GLIANet on ViT-B, and writes
+speed.json.
 """
 
 from __future__ import annotations
@@ -17,8 +19,13 @@ import csv
 import dataclasses
 import json
 import shutil
+import statistics
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,27 +34,32 @@ import common
 import numpy as np
 
 from glia_export.export import export
+from glia_rt import Scorer
 from glia_rt.bundle import GRAPHS, MANIFEST, write_manifest
 from glia_rt.files import sha256
 from glia_rt.runs.outputs import format_score
-from glia_rt.starter.paths import BUNDLE, CHECKPOINT, FOLDER
+from glia_rt.starter.paths import BUNDLE, CHECKPOINT, FOLDER, STARTER
 from glia_rt.versions import installed_versions
 from glia_train import evaluate
 from glia_train.bootstrap import interval, srcc
 from glia_train.checkpoint import Checkpoint
 from glia_train.datasets.table import read_dataset
+from glia_train.models.glianet import DEFAULT_BACKBONE
 from glia_train.scorer import Engine
 
 RESULTS = Path(__file__).parent / "results" / "starter"
 MODELS, PREDICTIONS, FIGURES = RESULTS / "models.json", RESULTS / "predictions.csv", RESULTS / "figures.json"
+SPEED = RESULTS / "speed.json"
 #: The model that the others are held against.
 BASELINE = "ridge"
+#: Pictures of the measurement of speed, their sides in pixels, and how often each is repeated.
+PICTURES, SIZE, ROUNDS = 100, 512, 5
 #: What PyTorch computes in, so that the figures are those of the weights and not of a machine.
 ENGINE = Engine(precision="fp32", batch_size=32)
 
 
 def main() -> None:
-    """Run one of the three commands."""
+    """Run one of the commands."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("name", "measure"):
@@ -58,9 +70,13 @@ def main() -> None:
     command = commands.add_parser("ship")
     command.add_argument("checkpoint", type=Path)
     command.add_argument("--card", type=Path, required=True, help="what the bundle says of itself, as JSON")
+    commands.add_parser("speed")
     arguments = parser.parse_args()
     if arguments.command == "ship":
         ship(arguments.checkpoint, json.loads(arguments.card.read_text()))
+        return
+    if arguments.command == "speed":
+        measure_speed()
         return
     models = dict(text.partition("=")[::2] for text in arguments.models)
     if arguments.command == "name":
@@ -186,6 +202,48 @@ def ship(checkpoint: Path, card: Mapping[str, Any]) -> None:
         shutil.copyfile(source, CHECKPOINT)
     files = [path for path in FOLDER.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
     print(f"{FOLDER}: {len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB")
+
+
+def measure_speed() -> None:
+    """Measure pictures a second beside ViT-B's, in turns, and the first score of a new process."""
+    found: dict[str, Any] = {"hardware": common.hardware(), "versions": installed_versions(*common.PACKAGES)}
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        _, vit_b = common.random_bundle(DEFAULT_BACKBONE, Path(scratch))
+        photographs = Path(scratch) / "photographs"
+        common.make_jpegs(photographs, PICTURES, SIZE, SIZE)
+        one = next(photographs.iterdir())
+        scorers = {
+            "starter": stack.enter_context(Scorer.open(STARTER)),
+            "ViT-B": stack.enter_context(Scorer.open(vit_b)),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in scorers}
+        for _ in range(ROUNDS):
+            for name, scorer in scorers.items():
+                list(scorer.score_files([one] * 8))  # warm
+                began = time.perf_counter()
+                count = sum(1 for _ in scorer.score_files([photographs]))
+                rates[name].append(count / (time.perf_counter() - began))
+        found["backend"] = {name: f"{s.backend.name}, {s.backend.precision}" for name, s in scorers.items()}
+        found[f"JPEGs of {SIZE}x{SIZE}, pictures/s"] = {name: statistics.median(each) for name, each in rates.items()}
+        found["ratio"] = statistics.median(a / b for a, b in zip(rates["starter"], rates["ViT-B"], strict=True))
+        program = "import sys; from glia_rt import Scorer; Scorer.open('starter').score(sys.argv[1])"
+        commands = {
+            "from Python": [sys.executable, "-c", program, str(one)],
+            "glia-rt score": [sys.executable, "-m", "glia_rt", "score", STARTER, str(one)],
+        }
+        found["first score of a new process, s"] = {name: seconds(command) for name, command in commands.items()}
+    SPEED.write_text(json.dumps(found, indent=2) + "\n")
+    print(json.dumps(found, indent=2))
+
+
+def seconds(command: Sequence[str]) -> float:
+    """Return the median time of a command, after one run that fills the caches."""
+    times = []
+    for _ in range(1 + ROUNDS):
+        began = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])
 
 
 if __name__ == "__main__":
