@@ -1,0 +1,182 @@
+"""The trainings behind docs/starter.md, on BIQ2021: baseline, growth, ablations, and how to make the starter one's own.
+
+    python benchmarks/starter_search.py --root BIQ2021 --out runs              # all of them, hours on 2 cores
+    python benchmarks/starter_search.py --root BIQ2021 --out runs ridge swapped
+
+A training that is complete is not repeated, and one that broke off goes on. Each differs from the recipe `starter` in
+what `TRAININGS` says. The validation part of glia-rt's own split is measured, whatever is trained on, and nothing else.
+The figures go to benchmarks/results/starter/search.json.
+
+`adapted` needs the training `without_ss02`. That model is fine-tuned on some of ss02's training pictures, in five draws.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+from rich.console import Console
+
+from glia_rt.versions import installed_versions
+from glia_train.datasets.base import Dataset, LabelledPicture, Part
+from glia_train.datasets.splits import Split, split_dataset
+from glia_train.datasets.table import read_dataset
+from glia_train.evaluate import SEED, evaluate
+from glia_train.models.table import read_config
+from glia_train.options import TrainOptions
+from glia_train.recipe import read_recipe
+from glia_train.train import Origin, train
+
+RESULT = Path(__file__).parent / "results" / "starter" / "search.json"
+RECIPE = "starter"
+ADAPTED = "adapted"
+HELD_BACK = "ss02"
+#: Numbers of pictures to fine-tune on, all of ss02's if None, and epochs for each. Draws of each.
+ADAPT = {100: 10, 500: 5, None: 3}
+DRAWS = 5
+
+
+@dataclass(frozen=True)
+class Training:
+    """What one training has that the recipe has not.
+
+    Attributes:
+        pictures: Number of training pictures, the first of one random order; None for all.
+        family: The family of the model.
+        model: Options of the model's config. A GLIANet's are added to the recipe's.
+        options: Options of training. The recipe's `half_weights` is left out in any case, to measure what was trained.
+        without: A subset that is not trained on.
+    """
+
+    pictures: int | None = None
+    family: str = "glianet"
+    model: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    without: str | None = None
+
+
+def ablation(**model: Any) -> Training:
+    """Return a training of the paper's architecture, without the second head, for three epochs on 2,500 pictures."""
+    return Training(2500, model={"statistics": False} | model, options={"epochs": 3, "fit_head": False})
+
+
+TRAININGS: Mapping[str, Training] = {
+    "ridge": Training(
+        family="ridge", options={"epochs": 0, "warmup_epochs": 0.0, "backbone_lr": None, "ranking": 0.0, "ema": None}
+    ),
+    "ridge_2000": Training(
+        2000, "ridge", options={"epochs": 0, "warmup_epochs": 0.0, "backbone_lr": None, "ranking": 0.0, "ema": None}
+    ),
+    "starter_2500": Training(2500, options={"epochs": 3}),
+    "without_ranking_2500": Training(2500, options={"epochs": 3, "ranking": 0.0}),
+    "without_average_2500": Training(2500, options={"epochs": 3, "ema": None}),
+    "two_mosaics_2500": Training(2500, options={"epochs": 3, "crops": 2}),
+    "starter_2000": Training(2000, options={"epochs": 3}),
+    "starter_5000": Training(5000, options={"epochs": 3}),
+    "linear_head": Training(2500, "ridge", {"tune_backbone": True, "dropout": 0.2}, {"epochs": 3}),
+    "glia": ablation(),
+    "global_view_only": ablation(main="global_view", guidance="global_view"),
+    "fragments_only": ablation(main="fragments", guidance="fragments"),
+    "swapped": ablation(main="global_view", guidance="fragments"),
+    "without_fusion": ablation(fusion=False),
+    "without_refinement": ablation(refinement=False),
+    "without_ss02": Training(options={"epochs": 3}, without=HELD_BACK),
+}
+
+
+def main() -> None:
+    """Run the trainings that are named, and write their figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", required=True, help="the folder of BIQ2021")
+    parser.add_argument("--out", type=Path, required=True, help="the folder of the runs")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join([*TRAININGS, ADAPTED])}; default: all")
+    arguments = parser.parse_args()
+    search = Search(read_dataset("biq2021", arguments.root), arguments.out)
+    for name in arguments.names or [*TRAININGS, ADAPTED]:
+        figures = search.adapt() if name == ADAPTED else search.run(name)
+        found = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+        found[name] = {"hardware": common.hardware(), "versions": installed_versions("torch", "timm")} | figures
+        RESULT.parent.mkdir(parents=True, exist_ok=True)
+        RESULT.write_text(json.dumps(found, indent=2) + "\n")
+
+
+class Search:
+    """BIQ2021's training and validation parts, and the trainings on shares of them."""
+
+    def __init__(self, dataset: Dataset, out: Path) -> None:
+        self._out = out
+        self._split: Split = split_dataset(dataset, SEED)
+        self._order = np.random.default_rng(0).permutation(len(self._split.train))
+        self._console = Console(stderr=True)
+        allowed = {one.name for one in dataclasses.fields(TrainOptions)} | {"dataset", "backbone_weights"}
+        self._recipe = read_recipe(RECIPE, allowed)
+
+    def run(self, name: str) -> dict[str, Any]:
+        """Run a training, or go on with it, and return its validation figures."""
+        training = TRAININGS[name]
+        pictures = [self._split.train[i] for i in self._order[: training.pictures]]
+        pictures = [picture for picture in pictures if picture.subset != training.without]
+        config = read_config(
+            training.family, (self._recipe["model"] if training.family == "glianet" else {}) | dict(training.model)
+        )
+        out = self._train(name, self._dataset(pictures, self._split.validation), config, training.options)
+        return {"pictures": len(pictures)} | self._measure(out, self._split.validation)
+
+    def adapt(self) -> dict[str, Any]:
+        """Fine-tune the model that has not seen a subset on some of it, and return the SRCC on its validation part."""
+        base = self._out / "without_ss02" / "checkpoint.pt"
+        held_back = [picture for picture in self._split.train if picture.subset == HELD_BACK]
+        validation = [picture for picture in self._split.validation if picture.subset == HELD_BACK]
+        found: dict[str, Any] = {"0": [self._measure(base, validation)["srcc"]]}
+        for count, epochs in ADAPT.items():
+            figures = []
+            for draw in range(DRAWS):
+                order = np.random.default_rng([SEED, draw]).permutation(len(held_back))[:count]
+                dataset = self._dataset([held_back[i] for i in order], validation)
+                options = {"epochs": epochs, "fit_head": False, "ranking": 0.0, "batch_size": 32, "seed": SEED + draw}
+                options |= {"lr": 1e-4, "backbone_lr": 5e-5}
+                config = read_config("glianet", self._recipe["model"])
+                out = self._train(f"{ADAPTED}_{len(order)}_{draw}", dataset, config, options, base)
+                figures.append(self._measure(out, validation)["srcc"])
+            found[str(len(order))] = figures
+        return {"srcc": found}
+
+    def _train(
+        self, name: str, dataset: Dataset, config: Any, changes: Mapping[str, Any], base: Path | None = None
+    ) -> Path:
+        common_options = {key: value for key, value in self._recipe.items() if key not in ("dataset", "model")}
+        weights = common_options.pop("backbone_weights")
+        given = common_options | {"half_weights": False, "measure_test": False} | dict(changes)
+        given["scale"] = tuple(given["scale"])
+        origin = Origin(weights) if base is None else Origin(None, base)
+        out = self._out / name
+        self._console.rule(name)
+        train(dataset, out, config, TrainOptions(**given), origin, resume=True, console=self._console)
+        return out / "checkpoint.pt"
+
+    def _dataset(self, train_on: Sequence[LabelledPicture], validation: Sequence[LabelledPicture]) -> Dataset:
+        """Return a dataset of pictures to train on and to validate with. The test part is in it, and is left alone."""
+        parts: dict[Part, Sequence[LabelledPicture]] = {"train": train_on, "validation": validation}
+        parts["test"] = self._split.test
+        pictures = [dataclasses.replace(one, part=part) for part, each in parts.items() for one in each]
+        return Dataset("biq2021", tuple(pictures), (0.0, 1.0))
+
+    def _measure(self, checkpoint: Path, pictures: Sequence[LabelledPicture]) -> dict[str, Any]:
+        dataset = self._dataset(self._split.train, pictures)
+        found = evaluate(checkpoint, dataset, "validation")
+        subsets = {name: round(one.metrics.srcc, 4) for name, one in found.subsets.items()}
+        figures: dict[str, Any] = {"srcc": round(found.overall.metrics.srcc, 4)}
+        if subsets:
+            figures |= {"within": round(float(np.mean(list(subsets.values()))), 4), **subsets}
+        return figures
+
+
+if __name__ == "__main__":
+    main()
