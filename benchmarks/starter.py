@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import dataclasses
 import json
 import shutil
 import statistics
@@ -181,11 +180,12 @@ class Part:
 
 
 def ship(checkpoint: Path, card: Mapping[str, Any]) -> None:
-    """Export a checkpoint with a card, and put what the package has room for into glia_rt/starter/."""
+    """Export a checkpoint, and put it and what else the package has room for into glia_rt/starter/.
+
+    The checkpoint is copied as it is, so that its hash is that of the measured one. The card is in the manifest alone.
+    """
     with tempfile.TemporaryDirectory() as scratch:
-        source = Path(scratch) / CHECKPOINT.name
-        dataclasses.replace(Checkpoint.load(checkpoint), card=dict(card)).save(source)
-        bundle = export(source, Path(scratch) / BUNDLE.name, report=print).path
+        bundle = export(checkpoint, Path(scratch) / BUNDLE.name, report=print).path
         record = json.loads((bundle / MANIFEST).read_text())
         (bundle / MANIFEST).unlink()
         for (_, precision), name in GRAPHS.items():
@@ -195,11 +195,11 @@ def ship(checkpoint: Path, card: Mapping[str, Any]) -> None:
         # What the export measured of graphs that are not there would only puzzle.
         record["parity"] = [row for row in record["parity"] if "fp16" not in row["what"].lower()]
         del record["schema"]
-        write_manifest(bundle, record)
+        write_manifest(bundle, record | {"card": dict(card)})
         if BUNDLE.exists():
             shutil.rmtree(BUNDLE)
         shutil.copytree(bundle, BUNDLE)
-        shutil.copyfile(source, CHECKPOINT)
+        shutil.copyfile(checkpoint, CHECKPOINT)
     files = [path for path in FOLDER.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
     print(f"{FOLDER}: {len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB")
 

@@ -7,7 +7,7 @@ A training that is complete is not repeated, and one that broke off goes on. Eac
 what `TRAININGS` says. The validation part of glia-rt's own split is measured, whatever is trained on, and nothing else.
 The figures go to benchmarks/results/starter/search.json.
 
-`adapted` needs the training `without_ss02`. That model is fine-tuned on some of ss02's training pictures, in five draws.
+`adapted` needs `without_ss02`: that model is fine-tuned on some of ss02's training pictures, in five draws of each.
 """
 
 from __future__ import annotations
