@@ -120,14 +120,16 @@ class Search:
 
     def run(self, name: str) -> dict[str, Any]:
         """Run a training, or go on with it, and return its validation figures."""
-        training = TRAININGS[name]
+        pictures, config, options = self.plan(TRAININGS[name])
+        out = self._train(name, self._dataset(pictures, self._split.validation), config, options)
+        return {"pictures": len(pictures)} | self._measure(out, self._split.validation)
+
+    def plan(self, training: Training) -> tuple[list[LabelledPicture], Any, TrainOptions]:
+        """Return the pictures that a training takes, its config and its options."""
         pictures = [self._split.train[i] for i in self._order[: training.pictures]]
         pictures = [picture for picture in pictures if picture.subset != training.without]
-        config = read_config(
-            training.family, (self._recipe["model"] if training.family == "glianet" else {}) | dict(training.model)
-        )
-        out = self._train(name, self._dataset(pictures, self._split.validation), config, training.options)
-        return {"pictures": len(pictures)} | self._measure(out, self._split.validation)
+        recipe = self._recipe["model"] if training.family == "glianet" else {}
+        return pictures, read_config(training.family, recipe | dict(training.model)), self._options(training.options)
 
     def adapt(self) -> dict[str, Any]:
         """Fine-tune the model that has not seen a subset on some of it, and return the SRCC on its validation part."""
@@ -140,25 +142,26 @@ class Search:
             for draw in range(DRAWS):
                 order = np.random.default_rng([SEED, draw]).permutation(len(held_back))[:count]
                 dataset = self._dataset([held_back[i] for i in order], validation)
-                options = {"epochs": epochs, "fit_head": False, "ranking": 0.0, "batch_size": 32, "seed": SEED + draw}
-                options |= {"lr": 1e-4, "backbone_lr": 5e-5}
+                changes = {"epochs": epochs, "fit_head": False, "ranking": 0.0, "batch_size": 32, "seed": SEED + draw}
+                options = self._options(changes | {"lr": 1e-4, "backbone_lr": 5e-5})
                 config = read_config("glianet", self._recipe["model"])
                 out = self._train(f"{ADAPTED}_{len(order)}_{draw}", dataset, config, options, base)
                 figures.append(self._measure(out, validation)["srcc"])
             found[str(len(order))] = figures
         return {"srcc": found}
 
-    def _train(
-        self, name: str, dataset: Dataset, config: Any, changes: Mapping[str, Any], base: Path | None = None
-    ) -> Path:
-        common_options = {key: value for key, value in self._recipe.items() if key not in ("dataset", "model")}
-        weights = common_options.pop("backbone_weights")
-        given = common_options | {"half_weights": False, "measure_test": False} | dict(changes)
-        given["scale"] = tuple(given["scale"])
-        origin = Origin(weights) if base is None else Origin(None, base)
+    def _options(self, changes: Mapping[str, Any]) -> TrainOptions:
+        """Return the recipe's options with changes."""
+        names = {one.name for one in dataclasses.fields(TrainOptions)}
+        recipe = {key: value for key, value in self._recipe.items() if key in names}
+        recipe |= {"scale": tuple(recipe["scale"]), "half_weights": False, "measure_test": False}
+        return TrainOptions(**recipe | dict(changes))
+
+    def _train(self, name: str, dataset: Dataset, config: Any, options: TrainOptions, base: Path | None = None) -> Path:
+        origin = Origin(self._recipe["backbone_weights"]) if base is None else Origin(None, base)
         out = self._out / name
         self._console.rule(name)
-        train(dataset, out, config, TrainOptions(**given), origin, resume=True, console=self._console)
+        train(dataset, out, config, options, origin, resume=True, console=self._console)
         return out / "checkpoint.pt"
 
     def _dataset(self, train_on: Sequence[LabelledPicture], validation: Sequence[LabelledPicture]) -> Dataset:
