@@ -1,8 +1,8 @@
 """NAME.glia/: an exported model as a folder that is never written to again.
 
 `manifest.json` holds the contract, and the sha256 and size of every other file. The identity of the bundle is the
-sha256 of the manifest itself. Opening a bundle checks sizes; a file is hashed when it is about to be loaded. `engines/`
-and `reports/`, which later commands add, are not part of the identity.
+sha256 of the manifest itself. Opening a bundle checks sizes; a file is hashed when it is about to be loaded. `engines/`,
+which `glia-rt build` adds, is not part of the identity.
 """
 
 from __future__ import annotations
