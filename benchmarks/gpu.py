@@ -116,7 +116,7 @@ class Task:
 
 
 class Scores(nn.Module):
-    """A model whose call returns scores in label units."""
+    """A model whose call returns scores on its scale."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()

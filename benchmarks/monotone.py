@@ -1,6 +1,6 @@
 """Does the score fall as a photograph is distorted more? Every distortion at every level, on photographs of wheels.
 
-    python benchmarks/monotone.py starter.glia            # or a checkpoint
+    python benchmarks/monotone.py starter                 # or a bundle, or a checkpoint
     python benchmarks/monotone.py run/checkpoint.pt --json
 
 Prints the mean Spearman correlation of score with level for each distortion, over ten photographs that no training saw.
@@ -14,7 +14,6 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -28,6 +27,7 @@ from glia_rt.cores import cpu_count
 from glia_rt.pixels.bicubic import Pixels
 from glia_rt.pixels.views import make_inputs
 from glia_rt.scorer import Scorer
+from glia_rt.starter.paths import is_bundle
 from glia_train.checkpoint import Checkpoint
 from glia_train.distortions import DISTORTIONS, LEVELS, UNORDERED, distort
 from glia_train.ranking import HELD_OUT
@@ -92,7 +92,7 @@ def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 def score(model: str, first: Sequence[Pixels], rest: Iterator[Pixels]) -> np.ndarray:
     """Return the scores of pictures, by a bundle's usual backend or by PyTorch in float32."""
     pictures = (picture for part in (first, rest) for picture in part)
-    if Path(model).is_dir() or not Path(model).exists():
+    if is_bundle(model):
         with Scorer.open(model) as scorer:
             return np.concatenate([scorer.score_batch(batch) for batch in in_batches(pictures, BATCH)])
     checkpoint = Checkpoint.load(model)

@@ -2,14 +2,14 @@
 
     python benchmarks/starter.py name starter=run/checkpoint.pt ridge=ridge/checkpoint.pt ...
     python benchmarks/starter.py measure --root BIQ2021 starter=run/checkpoint.pt ridge=ridge/checkpoint.pt ...
-    python benchmarks/starter.py ship run/checkpoint.pt --card benchmarks/results/starter/card.json
+    python benchmarks/starter.py ship run/checkpoint.pt
     python benchmarks/starter.py speed
 
 `name` writes the hash and the options of each checkpoint to benchmarks/results/starter/models.json, which is committed
 before anything is measured. `measure` takes these checkpoints and no others, scores BIQ2021's official test part with
 all of them, and writes predictions.csv (without labels) and figures.json beside it. It refuses to measure twice. `ship`
-exports a checkpoint and fills glia_rt/starter/. `speed` measures what is there beside a GLIANet on ViT-B, and writes
-speed.json.
+exports a checkpoint and fills glia_rt/starter/; what card.json there says goes into the manifest. `speed` measures what
+is there beside a GLIANet on ViT-B, and writes speed.json.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from glia_rt.versions import installed_versions
 from glia_train import evaluate
 from glia_train.bootstrap import interval, srcc
 from glia_train.checkpoint import Checkpoint
+from glia_train.datasets.base import require_pictures
 from glia_train.datasets.table import read_dataset
 from glia_train.models.glianet import DEFAULT_BACKBONE
 from glia_train.scorer import Engine
@@ -68,16 +69,17 @@ def main() -> None:
             command.add_argument("--root", required=True, help="the folder of BIQ2021")
     command = commands.add_parser("ship")
     command.add_argument("checkpoint", type=Path)
-    command.add_argument("--card", type=Path, required=True, help="what the bundle says of itself, as JSON")
     commands.add_parser("speed")
     arguments = parser.parse_args()
     if arguments.command == "ship":
-        ship(arguments.checkpoint, json.loads(arguments.card.read_text()))
+        ship(arguments.checkpoint)
         return
     if arguments.command == "speed":
         measure_speed()
         return
     models = dict(text.partition("=")[::2] for text in arguments.models)
+    if not all(models.values()) or BASELINE not in models:
+        parser.error(f"give models as NAME=CHECKPOINT, {BASELINE} among them")
     if arguments.command == "name":
         name_models(models)
     else:
@@ -86,6 +88,7 @@ def main() -> None:
 
 def name_models(models: Mapping[str, str]) -> None:
     """Write down which checkpoints will be measured."""
+    require_unmeasured()
     found = {}
     for name, path in models.items():
         checkpoint = Checkpoint.load(path)
@@ -98,16 +101,19 @@ def name_models(models: Mapping[str, str]) -> None:
 
 def measure(models: Mapping[str, str], root: str) -> None:
     """Score the official test part with all models, and write predictions and figures."""
+    require_unmeasured()
     named = json.loads(MODELS.read_text())
-    if FIGURES.exists():
-        raise SystemExit(f"{FIGURES} exists: the test part is measured once")
-    if set(models) != set(named) or BASELINE not in models:
+    if set(models) != set(named):
         raise SystemExit(f"{MODELS} names {', '.join(named)}: give each of them as NAME=CHECKPOINT")
     for name, path in models.items():
         if sha256(Path(path)) != named[name]["sha256"]:
             raise SystemExit(f"{path} is not the checkpoint that {MODELS} names {name}")
-    chosen = evaluate.select(read_dataset("biq2021", root), "test", evaluate.SEED)
+    dataset = read_dataset("biq2021", root)
+    require_pictures(dataset)
+    chosen = evaluate.select(dataset, "test", evaluate.SEED)
     scored = {name: evaluate.score(path, chosen, ENGINE) for name, path in models.items()}
+    if unreadable := [one.picture.name for found in scored.values() for one in found.unreadable]:
+        raise SystemExit(f"{unreadable[0]} cannot be read: mend the dataset, nothing was measured")
     scores = {name: np.array([one.score for one in found.predictions]) for name, found in scored.items()}
     figures = {
         "test part": {"pictures": len(chosen.pictures), "leaking": len(chosen.leaking), "engine": "PyTorch, fp32"},
@@ -127,23 +133,28 @@ def measure(models: Mapping[str, str], root: str) -> None:
     print(f"wrote {PREDICTIONS} and {FIGURES}")
 
 
+def require_unmeasured() -> None:
+    """End the script if the test part has been measured already."""
+    if FIGURES.exists():
+        raise SystemExit(f"{FIGURES} exists: the test part is measured once")
+
+
 def agreement(chosen: evaluate.Selection, scores: np.ndarray) -> dict[str, Any]:
     """Return a model's figures with their intervals, without the leaking pictures, and SRCC with them."""
-    part = Part(chosen)
+    part = Judged(chosen)
     labels = np.array([picture.score for picture in chosen.pictures])
-    return {key: part.figure(of, scores) for key, of in part.figures.items()} | {
-        "with leaking pictures": round(srcc(scores, labels), 4)
-    }
+    found: dict[str, Any] = {key: part.figure(of, scores) for key, of in part.figures.items()}
+    return found | {"with leaking pictures": round(srcc(scores, labels), 4)}
 
 
 def against(chosen: evaluate.Selection, scores: np.ndarray, others: np.ndarray) -> dict[str, Any]:
     """Return by how much a model's figures are over those of another, with the intervals of a paired bootstrap."""
-    part = Part(chosen)
+    part = Judged(chosen)
     return {key: part.figure(of, scores, others) for key, of in part.figures.items()}
 
 
-class Part:
-    """The test part without the leaking pictures, and its figures.
+class Judged:
+    """The pictures of the test part that do not leak, and their figures.
 
     Attributes:
         figures: A function of scores and indices (M,) by the name of a figure: SRCC overall, the mean of the SRCCs
@@ -156,21 +167,26 @@ class Part:
         self._labels = np.array([picture.score for picture in pictures])
         self._groups = [picture.kept_together for picture in pictures]
         self._subsets = np.array([picture.subset for picture in pictures])
-        names = sorted(set(self._subsets))
-        self.figures = {"overall": self._srcc, "within": lambda s, at: np.mean([self._in(n, s, at) for n in names])} | {
-            name: partial(self._in, name) for name in names
-        }
+        self._names = sorted(set(self._subsets))
+        self.figures: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {"overall": self._srcc}
+        self.figures["within"] = self._within
+        self.figures |= {name: partial(self._in, name) for name in self._names}
 
     def figure(self, of: Callable[..., float], scores: np.ndarray, others: np.ndarray | None = None) -> dict[str, Any]:
-        """Return a figure of scores, less that of other scores if there are any, with its interval."""
-        first, second = (None if one is None else one[self._taken] for one in (scores, others))
+        """Return a figure of scores, or the difference of that of scores and that of others, with its interval."""
+        first = scores[self._taken]
+        second = None if others is None else others[self._taken]
 
         def value(at: np.ndarray) -> float:
             return float(of(first, at) - (0 if second is None else of(second, at)))
 
         found = interval(value, self._groups, seed=evaluate.SEED)
         ends = [] if found is None else [round(found.low, 4), round(found.high, 4)]
-        return {"srcc": round(value(np.arange(len(self._labels))), 4), "interval": ends}
+        name = "srcc" if second is None else "difference"
+        return {name: round(value(np.arange(len(self._labels))), 4), "interval": ends}
+
+    def _within(self, scores: np.ndarray, at: np.ndarray) -> float:
+        return float(np.mean([self._in(name, scores, at) for name in self._names]))
 
     def _srcc(self, scores: np.ndarray, at: np.ndarray) -> float:
         return srcc(scores[at], self._labels[at])
@@ -179,13 +195,15 @@ class Part:
         return self._srcc(scores, at[self._subsets[at] == subset])
 
 
-def ship(checkpoint: Path, card: Mapping[str, Any]) -> None:
+def ship(checkpoint: Path) -> None:
     """Export a checkpoint, and put it and what else the package has room for into glia_rt/starter/.
 
-    The checkpoint is copied as it is, so that its hash is that of the measured one. The card is in the manifest alone.
+    The checkpoint is copied as it is, so that its hash is that of the measured one.
     """
+    if not (CHECKPOINT.exists() and CHECKPOINT.samefile(checkpoint)):
+        shutil.copyfile(checkpoint, CHECKPOINT)
     with tempfile.TemporaryDirectory() as scratch:
-        bundle = export(checkpoint, Path(scratch) / BUNDLE.name, report=print).path
+        bundle = export(CHECKPOINT, Path(scratch) / BUNDLE.name, report=print).path
         record = json.loads((bundle / MANIFEST).read_text())
         (bundle / MANIFEST).unlink()
         for (_, precision), name in GRAPHS.items():
@@ -195,11 +213,10 @@ def ship(checkpoint: Path, card: Mapping[str, Any]) -> None:
         # What the export measured of graphs that are not there would only puzzle.
         record["parity"] = [row for row in record["parity"] if "fp16" not in row["what"].lower()]
         del record["schema"]
-        write_manifest(bundle, record | {"card": dict(card)})
+        write_manifest(bundle, record)
         if BUNDLE.exists():
             shutil.rmtree(BUNDLE)
         shutil.copytree(bundle, BUNDLE)
-        shutil.copyfile(checkpoint, CHECKPOINT)
     files = [path for path in FOLDER.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
     print(f"{FOLDER}: {len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB")
 
@@ -210,7 +227,7 @@ def measure_speed() -> None:
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         _, vit_b = common.random_bundle(DEFAULT_BACKBONE, Path(scratch))
         photographs = Path(scratch) / "photographs"
-        common.make_jpegs(photographs, PICTURES, SIZE, SIZE)
+        common.make_jpegs(photographs, SIZE, SIZE, PICTURES)
         one = next(photographs.iterdir())
         scorers = {
             "starter": stack.enter_context(Scorer.open(STARTER)),

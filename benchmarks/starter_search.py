@@ -62,25 +62,32 @@ class Training:
     without: str | None = None
 
 
+def ridge(pictures: int | None = None) -> Training:
+    """Return the baseline, which has no step of training."""
+    options = {"epochs": 0, "warmup_epochs": 0.0, "backbone_lr": None, "ranking": 0.0, "ema": None}
+    return Training(pictures, "ridge", options=options)
+
+
 def ablation(**model: Any) -> Training:
     """Return a training of the paper's architecture, without the second head, for three epochs on 2,500 pictures."""
     return Training(2500, model={"statistics": False} | model, options={"epochs": 3, "fit_head": False})
 
 
+#: The baseline; growth, ranking, averaging and mosaics with all of the starter; ablations of the paper's architecture,
+#: all of them with heads that start from nothing, and the stem with a linear head alone; and a model to adapt.
 TRAININGS: Mapping[str, Training] = {
-    "ridge": Training(
-        family="ridge", options={"epochs": 0, "warmup_epochs": 0.0, "backbone_lr": None, "ranking": 0.0, "ema": None}
-    ),
-    "ridge_2000": Training(
-        2000, "ridge", options={"epochs": 0, "warmup_epochs": 0.0, "backbone_lr": None, "ranking": 0.0, "ema": None}
-    ),
+    "ridge": ridge(),
+    "ridge_2000": ridge(2000),
+    "ridge_2500": ridge(2500),
+    "ridge_5000": ridge(5000),
     "starter_2500": Training(2500, options={"epochs": 3}),
     "without_ranking_2500": Training(2500, options={"epochs": 3, "ranking": 0.0}),
     "without_average_2500": Training(2500, options={"epochs": 3, "ema": None}),
     "two_mosaics_2500": Training(2500, options={"epochs": 3, "crops": 2}),
     "starter_2000": Training(2000, options={"epochs": 3}),
     "starter_5000": Training(5000, options={"epochs": 3}),
-    "linear_head": Training(2500, "ridge", {"tune_backbone": True, "dropout": 0.2}, {"epochs": 3}),
+    "fitted_linear_head": Training(2500, "ridge", {"tune_backbone": True, "dropout": 0.2}, {"epochs": 3}),
+    "linear_head": Training(2500, "ridge", {"tune_backbone": True, "dropout": 0.2}, {"epochs": 3, "fit_head": False}),
     "glia": ablation(),
     "global_view_only": ablation(main="global_view", guidance="global_view"),
     "fragments_only": ablation(main="fragments", guidance="fragments"),
@@ -96,10 +103,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, help="the folder of BIQ2021")
     parser.add_argument("--out", type=Path, required=True, help="the folder of the runs")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join([*TRAININGS, ADAPTED])}; default: all")
+    known = [*TRAININGS, ADAPTED]
+    parser.add_argument("names", nargs="*", choices=[[], *known], metavar="NAME", help=f"default: {', '.join(known)}")
     arguments = parser.parse_args()
     search = Search(read_dataset("biq2021", arguments.root), arguments.out)
-    for name in arguments.names or [*TRAININGS, ADAPTED]:
+    for name in arguments.names or known:
         figures = search.adapt() if name == ADAPTED else search.run(name)
         found = json.loads(RESULT.read_text()) if RESULT.exists() else {}
         found[name] = {"hardware": common.hardware(), "versions": installed_versions("torch", "timm")} | figures
@@ -115,7 +123,7 @@ class Search:
         self._split: Split = split_dataset(dataset, SEED)
         self._order = np.random.default_rng(0).permutation(len(self._split.train))
         self._console = Console(stderr=True)
-        allowed = {one.name for one in dataclasses.fields(TrainOptions)} | {"dataset", "backbone_weights"}
+        allowed = {one.name for one in dataclasses.fields(TrainOptions)} | {"dataset", "backbone_weights", "test"}
         self._recipe = read_recipe(RECIPE, allowed)
 
     def run(self, name: str) -> dict[str, Any]:
@@ -137,24 +145,27 @@ class Search:
         held_back = [picture for picture in self._split.train if picture.subset == HELD_BACK]
         validation = [picture for picture in self._split.validation if picture.subset == HELD_BACK]
         found: dict[str, Any] = {"0": [self._measure(base, validation)["srcc"]]}
-        for count, epochs in ADAPT.items():
-            figures = []
+        config = read_config("glianet", self._recipe["model"])
+        for count in ADAPT:
             for draw in range(DRAWS):
                 order = np.random.default_rng([SEED, draw]).permutation(len(held_back))[:count]
                 dataset = self._dataset([held_back[i] for i in order], validation)
-                changes = {"epochs": epochs, "fit_head": False, "ranking": 0.0, "batch_size": 32, "seed": SEED + draw}
-                options = self._options(changes | {"lr": 1e-4, "backbone_lr": 5e-5})
-                config = read_config("glianet", self._recipe["model"])
-                out = self._train(f"{ADAPTED}_{len(order)}_{draw}", dataset, config, options, base)
-                figures.append(self._measure(out, validation)["srcc"])
-            found[str(len(order))] = figures
+                name = f"{ADAPTED}_{len(order)}_{draw}"
+                out = self._train(name, dataset, config, self.adapting(count, draw), base)
+                found.setdefault(str(len(order)), []).append(self._measure(out, validation)["srcc"])
         return {"srcc": found}
+
+    def adapting(self, count: int | None, draw: int) -> TrainOptions:
+        """Return the options of fine-tuning on a number of pictures. They are those that docs/training.md advises."""
+        changes = {"epochs": ADAPT[count], "batch_size": 32, "lr": 1e-4, "backbone_lr": 5e-5, "seed": SEED + draw}
+        return self._options(changes | {"fit_head": False, "ranking": 0.0})
 
     def _options(self, changes: Mapping[str, Any]) -> TrainOptions:
         """Return the recipe's options with changes."""
         names = {one.name for one in dataclasses.fields(TrainOptions)}
         recipe = {key: value for key, value in self._recipe.items() if key in names}
-        recipe |= {"scale": tuple(recipe["scale"]), "half_weights": False, "measure_test": False}
+        recipe |= {"scale": tuple(recipe["scale"]), "half_weights": False}
+        recipe |= {"train_on_validation": False, "measure_test": False}
         return TrainOptions(**recipe | dict(changes))
 
     def _train(self, name: str, dataset: Dataset, config: Any, options: TrainOptions, base: Path | None = None) -> Path:

@@ -1,8 +1,8 @@
 """NAME.glia/: an exported model as a folder that is never written to again.
 
 `manifest.json` holds the contract, and the sha256 and size of every other file. The identity of the bundle is the
-sha256 of the manifest itself. Opening a bundle checks sizes; a file is hashed when it is about to be loaded. `engines/`,
-which `glia-rt build` adds, is not part of the identity.
+sha256 of the manifest itself. Opening a bundle checks sizes; a file is hashed when it is about to be loaded. What
+`glia-rt build` adds, `engines/`, is not part of the identity.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from glia_rt.steps import step
 SCHEMA: Final = 2
 MANIFEST: Final = "manifest.json"
 SUFFIX: Final = ".glia"
+
+#: What to do for the graphs that the shipped bundle has not.
+WHOLE_STARTER: Final = f"`glia-rt export {STARTER}` makes a whole bundle of it, {STARTER}{SUFFIX}"
 
 #: What some entries of a manifest are, besides those that have checks of their own.
 _KINDS: Final[Mapping[str, type]] = {"model": dict, "checkpoint": dict, "parity": list, "tools": dict, "card": dict}
@@ -59,7 +62,11 @@ class Bundle:
     @property
     def shipped(self) -> bool:
         """Whether the bundle lies in glia-rt's own folder, which nothing is written to."""
-        return self.path.resolve().is_relative_to(Path(__file__).parent)
+        return self.path.resolve().is_relative_to(Path(__file__).resolve().parent)
+
+    def gpu_precision(self, input: GraphKind) -> str:
+        """Return the precision that GPUs compute a graph in by default: "fp16", or "fp32" if there is no such file."""
+        return "fp16" if GRAPHS[input, "fp16"] in self.manifest["files"] else "fp32"
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
@@ -83,7 +90,8 @@ class Bundle:
             text = (path / MANIFEST).read_bytes()
             manifest = json.loads(text)
         except (OSError, ValueError, RecursionError) as error:
-            raise BundleError(f"{path} is not a bundle: {MANIFEST} cannot be read ({error})") from error
+            advice = "; a path of this name goes before the model that glia-rt ships" if str(path) == STARTER else ""
+            raise BundleError(f"{path} is not a bundle: {MANIFEST} cannot be read ({error}){advice}") from error
         written_by = _written_by(manifest)
         manifest = upgrades.upgrade(manifest, f"{path}: the manifest", SCHEMA, upgrades.MANIFEST, written_by)
         required = {"schema", "model", "contract", "checkpoint", "files", "fp16", "parity", "tools"}
@@ -135,10 +143,7 @@ class Bundle:
             return str(self.manifest["files"][name]["sha256"])
         except KeyError as error:
             if self.shipped:
-                raise BundleError(
-                    f"glia-rt ships the starter without {name}: `glia-rt export {STARTER}` makes a whole bundle "
-                    f"of it, {STARTER}{SUFFIX}, to use instead"
-                ) from error
+                raise BundleError(f"glia-rt ships the starter without {name}: {WHOLE_STARTER}") from error
             raise BundleError(f"{self.path}: the manifest names no {name}; export it again") from error
 
     def selftest(self) -> list[dict[str, Any]]:

@@ -168,8 +168,9 @@ class Score:
     """What a model's score means.
 
     Attributes:
-        range: Least and greatest score in label units, or None for a model that was never calibrated, whose score has
-            no unit. Every parity limit is a share of its width.
+        range: Least and greatest score of the model's scale, which is that of the labels unless training mapped them to
+            another. None for a model that was never calibrated, whose score has no unit. Every parity limit is a share
+            of its width.
         name: What the score measures.
         higher_is_better: The direction of the score. It is always true, since labels are turned on reading.
     """
@@ -189,7 +190,7 @@ class Score:
 
     @property
     def span(self) -> float | None:
-        """Width of the range in label units; None without a range."""
+        """Width of the range; None without a range."""
         return None if self.range is None else self.range[1] - self.range[0]
 
 

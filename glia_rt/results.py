@@ -13,7 +13,7 @@ class Result:
 
     Attributes:
         path: The picture's name as it is shown. Bytes that are not UTF-8 stand as backslash escapes.
-        score: Finite, in label units, of float32 precision. None if `status` is "bad_image".
+        score: Finite, on the model's scale, of float32 precision. None if `status` is "bad_image".
         status: "ok", or "bad_image" for a picture that could not be turned into pixels.
         error: Why the picture could not be turned into pixels. None if `status` is "ok".
         width: In pixels, of the upright picture (EXIF rotation applied). None if the picture could not be read.

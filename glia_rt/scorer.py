@@ -146,7 +146,8 @@ class Scorer:
                 PyCUDA; the GPU then makes the views.
 
         Returns:
-            The score, in label units, within rounding of `contract.score.range` for pictures like the training set's.
+            The score, on the model's scale: within rounding of `contract.score.range` for pictures like the training
+            set's.
 
         Raises:
             BadImageError: It cannot be turned into pixels; the message names it and the reason.

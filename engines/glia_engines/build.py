@@ -63,7 +63,7 @@ def build(
     batch: tuple[int, int, int] = DEFAULT_BATCH,
     input: GraphKind = "views",
     sizes: tuple[Size, Size, Size] | None = None,
-    precision: str = "fp16",
+    precision: str | None = None,
     capabilities: Sequence[str] = (),
     overwrite: bool = False,
     report: Callable[[str], None] = lambda _: None,
@@ -76,7 +76,8 @@ def build(
         batch: Smallest, usual and largest batch. The engine is fastest at the usual one.
         input: Which graph: "views" takes the model's inputs, "image" takes decoded pictures and makes the inputs.
         sizes: Smallest, usual and largest (height, width) of a picture, for input "image".
-        precision: Which of the bundle's files: "fp16" or "fp32". The graph decides the types.
+        precision: Which of the bundle's files: "fp16" or "fp32". The graph decides the types. None for FP16, or for
+            FP32 if the bundle has no FP16 file.
         capabilities: Compute capabilities, for example "8.9", for "tensorrt-rtx". The default is the set that the
             library considers portable, 8.0 to 12.
         overwrite: Replace the engine if it exists.
@@ -93,12 +94,13 @@ def build(
     """
     if target not in TARGETS:
         raise UsageError(f"no target {target!r}; there are {', '.join(TARGETS)}")
-    if (input, precision) not in GRAPHS:
+    if (input, precision or "fp16") not in GRAPHS:
         raise UsageError(f"no graph of input {input!r} in precision {precision!r}; take views or image, fp16 or fp32")
     library = TARGETS[target]
     if capabilities and not library.portable:
         raise UsageError(f"--capability is for tensorrt-rtx: {target} builds for the GPU it finds")
     bundle = Bundle.open(bundle_path)
+    precision = precision or bundle.gpu_precision(input)
     profile = make_profile(bundle.contract, batch, input, sizes)
     trt = _load(library)
     record = EngineRecord(

@@ -46,7 +46,7 @@ def write_repository(
     bundle: Bundle,
     *,
     input: GraphKind = "views",
-    precision: str = "fp16",
+    precision: str | None = None,
     engine: Path | None = None,
     max_batch: int = 64,
     overwrite: bool = False,
@@ -61,7 +61,8 @@ def write_repository(
         bundle: The bundle to serve.
         input: "views" (the inputs of the contract) or "image". With an engine, it must be the engine's own input.
         precision: Which ONNX file to serve without an engine: "fp16" or "fp32". "fp16" needs a Triton with ONNX Runtime
-            1.27 or later. 1.24 has no CUDA kernel for the Attention nodes of the file and leaves them to the CPU.
+            1.27 or later. 1.24 has no CUDA kernel for the Attention nodes of the file and leaves them to the CPU. None
+            for FP16, or for FP32 if the bundle has no FP16 file.
         engine: A `tensorrt` plan of this bundle, checked by the caller. None for the bundle's ONNX file.
         max_batch: Largest batch, pictures. It must not exceed the largest batch of the engine's profile.
         overwrite: Replace the model if it exists.
@@ -75,6 +76,7 @@ def write_repository(
         OutputExistsError: The model exists and overwrite is False.
         BundleError: The ONNX file is not the one that was exported, or the engine does not exist.
     """
+    precision = precision or bundle.gpu_precision(input)
     if (input, precision) not in GRAPHS:
         raise UsageError(f"a bundle has no {input} graph in {precision}: take fp16 or fp32")
     if max_batch < 1:

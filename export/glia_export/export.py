@@ -35,7 +35,7 @@ from glia_export.parity import (
 from glia_rt import files
 from glia_rt.bundle import GRAPHS, SUFFIX, new_bundle, write_manifest
 from glia_rt.contract import SCORE, Contract, GraphKind
-from glia_rt.starter.paths import resolve_checkpoint
+from glia_rt.starter.paths import CARD, CHECKPOINT, resolve_checkpoint
 from glia_rt.steps import log_end
 from glia_rt.verify import Parity, require
 from glia_rt.versions import installed_versions
@@ -180,7 +180,9 @@ def _manifest(
         "parity": [row.to_dict() for row in parity],
         "tools": installed_versions("torch", "timm", "onnx", "onnxruntime"),
     }
-    return record | ({"card": dict(checkpoint.card)} if checkpoint.card else {})
+    # The shipped checkpoint is the measured one to the byte, so its card is in a file of its own.
+    card = json.loads(CARD.read_text(encoding="utf-8")) if path == CHECKPOINT else dict(checkpoint.card)
+    return record | ({"card": card} if card else {})
 
 
 class _Stages:

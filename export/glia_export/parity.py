@@ -50,7 +50,7 @@ class Answers:
     """The answers of a model or a graph: scores (N,) and features (N, D), float32.
 
     Attributes:
-        scores: Scores, in label units if the model is calibrated.
+        scores: Scores, on the model's scale if it is calibrated.
         features: What the head reads. The width is 0 if features were not asked for.
         inputs: The inputs that the rules inside an image graph made, by name, if they were asked for.
     """

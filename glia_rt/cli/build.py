@@ -22,7 +22,7 @@ class BuildOptions:
     batch: str
     input: GraphKind
     size: str | None
-    precision: str
+    precision: str | None
     capability: str | None
 
 
@@ -34,8 +34,8 @@ build_options = grouped(
     click.option("--input", type=click.Choice(["views", "image"]), default="views", show_default=True,
                  help="What the engine takes: the model's inputs, or pictures."),
     click.option("--size", metavar="MIN:OPT:MAX", help="The picture sizes that it takes, each HxW; for --input image."),
-    click.option("--precision", type=click.Choice(["fp16", "fp32"]), default="fp16", show_default=True,
-                 help="Which of the bundle's files to build from."),
+    click.option("--precision", type=click.Choice(["fp16", "fp32"]),
+                 help="Which of the bundle's files to build from; default: fp16, or fp32 if there is no FP16 file."),
     click.option("--capability", metavar="LIST",
                  help="Compute capabilities for tensorrt-rtx, for example 7.5,8.9; default: 8.0 and later."),
 )  # fmt: skip
@@ -86,6 +86,8 @@ def build(bundle: str, target: str | None, graph: BuildOptions, triton: str | No
 def _build_engine(
     bundle: str, target: str, graph: BuildOptions, batches: tuple[int, int, int], *, overwrite: bool
 ) -> Path:
+    from glia_rt.bundle import WHOLE_STARTER, Bundle
+
     with needs(TARGETS[target].extra):
         from glia_engines import build as building
     done = building.build(
@@ -100,7 +102,12 @@ def _build_engine(
         report=lambda stage: say(f"{stage} ..."),
     )
     print_engine(make_console(), done.record)
-    where = f"--backend {target}" + (f" --precision {graph.precision}" if graph.precision != "fp16" else "")
+    opened = Bundle.open(bundle)
+    if graph.precision is None and done.record.precision == "fp32":
+        say(f"{bundle} has no FP16 file, so this is FP32" + (f": {WHOLE_STARTER}" if opened.shipped else ""))
+    where = f"--backend {target}"
+    if done.record.precision != opened.gpu_precision(graph.input):
+        where += f" --precision {done.record.precision}"
     where += " --input image" if graph.input == "image" else ""
     click.echo(f"wrote {done.path}; next, on the GPU:\n  glia-rt verify {shlex.quote(bundle)} {where}")
     return done.path

@@ -13,7 +13,7 @@ from glia_rt.backends.choose import AUTO
 from glia_rt.cli.console import escaped, make_console, make_table, say
 from glia_rt.cli.evaluate import PartOptions, part_options, say_unreadable
 from glia_rt.cli.options import DatasetOptions, EngineOptions, dataset_options, engine_options
-from glia_rt.starter.paths import resolve_bundle
+from glia_rt.starter.paths import is_bundle
 
 
 @click.command()
@@ -74,9 +74,9 @@ def compare(a: str, b: str, labelled: DatasetOptions, of: PartOptions, engine: E
 
 def _suited(of: PartOptions, engine: EngineOptions, model: str, other: str) -> tuple[PartOptions, EngineOptions]:
     """Return the options for one of two models: without those of the other, if one is a bundle and one is not."""
-    if resolve_bundle(model).is_dir() == resolve_bundle(other).is_dir():
+    if is_bundle(model) == is_bundle(other):
         return of, engine
-    if resolve_bundle(model).is_dir():
+    if is_bundle(model):
         return replace(of, backbone_weights=None), engine
     return of, EngineOptions(AUTO, None, "views", None, engine.batch_size)
 

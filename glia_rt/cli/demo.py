@@ -1,4 +1,4 @@
-"""glia-rt demo: the whole chain once."""
+"""glia-rt demo: what the starter says of distorted photographs, and the whole chain once."""
 
 from __future__ import annotations
 
@@ -19,4 +19,5 @@ def demo(out: str, overwrite: bool) -> None:
     """Score photographs and distorted copies with the starter, fine-tune it, export, verify, build, report."""
     with needs("demo"):
         from glia_export.demo import run as demonstration
-    demonstration.run(Path(out), overwrite=overwrite, console=make_console(stderr=True))
+
+        demonstration.run(Path(out), overwrite=overwrite, console=make_console(stderr=True))

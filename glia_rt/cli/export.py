@@ -13,7 +13,12 @@ from glia_rt.errors import ParityError, UsageError
 
 @click.command()
 @click.argument("checkpoint", type=click.Path())
-@click.option("-o", "--output", type=click.Path(), help="The bundle, NAME.glia; default: beside the checkpoint.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(),
+    help="The bundle, NAME.glia; default: beside the checkpoint, or here for starter.",
+)
 @click.option(
     "--images",
     multiple=True,

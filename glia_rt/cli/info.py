@@ -12,7 +12,7 @@ from glia_rt.cli.console import escaped
 from glia_rt.cli.options import needs
 from glia_rt.contract import Contract
 from glia_rt.errors import BundleError, EngineError
-from glia_rt.starter.paths import resolve_bundle
+from glia_rt.starter.paths import is_bundle
 
 
 @click.command()
@@ -22,10 +22,8 @@ def info(path: str, as_json: bool) -> None:
     """Say what a bundle or a checkpoint is."""
     import json
 
-    if not resolve_bundle(path).exists():
-        raise BundleError(f"{path}: no such bundle or checkpoint")
     try:
-        record, rows = _describe_bundle(path) if resolve_bundle(path).is_dir() else _describe_checkpoint(path)
+        record, rows = _describe_bundle(path) if is_bundle(path) else _describe_checkpoint(path)
     except (AttributeError, KeyError, TypeError, ZeroDivisionError) as error:
         raise BundleError(f"{path}: a value is of the wrong kind ({error!r}); the file is damaged") from error
     if as_json:
@@ -37,7 +35,7 @@ def info(path: str, as_json: bool) -> None:
 
 
 def _describe_bundle(path: str) -> tuple[dict[str, Any], list[list[str]]]:
-    from glia_rt.bundle import GRAPHS, Bundle
+    from glia_rt.bundle import GRAPHS, WHOLE_STARTER, Bundle
 
     bundle = Bundle.open(path)
     manifest, built = bundle.manifest, engines(bundle)
@@ -58,7 +56,7 @@ def _describe_bundle(path: str) -> tuple[dict[str, Any], list[list[str]]]:
     if not built:
         advice = f"glia-rt build {path} --target tensorrt-rtx builds one"
         if bundle.shipped:
-            advice = f"glia-rt export {path} makes a bundle with FP16 graphs, to build one of"
+            advice = WHOLE_STARTER
         rows.append(["engine", f"none yet; {advice}"])
     return record, [
         *rows,

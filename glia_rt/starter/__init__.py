@@ -4,5 +4,6 @@ In: the name "starter", where a bundle or a checkpoint is asked for. Out: the pa
 `starter.glia` is the bundle, without the FP16 graphs and with `checkpoint.pt` beside it. NOTICE says what they come
 from, and docs/starter.md how good they are.
 
-Other folders use: STARTER, FOLDER, BUNDLE, CHECKPOINT, resolve_bundle, resolve_checkpoint of paths.
+Other folders use: STARTER, FOLDER, BUNDLE, CHECKPOINT, CARD, resolve_bundle, resolve_checkpoint,
+is_bundle of paths.
 """

@@ -47,6 +47,11 @@ def test_every_training_has_a_config_and_options(search: Any) -> None:
     assert plans["without_ranking_2500"][2].ranking == 0
     ablations = [config for name, (_, config, _) in plans.items() if "statistics" in trainings[name].model]
     assert len(ablations) == len(set(ablations)) == 6
+    for name in ("glia", "linear_head"):
+        assert not plans[name][2].fit_head
+    for count, epochs in importlib.import_module("starter_search").ADAPT.items():
+        options = search.adapting(count, 1)
+        assert (options.epochs, options.batch_size, options.fit_head) == (epochs, 32, False)
 
 
 def test_the_test_part_is_not_among_the_pictures(search: Any, dataset: Dataset) -> None:

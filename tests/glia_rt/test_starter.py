@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from glia_rt import Scorer
-from glia_rt.backends.cuda.engine import engines
+from glia_rt.backends.cuda.engine import EngineRecord, build_command, engines
 from glia_rt.bundle import Bundle
 from glia_rt.cli.main import main
 from glia_rt.errors import BundleError
@@ -78,10 +78,17 @@ def test_the_bundle_is_that_of_the_checkpoint() -> None:
     assert manifest["card"]["figures"]
 
 
-def test_what_it_leaves_out_is_named_with_what_to_do(tmp_path: Path, capsys: Capture) -> None:
-    pytest.importorskip("tensorrt_rtx")
-    assert main(["build", "starter", "--target", "tensorrt-rtx"]) == 5
+def test_what_it_leaves_out_is_named_with_what_to_do(capsys: Capture) -> None:
+    assert main(["build", "starter", "--target", "tensorrt-rtx", "--precision", "fp16"]) == 5
     assert "without scorer.fp16.onnx: `glia-rt export starter` makes a whole bundle of it" in capsys.readouterr().err
+
+
+def test_gpus_take_the_graphs_that_there_are(tiny_bundle: Path) -> None:
+    """FP16 by default, and FP32 where there is no FP16 file."""
+    assert Bundle.open(tiny_bundle).gpu_precision("views") == Bundle.open(tiny_bundle).gpu_precision("image") == "fp16"
+    bundle = Bundle.open("starter")
+    assert bundle.gpu_precision("views") == bundle.gpu_precision("image") == "fp32"
+    assert build_command(bundle, "tensorrt-rtx", "views", "fp32").endswith("--target tensorrt-rtx")
 
 
 @pytest.mark.slow
@@ -90,9 +97,12 @@ def test_an_engine_of_it_goes_to_the_users_data(
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     before = sorted(FOLDER.rglob("*"))
-    assert main(["build", "starter", "--target", "tensorrt-rtx", "--precision", "fp32"]) == 0
+    assert main(["build", "starter", "--target", "tensorrt-rtx"]) == 0
+    assert "starter has no FP16 file, so this is FP32" in capsys.readouterr().err
     bundle = Bundle.open("starter")
-    [(path, _)] = engines(bundle)
+    [(path, record)] = engines(bundle)
+    assert isinstance(record, EngineRecord)
+    assert record.precision == "fp32"
     assert path.is_relative_to(tmp_path / "glia-rt" / bundle.identity)
     assert sorted(FOLDER.rglob("*")) == before
 

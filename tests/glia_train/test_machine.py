@@ -82,9 +82,13 @@ def test_depthwise_convolutions_that_are_slow_stay_in_float32(kernel: int, strid
     torch.testing.assert_close(*gradients, rtol=2**-6, atol=1)
 
 
-@pytest.mark.parametrize("keep", [False, True])
-def test_memory_that_is_freed_is_kept_for_the_next_step(keep: bool) -> None:
-    """Each page of a block that comes from the system is a fault. 64 MB have 16,384 pages."""
+def test_memory_that_is_freed_is_kept_for_the_next_step() -> None:
+    """Each page of a block that comes from the system is a fault. Pages may be small or huge."""
+    assert 20 * faults(keep=True) < faults(keep=False)
+
+
+def faults(*, keep: bool) -> int:
+    """Page faults of five blocks of 64 MB, each freed before the next, after five of the same."""
     code = (
         "import resource, torch\n"
         "from glia_train.machine import keep_freed_memory\n"
@@ -95,5 +99,4 @@ def test_memory_that_is_freed_is_kept_for_the_next_step(keep: bool) -> None:
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    faults = int(done.stdout)
-    assert faults < 1000 if keep else faults > 16_384
+    return int(done.stdout)

@@ -39,7 +39,7 @@ class Checkpoint:
         config: The config of the model's family, which fixes the architecture.
         contract: The inputs and the score. The range of the score is None until the model is calibrated.
         weights: The model's state dict. An adapter-only checkpoint leaves out the frozen backbones.
-        calibration: The linear map (scale, offset) from raw scores to label units.
+        calibration: The linear map (scale, offset) from raw scores to the model's scale.
         backbones: Facts about each pretrained network inside, by its name. `source` is what --backbone-weights was:
             "hub", "random" or the file's name. `sha256` is the hash of its weights in the trained model.
         trained_on: Facts about the dataset, the split and the options; empty for an untrained model.
@@ -76,7 +76,7 @@ class Checkpoint:
 
     @property
     def calibrated(self) -> bool:
-        """Return whether scores are in label units."""
+        """Return whether scores have a scale."""
         return self.contract.score.range is not None
 
     def describe(self) -> dict[str, Any]:

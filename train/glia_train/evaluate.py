@@ -59,7 +59,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A picture, and the score that the model gave it, in label units."""
+    """A picture, and the score that the model gave it, on the model's scale."""
 
     picture: LabelledPicture
     score: float
@@ -325,6 +325,9 @@ def _other_split(record: Any, chosen: Selection) -> str:
     # An official split fixes the test part, whatever the seed.
     if chosen.part == "all" or (chosen.by == "official" and chosen.part == "test"):
         return ""
+    known = record.get("labels_sha256") == chosen.labels_sha256 or record.get("labels") == chosen.dataset
+    if known and chosen.part == "validation" and isinstance(options, dict) and options.get("train_on_validation"):
+        return "the model was trained on the validation part, too"
     if record.get("labels_sha256") == chosen.labels_sha256:
         if seed is None or seed == chosen.seed:
             return ""

@@ -45,7 +45,7 @@ class Learner:
         self._parameters = model.trainable_parameters()
         self._optimiser = torch.optim.AdamW(self._groups(), lr=options.lr, weight_decay=options.weight_decay)
         self._scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.precision == "fp16")
-        self._update_average: Any = None if options.ema is None else get_ema_multi_avg_fn(options.ema)  # type: ignore[no-untyped-call]
+        self._steps = 0
         self._average = None if options.ema is None else [p.detach().clone() for p in self._parameters]
 
     def _groups(self) -> list[dict[str, Any]]:
@@ -66,6 +66,7 @@ class Learner:
             "optimiser": self._optimiser.state_dict(),
             "scaler": self._scaler.state_dict(),
             "average": self._average,
+            "steps": self._steps,
             "losses": list(self.losses),
             "waited": self.waited,
             "seconds": self.seconds,
@@ -89,6 +90,7 @@ class Learner:
         if self._average is not None:
             for own, value in zip(self._average, state["average"], strict=True):
                 own.copy_(value)
+        self._steps = state["steps"]
         self.losses, self.waited, self.seconds = list(state["losses"]), state["waited"], state["seconds"]
         torch.set_rng_state(state["random"])
         if state["random_gpu"] is not None:
@@ -146,8 +148,10 @@ class Learner:
             torch.nn.utils.clip_grad_norm_(self._parameters, options.clip_norm)
         self._scaler.step(self._optimiser)
         self._scaler.update()
-        if self._average is not None:
-            self._update_average(self._average, self._parameters, 0)
+        if self._average is not None and options.ema is not None:
+            self._steps += 1
+            update: Any = get_ema_multi_avg_fn(averaging_decay(options.ema, self._steps))  # type: ignore[no-untyped-call]
+            update(self._average, self._parameters, 0)
         return loss.item()
 
     def _loss(self, raw: Tensor, label: Tensor) -> Tensor:
@@ -273,6 +277,15 @@ class Learner:
         scale, offset = np.polyfit(raw, [self._loader.pictures[i].score for i in pictures], deg=1)
         self._model.calibration.copy_(torch.tensor([scale, offset]))
         return float(scale), float(offset)
+
+
+def averaging_decay(decay: float, steps: int) -> float:
+    """Return the decay of averaged weights after a number of steps, at least 1: less than `decay` at first.
+
+    Otherwise the average of a short run would be made of the first weights. The rule is TensorFlow's:
+    min(decay, (1 + steps) / (10 + steps)).
+    """
+    return min(decay, (1 + steps) / (10 + steps))
 
 
 def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -20,8 +20,8 @@ from glia_train.models.base import Model
 CONV2D_ARGUMENTS: Final = 7
 SLOW_KERNEL: Final = 5
 
-#: Parameters of mallopt, of glibc: most blocks that are mapped one by one, and free memory from which on some is given
-#: back.
+#: Parameters of glibc's mallopt. The first is the greatest number of blocks that get a mapping of their own. The second
+#: is the free memory beyond which some is given back; -1 is for never.
 M_MMAP_MAX: Final = -4
 M_TRIM_THRESHOLD: Final = -1
 
@@ -101,8 +101,8 @@ class _QuickGradients(TorchFunctionMode):
     Attention becomes two matrix products and a softmax. The backward pass of the fused operator takes three times as
     long. Its forward pass is quicker, and so is its backward pass in float32.
 
-    Some depthwise convolutions stay in float32. The gradient of the input takes three to a hundred times as long in
-    bf16 if the stride is 2, and that of the weights twice as long if the kernel has 5 x 5 weights.
+    Some convolutions in groups, such as depthwise ones, stay in float32. In bf16 the gradient of the input takes three
+    to a hundred times as long if the stride is 2, and that of the weights twice as long if the kernel is 5 x 5.
     """
 
     def __torch_function__(
@@ -116,7 +116,8 @@ class _QuickGradients(TorchFunctionMode):
                 return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1) @ v
         elif func is torch.conv2d and len(args) == CONV2D_ARGUMENTS:
             x, weight, bias, stride, _, _, groups = args
-            if groups > 1 and (2 in stride or weight.shape[-1] >= SLOW_KERNEL):
+            steps = stride if isinstance(stride, tuple) else (stride,)
+            if groups > 1 and (max(steps) > 1 or weight.shape[-1] >= SLOW_KERNEL):
                 with torch.autocast("cpu", enabled=False):
                     return func(x.float(), weight, bias, *args[3:]).bfloat16()
         return func(*args, **kwargs)

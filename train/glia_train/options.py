@@ -34,8 +34,8 @@ class TrainOptions:
         warmup_epochs: Epochs in which the learning rate rises to `lr`, before it falls.
         weight_decay: Weight decay of AdamW.
         clip_norm: Greatest norm of the gradient; a longer one is shortened. None leaves it.
-        ema: Decay of a moving average of the weights, for example 0.999. The average is measured and kept. None keeps
-            the last weights.
+        ema: Decay of a moving average of the weights, for example 0.999; in the first steps it is less. The average is
+            measured and kept. None keeps the last weights.
         loss: "mse-rho" or "plcc", see `glia_train.loss`.
         ranking: Weight of a second loss, over pairs of distorted copies of the pictures, see `glia_train.ranking`. A
             batch has a pair for every eight pictures. 0 for none.

@@ -19,7 +19,7 @@ import torch
 from glia_rt.backends.choose import AUTO
 from glia_rt.contract import Contract, GraphKind
 from glia_rt.cores import cpu_count
-from glia_rt.errors import BadImageError, BundleError, UsageError
+from glia_rt.errors import BadImageError, UsageError
 from glia_rt.listing.missing import Trail
 from glia_rt.listing.pieces import Picture
 from glia_rt.pipeline import Inputs, score_stream
@@ -28,7 +28,7 @@ from glia_rt.pixels.names import display_name
 from glia_rt.pixels.views import make_inputs
 from glia_rt.results import Result
 from glia_rt.scorer import Scorer, read_sample
-from glia_rt.starter.paths import resolve_bundle
+from glia_rt.starter.paths import is_bundle
 from glia_rt.steps import step
 from glia_rt.versions import __version__
 from glia_train.checkpoint import Checkpoint
@@ -171,9 +171,7 @@ def open_scorer(path: str | os.PathLike[str], engine: Engine | None = None) -> A
         UsageError: The engine does not go with what is opened.
     """
     engine = engine or Engine()
-    if not resolve_bundle(path).exists():
-        raise BundleError(f"{path}: no such bundle or checkpoint")
-    if not resolve_bundle(path).is_dir():
+    if not is_bundle(path):
         return TorchScorer.open(path, engine)
     if engine.backbone_weights is not None:
         raise UsageError(f"{path} is a bundle, which has its backbone's weights: drop --backbone-weights")

@@ -56,8 +56,8 @@ class Origin:
     """Where the first weights of a run come from.
 
     Attributes:
-        backbone_weights: "hub", "random" or a file, as for `glia_train.backbones.load_backbone_weights`. With a
-            `checkpoint`, it is needed if that is adapter-only.
+        backbone_weights: "hub", "random", "package" or a file, as for `glia_train.backbones.load_backbone_weights`.
+            With a `checkpoint`, it is needed if that is adapter-only.
         checkpoint: A checkpoint to start from, or "starter" for the model that glia-rt ships; None for new weights.
     """
 
@@ -67,7 +67,10 @@ class Origin:
     def __post_init__(self) -> None:
         """Refuse a run without first weights."""
         if self.backbone_weights is None and self.checkpoint is None:
-            raise UsageError("--backbone-weights is needed: hub (downloads), random, or a file; or --from a checkpoint")
+            raise UsageError(
+                "--backbone-weights is needed: hub (downloads), random, package (a hybrid's stem), or a file; or --from "
+                "a checkpoint"
+            )
 
 
 def train(
@@ -83,6 +86,8 @@ def train(
     console: Console | None = None,
 ) -> TrainResult:
     """Train a model on a dataset's training part, and measure it on the validation part after every epoch.
+
+    On a CPU, the process keeps the memory that it frees from now on: see `glia_train.machine.keep_freed_memory`.
 
     The test part is measured once, after the last epoch. The checkpoint is always that of the last complete epoch,
     calibrated and ready to export. After each epoch it is calibrated on `CALIBRATION_SAMPLE` training pictures, and at
@@ -204,7 +209,7 @@ def _prepare(dataset: Dataset, config: Any, options: TrainOptions, origin: Origi
     record = {
         "labels": dataset.name,
         "labels_sha256": dataset.labels_sha256,
-        "pictures": {part: len(pictures) for part, pictures in split.parts.items()} | {"split_by": split.by},
+        "pictures": _counts(split, options) | {"split_by": split.by},
         "backbone_weights": sources,
         "from": None if origin.checkpoint is None else sha256(resolve_checkpoint(origin.checkpoint)),
         "family": model.family,
@@ -325,7 +330,7 @@ class _Training:
             }
         )
         self._run.write_rows(self.rows)
-        self._run.say(_line(self.rows[-1], options.epochs, metrics))
+        self._run.say(_line(self.rows[-1], options.epochs, self._measured_on(self._parts.validation), metrics))
         learner.next_epoch()
         self._keep(epoch + 1)
 
@@ -343,7 +348,7 @@ class _Training:
             facts = {
                 "epoch": epoch,
                 "calibrated_on": len(calibration),
-                "measured_on": "validation" if measured == self._parts.validation else "test",
+                "measured_on": self._measured_on(measured),
                 "mapping": metrics.mapping,
                 "note": metrics.note,
             }
@@ -353,10 +358,17 @@ class _Training:
                 job.sources,
                 adapter_only=job.options.adapter_only,
                 trained_on=job.record | facts,
-                metrics=metrics.to_dict(),
+                # How well a model does on what it was trained on is no figure of merit.
+                metrics={} if self._measured_on(measured) == "training" else metrics.to_dict(),
             )
             checkpoint.save(self._run.path / CHECKPOINT)
         return metrics
+
+    def _measured_on(self, measured: range) -> str:
+        """Return what figures are of: "validation", "test", or "training" if the validation part is trained on."""
+        if measured != self._parts.validation:
+            return "test"
+        return "training" if self._job.options.train_on_validation else "validation"
 
     def _keep(self, epoch: int) -> None:
         """Write all that is needed to go on in this epoch."""
@@ -401,6 +413,14 @@ def _first_model(config: Any, origin: Origin, options: TrainOptions) -> tuple[Mo
     return model.eval(), checkpoint.contract, sources
 
 
+def _counts(split: Split, options: TrainOptions) -> dict[str, Any]:
+    """Return the number of pictures of each part, as the run uses them."""
+    counts = {str(part): len(pictures) for part, pictures in split.parts.items()}
+    if options.train_on_validation:
+        counts = {"train": counts["train"] + counts["validation"], "validation": 0, "test": counts["test"]}
+    return counts
+
+
 def _score_range(dataset: Dataset, split: Split, declared: tuple[float, float] | None) -> tuple[float, float]:
     """Return the declared range, which must hold every label; else the dataset's, else that of the training labels."""
     if declared is None:
@@ -440,9 +460,9 @@ def _with_cache(
     return dataclasses.replace(loader, cache=cache)
 
 
-def _line(row: Mapping[str, float], epochs: int, metrics: Metrics) -> str:
+def _line(row: Mapping[str, float], epochs: int, measured_on: str, metrics: Metrics) -> str:
     return (
-        f"epoch {row['epoch']}/{epochs}: loss {row['loss']:.4f}, validation {_figures(metrics)}, "
+        f"epoch {row['epoch']}/{epochs}: loss {row['loss']:.4f}, {measured_on} {_figures(metrics)}, "
         f"{row['crops_per_s']:.1f} crops/s, {row['seconds']:.0f} s"
     )
 

@@ -60,7 +60,8 @@ def write_report(path: str | os.PathLike[str], report: DemoReport) -> None:
     """
     originals = [one for one in report.scored if one.copy.level == 0]
     originals.sort(key=lambda one: one.score, reverse=True)
-    middle = originals[len(originals) // 4].copy.photograph
+    shown_photograph = originals[len(originals) // 4].copy.photograph  # a good one, so that there is room to fall
+    held_out = {one.copy.path for one in report.tuned.held_out}
     kit.write_page(
         path,
         "glia_export.demo",
@@ -69,11 +70,11 @@ def write_report(path: str | os.PathLike[str], report: DemoReport) -> None:
         report=report,
         originals=originals,
         above=_above(report.scored),
-        severe=sum(one.copy.level == LEVELS for one in report.scored),
+        severe=len(_severe(report.scored)),
         lines=_lines(report.scored),
-        shown_photograph=middle,
-        shown={name: row for name in SHOWN if len(row := _row(report.scored, middle, name)) > 1},
-        before=_agreement([one for one in report.scored if one.copy.path in _held_out(report)]),
+        shown_photograph=shown_photograph,
+        shown={name: row for name in SHOWN if len(row := _row(report.scored, shown_photograph, name)) > 1},
+        before=_agreement([one for one in report.scored if one.copy.path in held_out]),
         after=_agreement(report.tuned.held_out),
         unordered=UNORDERED,
         held_out=HELD_OUT,
@@ -92,10 +93,6 @@ def _duration(seconds: float) -> str:
 
 def _thumbnail(path: Path) -> str:
     return kit.thumbnail(read_image(path), THUMBNAIL)
-
-
-def _held_out(report: DemoReport) -> set[Path]:
-    return {one.copy.path for one in report.tuned.held_out}
 
 
 def _agreement(scored: Sequence[Scored]) -> float:
@@ -117,10 +114,15 @@ def _row(scored: Sequence[Scored], photograph: str, distortion: str) -> list[Sco
     return [one for one in scored if _belongs(one, photograph, distortion) and one.copy.level in SHOWN_LEVELS]
 
 
+def _severe(scored: Sequence[Scored]) -> list[Scored]:
+    """Return the copies of the highest level, of distortions that get worse with it."""
+    return [one for one in scored if one.copy.level == LEVELS and one.copy.distortion not in UNORDERED]
+
+
 def _above(scored: Sequence[Scored]) -> list[tuple[Scored, float]]:
-    """Return the copies of the highest level that score above their photographs, and by how much, the worst first."""
+    """Return those of them that score above their photographs, and by how much, the worst first."""
     originals = {one.copy.photograph: one.score for one in scored if one.copy.level == 0}
-    severe = [(one, one.score - originals[one.copy.photograph]) for one in scored if one.copy.level == LEVELS]
+    severe = [(one, one.score - originals[one.copy.photograph]) for one in _severe(scored)]
     return sorted(((one, by) for one, by in severe if by > 0), key=lambda pair: -pair[1])
 
 

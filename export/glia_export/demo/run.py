@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 import shutil
 import time
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 #: The distortions that copies are made with.
 DISTORTED: Final = tuple(DISTORTIONS)
+#: What only the second half imports.
+NEEDED: Final = ("torch", "timm", "onnx", "onnxruntime", "jinja2", "matplotlib")
 #: Seconds of training.
 TUNING_SECONDS: Final = 60.0
 
@@ -59,8 +62,12 @@ def run(out: Path, *, overwrite: bool, console: Console) -> Path:
     Raises:
         UsageError: `out` holds files that no demo wrote.
         OutputExistsError: `out` holds an earlier demo, and `overwrite` is False.
+        ModuleNotFoundError: A package of the second half is not installed.
         ParityError: The exported graphs, or the engine that runs them here, do not give PyTorch's scores.
     """
+    for package in NEEDED:  # now, and not after the first half
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(name=package)
     _make_room(out, overwrite)
     stages = Stages(console)
     copies, scored, scored_with = score_with_starter(out, stages)
@@ -77,8 +84,8 @@ def run(out: Path, *, overwrite: bool, console: Console) -> Path:
         seconds=stages.seconds,
         setup={
             "Scored with": scored_with,
-            "Fine-tuned": f"the starter without its stem, for {TUNING_SECONDS:.0f} s, {tuned.epochs} epochs",
-            "Engine": tuned.engine,
+            "Fine-tuned": f"the starter, its stem as it was, for {TUNING_SECONDS:.0f} s, {tuned.epochs} epochs",
+            "Engine": f"{tuned.engine}, for tensorrt-rtx" if tuned.engine else f"none: {tuned.no_engine}",
             "Machine": f"{platform.machine()}, {platform.system()}",
             "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         },
@@ -87,7 +94,8 @@ def run(out: Path, *, overwrite: bool, console: Console) -> Path:
             SCORES: "the starter's score of each of them",
             LABELS: "the labels of the fine-tuning",
             f"{RUN}/": "the fine-tuning: checkpoint, options, split and figures of every epoch",
-            f"{BUNDLE}/": "the fine-tuned model: four ONNX graphs, their manifest, a selftest, and the engine",
+            f"{BUNDLE}/": "the fine-tuned model: four ONNX graphs, their manifest, a selftest"
+            + (", and the engine" if tuned.engine else ""),
             TUNED_SCORES: "its score of each held-out copy",
         },
         commands={
@@ -102,15 +110,15 @@ def run(out: Path, *, overwrite: bool, console: Console) -> Path:
     return out / REPORT
 
 
-def score_with_starter(out: Path, stage: Stages) -> tuple[list[Copy], list[Scored], str]:
+def score_with_starter(out: Path, stages: Stages) -> tuple[list[Copy], list[Scored], str]:
     """Make the pictures and score them with the starter, without torch.
 
     Returns:
         The pictures, the scores, and how they were made, in words.
     """
-    stage("distort photographs")
+    stages("distort photographs")
     copies = make_copies(out / PICTURES, PHOTOGRAPHS, DISTORTED)
-    stage(f"score {len(copies)} pictures with the starter")
+    stages(f"score {len(copies)} pictures with the starter")
     with Scorer.open(STARTER) as scorer:
         scored = score_copies(scorer, copies, out / SCORES)
         return copies, scored, f"{scorer.backend.name}, {scorer.backend.precision}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from glia_engines.build import build
-from glia_export.demo.data import BUNDLE, LABELS, RUN, TUNED_SCORES, Copy
+from glia_export.demo.data import BUNDLE, LABELS, RUN, SEED, TUNED_SCORES, Copy
 from glia_export.demo.score import Scored, score_copies
 from glia_export.export import export
 from glia_rt.errors import MissingPackageError
@@ -28,7 +28,6 @@ from glia_train.train import Origin, train
 if TYPE_CHECKING:
     from rich.console import Console
 
-SEED: Final = 3407
 TARGET: Final = "tensorrt-rtx"
 
 
@@ -38,10 +37,11 @@ class Tuned:
 
     Attributes:
         trained_on: Names of the photographs whose copies were trained on.
-        epochs: Passes over them that were complete.
+        epochs: Passes over them. The last one may have been cut short when the time was over.
         held_out: The copies of the other photographs, scored with the exported model.
         parity: The comparisons of the export and of the selftest.
-        engine: What was built, or why nothing was, in words.
+        engine: The engine that was built, and its size, in words; empty if none was.
+        no_engine: Why none was built; empty if one was.
     """
 
     trained_on: Sequence[str]
@@ -49,6 +49,7 @@ class Tuned:
     held_out: Sequence[Scored]
     parity: Sequence[Parity]
     engine: str
+    no_engine: str
 
 
 def tune(copies: Sequence[Copy], out: Path, seconds: float, stage: Callable[[str], None], console: Console) -> Tuned:
@@ -91,16 +92,17 @@ def tune(copies: Sequence[Copy], out: Path, seconds: float, stage: Callable[[str
         trained.epochs,
         held_out,
         [*exported.parity, *verified],
-        _engine(exported.path, out),
+        *_engine(exported.path, out),
     )
 
 
-def _engine(bundle: Path, out: Path) -> str:
+def _engine(bundle: Path, out: Path) -> tuple[str, str]:
+    """Build an engine, and return what was built and why nothing was; one of the two is empty."""
     try:
         built = build(bundle, TARGET)
     except MissingPackageError as error:
-        return str(error)
-    return f"{built.path.relative_to(out)}, {built.record.engine_size / 1e6:.1f} MB, for {TARGET}"
+        return "", str(error)
+    return f"{built.path.relative_to(out)}, {built.record.engine_size / 1e6:.1f} MB", ""
 
 
 def _to_csv(copies: Sequence[Copy], folder: Path) -> str:

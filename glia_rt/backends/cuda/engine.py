@@ -246,7 +246,7 @@ def build_command(bundle: Bundle, target: str, input: GraphKind, precision: str)
     words = ["glia-rt build", shlex.quote(str(bundle.path)), "--target", target]
     if input == "image":
         words += ["--input image --batch 1:4:8 --size 224x224:768x1024:3000x4000"]
-    if precision != "fp16":
+    if precision != bundle.gpu_precision(input):
         words += ["--precision", precision]
     return " ".join(words)
 

@@ -38,7 +38,7 @@ def open(bundle: Bundle, options: BackendOptions) -> lanes.GpuBackend:
     import onnxruntime as ort
     from cuda.core import Device
 
-    precision = options.precision or default_precision()
+    precision = options.precision or bundle.gpu_precision(options.input)
     if precision not in ("fp16", "fp32"):
         raise BackendError(f"backend {NAME} computes in fp16 or fp32, not {precision}")
     batch_size = options.batch_size or _BATCH_SIZE
@@ -120,7 +120,7 @@ def unavailable() -> str | None:
 
 
 def default_precision() -> str:
-    """Return "fp16"."""
+    """Return "fp16"; a bundle without FP16 graphs is computed in FP32."""
     return "fp16"
 
 

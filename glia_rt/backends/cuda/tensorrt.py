@@ -61,7 +61,7 @@ class Library:
 
     def open(self, bundle: Bundle, options: BackendOptions) -> lanes.GpuBackend:
         """Check a bundle's engine and load it; raises as `open_backend` does."""
-        name, precision = self.target.name, options.precision or self.default_precision()
+        name, precision = self.target.name, options.precision or bundle.gpu_precision(options.input)
         if precision not in ("fp16", "fp32"):
             raise BackendError(f"backend {name} computes in fp16 or fp32, not {precision}")
         gpu = Gpu.open(options.device or 0)
@@ -103,7 +103,7 @@ class Library:
         return lanes.unavailable(self.target.package, self.target.extra)
 
     def default_precision(self) -> str:
-        """Return "fp16"."""
+        """Return "fp16"; a bundle without FP16 graphs is computed in FP32."""
         return "fp16"
 
 

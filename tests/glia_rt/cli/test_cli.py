@@ -537,7 +537,7 @@ def test_train(tmp_path: Path, good: Path, capsys: Capture) -> None:
     assert main(["train", *args, "--train-on-validation", "--half-weights"]) == 0
     captured = capsys.readouterr()
     assert captured.out == f"wrote {out}/checkpoint.pt; next:\n  glia-rt export '{out}/checkpoint.pt'\n"
-    assert "validation SRCC" in captured.err
+    assert "training SRCC" in captured.err  # that of the validation part, which is trained on
     assert "test part:" not in captured.err
     record = json.loads((out / "run.json").read_text())
     expected = options | {"adapter_only": False, "score_range": [0, 20], "time_limit_s": None}

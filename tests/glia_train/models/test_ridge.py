@@ -12,6 +12,7 @@ from sklearn.linear_model import Ridge as SklearnRidge
 
 from glia_rt.errors import UsageError
 from glia_train.checkpoint import Checkpoint
+from glia_train.evaluate import score, select
 from glia_train.models.glianet import ModelConfig
 from glia_train.models.ridge import RidgeConfig
 from glia_train.options import TrainOptions
@@ -90,8 +91,24 @@ def test_the_validation_part_is_trained_on_if_asked(tmp_path: Path) -> None:
         result = train(dataset, tmp_path / f"run{asked}", RidgeConfig(), options, "package")
         checkpoint = Checkpoint.load(result.checkpoint)
         assert checkpoint.trained_on["calibrated_on"] == len(result.split.train) + asked * len(result.split.validation)
+        sizes = [len(part) for part in (result.split.train, result.split.validation, result.split.test)]
+        counts = [sizes[0] + sizes[1], 0, sizes[2]] if asked else sizes
+        assert [checkpoint.trained_on["pictures"][part] for part in ("train", "validation", "test")] == counts
         heads.append(checkpoint.weights["ridge_head.centre"])
     assert not torch.equal(*heads)
+
+
+def test_figures_of_pictures_that_were_trained_on_are_not_kept(tmp_path: Path) -> None:
+    """Neither does `evaluate` take that part without a warning."""
+    dataset = noise_dataset(tmp_path, 40, 224, 224)
+    options = TrainOptions(epochs=0, batch_size=8, fit_head=True, train_on_validation=True, measure_test=False)
+    result = train(dataset, tmp_path / "run", RidgeConfig(), options, "package")
+    checkpoint = Checkpoint.load(result.checkpoint)
+    assert checkpoint.metrics == {}
+    assert checkpoint.trained_on["measured_on"] == "training"
+    assert train(dataset, tmp_path / "run", RidgeConfig(), options, "package", resume=True).checkpoint.exists()
+    warnings = [score(result.checkpoint, select(dataset, part, 3407)).warning for part in ("validation", "test")]
+    assert warnings == ["the model was trained on the validation part, too", ""]
 
 
 def test_a_learning_rate_for_a_frozen_backbone(tmp_path: Path) -> None:

@@ -71,8 +71,8 @@ class Model(nn.Module, ABC):
         pixels: Mean and standard deviation of pixels in [0, 1], per channel. They are the first values of the buffers
             `mean` and `std`, which `normalise` uses.
         ridge_head: A head that ridge regression can fit before the first step, or None. It reads the last features.
-        calibration: float32 (2,), the linear map (scale, offset) from raw scores to label units. It is (1, 0) until it
-            is fitted. A checkpoint holds it beside the weights.
+        calibration: float32 (2,), the linear map (scale, offset) from raw scores to the model's scale. It is (1, 0) until
+            it is fitted. A checkpoint holds it beside the weights.
     """
 
     #: The name of the family in checkpoints and bundles.
@@ -158,11 +158,11 @@ class Model(nn.Module, ABC):
         return self.raw_score(self.features(*inputs))
 
     def score(self, *inputs: Tensor) -> Tensor:
-        """Return scores in label units, float32 (N,); arguments as for `features`."""
+        """Return scores on the model's scale, float32 (N,); arguments as for `features`."""
         return self.calibrated(self(*inputs))
 
     def calibrated(self, raw: Tensor) -> Tensor:
-        """Return raw scores (N,) converted to label units, float32 (N,)."""
+        """Return raw scores (N,) converted to the model's scale, float32 (N,)."""
         return raw * self.calibration[0] + self.calibration[1]
 
     def normalise(self, view: Tensor) -> Tensor:
