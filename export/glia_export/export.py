@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,7 @@ from glia_rt import files
 from glia_rt.bundle import GRAPHS, SUFFIX, new_bundle, write_manifest
 from glia_rt.contract import SCORE, Contract, GraphKind
 from glia_rt.starter.paths import CARD, CHECKPOINT, resolve_checkpoint
-from glia_rt.steps import log_end
+from glia_rt.steps import Stages
 from glia_rt.verify import Parity, require
 from glia_rt.versions import installed_versions
 from glia_train.checkpoint import Checkpoint
@@ -89,8 +88,7 @@ def export(
     require_onnxruntime()
     output = Path(output) if output is not None else Path(checkpoint_path).with_suffix(SUFFIX)
     checkpoint_path = resolve_checkpoint(checkpoint_path)
-    seconds: dict[str, float] = {}
-    stage = _Stages(report, seconds)
+    stage = Stages(report)
     with new_bundle(output, overwrite=overwrite) as folder:
         stage("read the checkpoint")
         checkpoint = Checkpoint.load(checkpoint_path)
@@ -130,7 +128,7 @@ def export(
         write_manifest(folder, _manifest(checkpoint, checkpoint_path, opsets, parity, activations, keep))
         sizes = {name: (folder / name).stat().st_size for name in GRAPHS.values()}
     stage.done()
-    return Exported(output, parity, seconds, sizes)
+    return Exported(output, parity, stage.seconds, sizes)
 
 
 def _write_selftest(folder: Path, pictures: Sequence[Picture], reference: Answers, contract: Contract) -> None:
@@ -183,24 +181,3 @@ def _manifest(
     # The shipped checkpoint is the measured one to the byte, so its card is in a file of its own.
     card = json.loads(CARD.read_text(encoding="utf-8")) if path == CHECKPOINT else dict(checkpoint.card)
     return record | ({"card": card} if card else {})
-
-
-class _Stages:
-    """Reports each stage to the user and measures its time."""
-
-    def __init__(self, report: Callable[[str], None], seconds: dict[str, float]) -> None:
-        self.report, self.seconds = report, seconds
-        self.name: str | None = None
-        self.began = 0.0
-
-    def __call__(self, name: str) -> None:
-        self.done()
-        self.report(name)
-        self.name, self.began = name, time.perf_counter()
-
-    def done(self) -> None:
-        """End the current stage."""
-        if self.name is not None:
-            self.seconds[self.name] = time.perf_counter() - self.began
-            log_end(self.name, self.seconds[self.name])
-        self.name = None

@@ -112,7 +112,10 @@ def test_a_recipe_and_flags(trained: Callable[..., tuple[int, str, dict[str, Any
     [
         ("epochs: many", "'many' is not a valid integer"),
         ("backbone_weights: random\nmodel: {mpl: loda}", "glianet has no option mpl"),
-        ("epochs: 1", "--backbone-weights is needed: hub (downloads), random, or a file; or --from"),
+        (
+            "epochs: 1",
+            "--backbone-weights is needed: hub (downloads), random, package (a hybrid's stem), or a file; or --from",
+        ),
         ("dataset: kadid10k", "--dataset and --data are two sources of labels"),
     ],
 )

@@ -68,8 +68,8 @@ class Origin:
         """Refuse a run without first weights."""
         if self.backbone_weights is None and self.checkpoint is None:
             raise UsageError(
-                "--backbone-weights is needed: hub (downloads), random, package (a hybrid's stem), or a file; or --from "
-                "a checkpoint"
+                "--backbone-weights is needed: hub (downloads), random, package (a hybrid's stem), or a file; or "
+                "--from a checkpoint"
             )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import platform
 import shutil
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -24,7 +23,7 @@ from glia_export.demo.score import Scored, score_copies
 from glia_rt.errors import OutputExistsError, UsageError
 from glia_rt.scorer import Scorer
 from glia_rt.starter.paths import STARTER
-from glia_rt.steps import log_end
+from glia_rt.steps import Stages
 from glia_rt.versions import installed_versions
 from glia_train.distortions import DISTORTIONS
 
@@ -69,7 +68,7 @@ def run(out: Path, *, overwrite: bool, console: Console) -> Path:
         if importlib.util.find_spec(package) is None:
             raise ModuleNotFoundError(name=package)
     _make_room(out, overwrite)
-    stages = Stages(console)
+    stages = Stages(lambda name: console.print(f"[bold]{name}[/bold]", highlight=False))
     copies, scored, scored_with = score_with_starter(out, stages)
     # What follows needs torch, which the starter does not.
     from glia_export.demo.page import DemoReport, write_report
@@ -122,33 +121,6 @@ def score_with_starter(out: Path, stages: Stages) -> tuple[list[Copy], list[Scor
     with Scorer.open(STARTER) as scorer:
         scored = score_copies(scorer, copies, out / SCORES)
         return copies, scored, f"{scorer.backend.name}, {scorer.backend.precision}"
-
-
-class Stages:
-    """Names each stage of the demo as it begins, and measures how long it takes.
-
-    Attributes:
-        seconds: Time of each stage that is over, by its name.
-    """
-
-    def __init__(self, console: Console) -> None:
-        self.seconds: dict[str, float] = {}
-        self._console = console
-        self._name: str | None = None
-        self._began = 0.0
-
-    def __call__(self, name: str) -> None:
-        """End the stage before, and begin one."""
-        self.done()
-        self._console.print(f"[bold]{name}[/bold]", highlight=False)
-        self._name, self._began = name, time.monotonic()
-
-    def done(self) -> None:
-        """End the current stage."""
-        if self._name is not None:
-            self.seconds[self._name] = time.monotonic() - self._began
-            log_end(self._name, self.seconds[self._name])
-        self._name = None
 
 
 def _make_room(out: Path, overwrite: bool) -> None:

@@ -71,8 +71,8 @@ class Model(nn.Module, ABC):
         pixels: Mean and standard deviation of pixels in [0, 1], per channel. They are the first values of the buffers
             `mean` and `std`, which `normalise` uses.
         ridge_head: A head that ridge regression can fit before the first step, or None. It reads the last features.
-        calibration: float32 (2,), the linear map (scale, offset) from raw scores to the model's scale. It is (1, 0) until
-            it is fitted. A checkpoint holds it beside the weights.
+        calibration: float32 (2,), the linear map (scale, offset) from raw scores to the model's scale. It is (1, 0)
+            until it is fitted. A checkpoint holds it beside the weights.
     """
 
     #: The name of the family in checkpoints and bundles.
