@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.linear import Linear, LinearConfig
 
-from glia_export.demo.data import PHOTOGRAPHS
+from glia_export.demo.data import PHOTOGRAPHS, read_photograph
 from glia_train.checkpoint import make_checkpoint
 from glia_train.distortions import DISTORTIONS, UNORDERED
 from glia_train.models.table import FAMILIES, untrained
@@ -26,11 +26,13 @@ def test_brightness_falls_only_as_a_photograph_is_darkened(tmp_path: Path, monke
         model.get_parameter("linear.weight").fill_(1.0)
     make_checkpoint(model, contract, "random").save(tmp_path / "bright.pt")
     [coffee] = (one for one in PHOTOGRAPHS if one.name == "coffee")
-    found = importlib.import_module("monotone").measure(str(tmp_path / "bright.pt"), [coffee])
+    found = importlib.import_module("monotone").measure(str(tmp_path / "bright.pt"), [read_photograph(coffee)])
     assert sorted(found) == sorted(set(DISTORTIONS) - set(UNORDERED))
     assert found["darken"]["correlation"] == pytest.approx(-1)
     assert found["darken"]["falling"] == 1
+    assert found["darken"]["not_lower"] == 0
     assert found["brighten"]["correlation"] == pytest.approx(1)
     assert found["brighten"]["falling"] == 0
+    assert found["brighten"]["not_lower"] == 1
     assert {name for name, facts in found.items() if facts["held_out"]} == set(HELD_OUT)
     assert all(len(facts["scores"]) == 1 and len(facts["scores"][0]) == 6 for facts in found.values())

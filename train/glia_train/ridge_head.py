@@ -30,7 +30,7 @@ class RidgeHead(nn.Module):
     spread: Tensor
 
     def __init__(self, features: int, dropout: float) -> None:
-        """Make a head that scores all pictures 0.
+        """Make a head with random weights, as those of a linear layer, and features as they are.
 
         Args:
             features: D.
@@ -38,7 +38,7 @@ class RidgeHead(nn.Module):
         """
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.weight = nn.Parameter(torch.zeros(features))
+        self.weight = nn.Parameter(nn.init.uniform_(torch.empty(features), -(features**-0.5), features**-0.5))
         self.bias = nn.Parameter(torch.zeros(1))
         self.register_buffer("centre", torch.zeros(features))
         self.register_buffer("spread", torch.ones(features))
