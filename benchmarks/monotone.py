@@ -80,9 +80,8 @@ def validation_photographs(root: str) -> dict[str, list[Pixels]]:
 
 def print_table(group: str, found: Mapping[str, Mapping[str, Any]], photographs: int) -> None:
     """Print what `measure` returned, and how many ruined copies score at least as high as their photographs."""
-    table = Table(
-        "distortion", "correlation", "falling at every level", "ruined, not lower", "", title=f"photographs: {group}"
-    )
+    columns = ("distortion", "correlation", "falling at every level", "ruined, not lower", "")
+    table = Table(*columns, box=None, title=f"photographs: {group}")
     for name, facts in sorted(found.items(), key=lambda item: item[1]["correlation"]):
         counts = [f"{facts[key]} of {photographs}" for key in ("falling", "not_lower")]
         table.add_row(name, f"{facts['correlation']:.3f}", *counts, "held out" if facts["held_out"] else "")
