@@ -242,6 +242,7 @@ def test_the_second_head_reads_the_statistics_of_every_input(config: dict[str, A
         expected = torch.cat([statistics(stem(reference_normalise(model, view))) for view in views], dim=1)
         torch.testing.assert_close(features[:, width:], expected, atol=1e-4, rtol=1e-4)
         model.head.weight.fill_(0.1)
+        model.ridge_head.weight.zero_()
         plain = dataclasses.replace(model.config, statistics=False)
         first = GLIANet(plain).eval()
         first.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("ridge_head")})
