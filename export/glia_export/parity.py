@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from glia_export import trace
+from glia_rt.backends.quiet import import_engine
 from glia_rt.bundle import GRAPHS
 from glia_rt.contract import IMAGE, SCORE, Contract
 from glia_rt.errors import MissingPackageError, ParityError
@@ -191,7 +192,7 @@ def require_onnxruntime() -> None:
         MissingPackageError: It is not installed.
     """
     try:
-        import onnxruntime  # noqa: F401
+        import_engine("onnxruntime")
     except ImportError as error:
         raise MissingPackageError("onnxruntime, which checks the graphs,", "export,cpu") from error
 
@@ -231,7 +232,7 @@ def _session(
 
     It runs the file itself if the scores have a unit. Otherwise it runs `graph`, which also gives the features.
     """
-    import onnxruntime as ort
+    ort = import_engine("onnxruntime")
 
     options = ort.SessionOptions()
     options.log_severity_level = 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from glia_rt.backends.quiet import import_engine
 from glia_rt.contract import GraphKind
 from glia_rt.errors import BackendError, MissingPackageError
 
@@ -84,7 +84,7 @@ def why_not_importable(package: str, extra: str) -> str | None:
         extra: The extra of glia-rt that installs it.
     """
     try:
-        importlib.import_module(package)
+        import_engine(package)
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name in (package, package.partition(".")[0]):
             return str(MissingPackageError(package, extra))

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glia_rt.backends.base import CPU_BATCH_SIZE, BackendOptions, refuse_device, why_not_importable
+from glia_rt.backends.quiet import import_engine
 from glia_rt.bundle import GRAPHS, Bundle
 from glia_rt.contract import SCORE
 from glia_rt.cores import cpu_count
@@ -55,7 +56,7 @@ def open(bundle: Bundle, options: BackendOptions) -> OnnxRuntimeBackend:
     refuse_device("onnxruntime", options)
     if options.precision not in (None, "fp32"):
         raise BackendError(f"backend onnxruntime computes in fp32 on a CPU, not {options.precision}")
-    import onnxruntime as ort
+    ort = import_engine("onnxruntime")
 
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = cpu_count()

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glia_rt.backends.base import CPU_BATCH_SIZE, BackendOptions, cache_folder, refuse_device, why_not_importable
+from glia_rt.backends.quiet import import_engine
 from glia_rt.bundle import GRAPHS, Bundle
 from glia_rt.contract import SCORE
 from glia_rt.cores import cpu_count
@@ -83,7 +84,7 @@ class OpenVinoBackend:
             return self._requests[streams]
 
     def _compile(self, streams: int) -> queue.SimpleQueue[Any]:
-        import openvino as ov
+        ov = import_engine("openvino")
 
         # The Python binding builds its table of types on first use, and deadlocks if two threads start that at once.
         ov.Type.u8.to_dtype()
@@ -100,7 +101,7 @@ class OpenVinoBackend:
 
 def open(bundle: Bundle, options: BackendOptions) -> OpenVinoBackend:
     """Check a bundle's FP32 graph and compile it; raises as `open_backend` does."""
-    import openvino as ov
+    ov = import_engine("openvino")
 
     refuse_device("openvino", options)
     if options.input == "image":
@@ -133,7 +134,7 @@ def unavailable() -> str | None:
 
 def default_precision() -> str:
     """Return "bf16" if the CPU has it in hardware (AMX or AVX512-BF16), else "fp32"."""
-    import openvino as ov
+    ov = import_engine("openvino")
 
     return "bf16" if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "fp32"
 

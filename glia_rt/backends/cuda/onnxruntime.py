@@ -16,6 +16,7 @@ from glia_rt.backends.base import BackendOptions
 from glia_rt.backends.cuda import lanes
 from glia_rt.backends.cuda.device import Gpu
 from glia_rt.backends.onnxruntime import first_line
+from glia_rt.backends.quiet import import_engine
 from glia_rt.bundle import GRAPHS, Bundle
 from glia_rt.contract import DTYPE, SCORE
 from glia_rt.errors import BackendError, GliaError
@@ -35,7 +36,7 @@ _OUT_OF_MEMORY: Final = ("Failed to allocate memory", "out of memory", "ALLOC_FA
 
 def open(bundle: Bundle, options: BackendOptions) -> lanes.GpuBackend:
     """Load a bundle's graph onto a GPU; raises as `open_backend` does."""
-    import onnxruntime as ort
+    ort = import_engine("onnxruntime")
     from cuda.core import Device
 
     precision = options.precision or bundle.gpu_precision(options.input)
@@ -69,7 +70,7 @@ def create_session(path: Path, device: int, *, capture: bool) -> Any:
         BackendError: The graph cannot be loaded, or cannot be loaded onto the GPU. In the second case ONNX Runtime
             itself would continue on the CPU.
     """
-    import onnxruntime as ort
+    ort = import_engine("onnxruntime")
 
     with contextlib.redirect_stdout(sys.stderr):  # preload_dlls prints there what it did not find
         ort.preload_dlls()  # CUDA and cuDNN from NVIDIA's packages
@@ -109,7 +110,7 @@ def unavailable() -> str | None:
     """Return why this backend cannot be used here; None if it can."""
     if reason := lanes.unavailable("onnxruntime", "gpu"):
         return reason
-    import onnxruntime as ort
+    ort = import_engine("onnxruntime")
 
     if PROVIDER not in ort.get_available_providers():
         return (
@@ -143,7 +144,7 @@ class _Session:
 
         The returned function waits for the run to end, because ONNX Runtime has a stream of its own.
         """
-        import onnxruntime as ort
+        ort = import_engine("onnxruntime")
 
         binding = self._session.io_binding()
         for name, shape in shapes.items():
