@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -22,11 +23,11 @@ from glia_rt.backends.choose import AUTO, open_backend
 from glia_rt.bundle import Bundle
 from glia_rt.contract import DTYPE, IMAGE, Contract, GraphKind
 from glia_rt.cores import cpu_count
-from glia_rt.errors import BadImageError, UsageError
+from glia_rt.errors import BackendError, BadImageError, UsageError
 from glia_rt.listing.missing import Trail
 from glia_rt.listing.pieces import Picture
 from glia_rt.listing.sources import Sources
-from glia_rt.pipeline import Inputs, Sample, check_finite, score_stream, stack
+from glia_rt.pipeline import Inputs, Sample, check_finite, ordered_map, score_stream, stack
 from glia_rt.pixels.bicubic import Pixels
 from glia_rt.pixels.decode import DEFAULT_MAX_PIXELS, decoder, read_image
 from glia_rt.pixels.names import ImageSource
@@ -48,7 +49,8 @@ def is_foreign(image: Any) -> bool:
 class Scorer:
     """A bundle on an engine.
 
-    Threads may share it, processes may not. Close it, or use it as a context manager.
+    Threads may share it, processes may not. All their calls share the threads that decode and the streams of the
+    engine. Close it, or use it as a context manager.
 
     Attributes:
         bundle: What was opened.
@@ -78,6 +80,10 @@ class Scorer:
         self.input = input
         self.max_pixels = max_pixels
         self._process = os.getpid()
+        self._closed = False
+        # Of `score_batch` and `score_views`. A thread starts when it is first needed.
+        self._readers = ThreadPoolExecutor(cpu_count(), "scorer-read")
+        self._runners = ThreadPoolExecutor(backend.parallel, "scorer-run")
 
     @classmethod
     def open(
@@ -154,8 +160,11 @@ class Scorer:
         """
         return float(self.score_batch([image])[0])
 
-    def score_batch(self, images: Sequence[ImageSource]) -> npt.NDArray[np.float32]:
-        """Score pictures held in memory, as they are: short batches are not padded.
+    def score_batch(self, images: Iterable[ImageSource]) -> npt.NDArray[np.float32]:
+        """Score pictures, as many as there are, on all cores.
+
+        They are decoded in threads, and the engine takes them in batches of `batch_size`. The last batch is as short as
+        it is, and is not padded.
 
         Args:
             images: As `score` takes them; of any sizes, which with input="image" makes a batch of each run of equal
@@ -165,18 +174,25 @@ class Scorer:
             float32 (N,), in order.
 
         Raises:
-            BadImageError: One cannot be turned into pixels. Nothing is scored then.
+            BadImageError: One cannot be turned into pixels. There are no scores then.
             UsageError: `images` is one picture, not several; or some are in a GPU's memory and the others are not, or
                 the backend does not run there.
         """
-        self._require_own_process()
+        self._require_usable()
         if isinstance(images, (str, bytes, os.PathLike)):
             raise UsageError("score_batch takes a list of pictures; score takes one")
+        images = list(images)
         if any(is_foreign(image) for image in images):
             return check_finite(self._score_on_gpu(images))
-        samples = [self._inputs(read_image(image, max_pixels=self.max_pixels)) for image in images]
-        scores = [self.backend.run(stack(batch)) for batch in self._equal_shapes(samples)]
-        return check_finite(np.concatenate(scores)) if scores else np.zeros(0, np.float32)
+
+        def read(image: ImageSource) -> Inputs:
+            return self._inputs(read_image(image, max_pixels=self.max_pixels))
+
+        if len(images) == 1:  # which needs no other thread
+            return check_finite(self.backend.run(stack([read(images[0])])))
+        ahead = self.batch_size * self.backend.parallel
+        with closing(ordered_map(self._readers, read, images, ahead=ahead)) as samples:
+            return self._run_each(stack(batch) for batch in self._equal_shapes(samples))
 
     def score_views(self, /, **inputs: Any) -> npt.NDArray[np.float32]:
         """Score pictures whose inputs were made elsewhere.
@@ -186,12 +202,13 @@ class Scorer:
                 GPU's memory, from anything with DLPack or `__cuda_array_interface__`. It is read where it lies.
 
         Returns:
-            float32 (N,), in order. N is one batch: no more than the engine takes.
+            float32 (N,), in order. The engine takes arrays of numpy in batches of `batch_size`, on all its streams. N
+            of arrays in a GPU's memory is one batch: no more than the engine takes.
 
         Raises:
             UsageError: The scorer was opened with input="image", or these are not the model's inputs.
         """
-        self._require_own_process()
+        self._require_usable()
         if self.input != "views":
             raise UsageError('score_views needs a scorer opened with input="views"')
         shapes = self.contract.shapes("views")
@@ -207,7 +224,16 @@ class Scorer:
                 self._require_gpu()
             elif array.dtype != DTYPE:
                 raise UsageError(f"{name} is {array.dtype}; inputs are {DTYPE}")
-        return check_finite(self.backend.run({name: inputs[name] for name in shapes}))
+        ordered = {name: inputs[name] for name in shapes}
+        [count] = counts
+        if count == 0:
+            return np.zeros(0, np.float32)
+        if count <= self.batch_size or any(is_foreign(array) for array in inputs.values()):
+            return check_finite(self.backend.run(ordered))
+        return self._run_each(
+            {name: array[first : first + self.batch_size] for name, array in ordered.items()}
+            for first in range(0, count, self.batch_size)
+        )
 
     def score_files(
         self, paths: Iterable[str | os.PathLike[str]] | Sources, *, workers: int | None = None
@@ -253,7 +279,7 @@ class Scorer:
             read_from: Folders that an earlier part of this run read pictures from, the last one last. Where such a
                 folder has gone, the whole source has gone, and not one file.
         """
-        self._require_own_process()
+        self._require_usable()
         if workers is not None and workers < 1:
             raise UsageError(f"workers must be at least 1, not {workers}")
         return score_stream(
@@ -267,7 +293,10 @@ class Scorer:
         )
 
     def close(self) -> None:
-        """Free the engine."""
+        """Free the engine, once calls of other threads are done."""
+        self._closed = True
+        self._readers.shutdown()
+        self._runners.shutdown()
         self.backend.close()
 
     def __enter__(self) -> Self:
@@ -281,10 +310,12 @@ class Scorer:
     def __reduce__(self) -> str:
         raise UsageError("a scorer cannot be sent to another process: open one there")
 
-    def _require_own_process(self) -> None:
+    def _require_usable(self) -> None:
         if os.getpid() != self._process:
             # The engine's threads stayed in the other process, so a run would never end here.
             raise UsageError("this scorer was opened before the process forked: open one in the process that uses it")
+        if self._closed:
+            raise BackendError(f"backend {self.backend.name}: closed")
 
     def _read(self, trail: Trail, picture: Picture) -> Sample | Result:
         return read_sample(picture, trail=trail, make=self._inputs, max_pixels=self.max_pixels)
@@ -312,7 +343,13 @@ class Scorer:
             )
         return self.backend
 
-    def _equal_shapes(self, samples: Sequence[Inputs]) -> Iterator[list[Inputs]]:
+    def _run_each(self, batches: Iterable[Inputs]) -> npt.NDArray[np.float32]:
+        """Return the scores of batches, which run on all streams of the engine."""
+        with closing(ordered_map(self._runners, self.backend.run, batches, ahead=self.backend.parallel)) as scores:
+            found = list(scores)
+        return check_finite(np.concatenate(found)) if found else np.zeros(0, np.float32)
+
+    def _equal_shapes(self, samples: Iterable[Inputs]) -> Iterator[list[Inputs]]:
         batch: list[Inputs] = []
         for sample in samples:
             same = batch and all(a.shape == b.shape for a, b in zip(batch[0].values(), sample.values(), strict=True))

@@ -146,8 +146,7 @@ def selftest(scorer: Scorer) -> list[Parity]:
             scores, limit = scorer.score_batch(paths), SCORE_LIMITS.get(f"image-{precision}", SCORE_LIMITS[precision])
         else:
             # From the export's inputs: how another Pillow rounds shows above, and is not the engine's error.
-            batches = [golden[i : i + scorer.batch_size] for i in range(0, len(golden), scorer.batch_size)]
-            scores = np.concatenate([scorer.backend.run(stack(batch)) for batch in batches])
+            scores = scorer.score_views(**stack(golden))
             limit = SCORE_LIMITS[precision]
         golden_scores = np.asarray([row[SCORE] for row in rows], np.float32)
         what = f"selftest scores, {name} {precision}"

@@ -22,7 +22,9 @@ from glia_rt import Result, Scorer
 from glia_rt.backends.base import Backend
 from glia_rt.backends.choose import CPU_BACKENDS, GPU_BACKENDS, default_precision
 from glia_rt.errors import BackendError, BadImageError, BundleError, UsageError
+from glia_rt.pipeline import stack
 from glia_rt.pixels.decode import DEFAULT_MAX_PIXELS, read_image
+from glia_rt.pixels.views import make_inputs
 from glia_rt.verify import SCORE_LIMITS
 
 SPAN = 4.0  # the tiny bundle's range is 1 to 5
@@ -105,10 +107,15 @@ def test_no_bundle(tmp_path: Path) -> None:
 
 
 def test_a_closed_scorer_says_so(tiny_bundle: Path, files: list[Path]) -> None:
+    before = set(threading.enumerate())
     with Scorer.open(tiny_bundle) as scorer:
-        scorer.score(files[0])
+        scorer.score_batch(files[:8])
+        assert len(set(threading.enumerate()) - before) >= 2
+    assert set(threading.enumerate()) - before == set()
     with pytest.raises(BackendError, match="backend openvino: closed"):
         scorer.score(files[0])
+    with pytest.raises(BackendError, match="backend openvino: closed"):
+        scorer.score_batch(files)
     with pytest.raises(BackendError, match="backend openvino: closed"):
         list(scorer.score_files(files))
 
@@ -179,7 +186,7 @@ def test_the_limit_of_pixels(tiny_bundle: Path, files: list[Path]) -> None:
 
 
 def test_a_batch_of_many_sizes(scorer: Scorer, files: list[Path]) -> None:
-    batch = scorer.score_batch(files[:11])
+    batch = scorer.score_batch(path for path in files[:11])
     assert batch.dtype == np.float32
     assert batch.shape == (11,)
     alone = np.array([scorer.score(path) for path in files[:11]])
@@ -197,17 +204,45 @@ def test_an_array_hardly_moves_with_its_batch(tiny_bundle: Path, files: list[Pat
             assert np.ptp(found) <= UNPADDED[precision] * SPAN
 
 
-class Watched:
-    """An engine, and the sizes of the batches that it was given."""
+def test_a_batch_of_any_size_runs_on_all_streams(tiny_bundle: Path, files: list[Path]) -> None:
+    """Its scores are those of one stream that takes the same batches, to the bit."""
+    with Scorer.open(tiny_bundle, "openvino") as plain:
+        engine = Watched(plain.backend, parallel=3)
+        with Scorer(plain.bundle, engine, input="views", batch_size=4, max_pixels=1_000_000) as scorer:
+            inputs = [make_inputs(read_image(path), scorer.contract) for path in files]
+            alone = [plain.backend.run(stack(inputs[first : first + 4])) for first in range(0, len(inputs), 4)]
+            assert engine.threads == set()
+            np.testing.assert_array_equal(scorer.score_batch(files), np.concatenate(alone))
+            assert len(engine.threads) == 3
+            engine.threads.clear()
+            np.testing.assert_array_equal(scorer.score_views(**stack(inputs)), np.concatenate(alone))
+            assert len(engine.threads) == 3
 
-    def __init__(self, engine: Backend) -> None:
+
+def test_calls_of_many_threads_share_the_streams(tiny_bundle: Path, files: list[Path]) -> None:
+    with Scorer.open(tiny_bundle, "openvino") as plain:
+        engine = Watched(plain.backend, parallel=2)
+        with Scorer(plain.bundle, engine, input="views", batch_size=4, max_pixels=1_000_000) as scorer:
+            expected = scorer.score_batch(files)
+            with ThreadPoolExecutor(8) as pool:
+                found = list(pool.map(scorer.score_batch, [files] * 8))
+        assert all(np.array_equal(each, expected) for each in found)
+        assert len(engine.threads) == 2
+
+
+class Watched:
+    """An engine, the sizes of the batches that it was given, and the threads that gave them."""
+
+    def __init__(self, engine: Backend, parallel: int = 1) -> None:
         self.name, self.precision, self.device = engine.name, engine.precision, engine.device
-        self.parallel = 1
+        self.parallel = parallel
         self.batches: list[int] = []
+        self.threads: set[int] = set()
         self._engine = engine
 
     def run(self, inputs: Mapping[str, npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
         self.batches.append(len(next(iter(inputs.values()))))
+        self.threads.add(threading.get_ident())
         return self._engine.run(inputs)
 
     def close(self) -> None:
@@ -232,6 +267,8 @@ def test_arrays_travel_as_they_are_and_files_in_full_batches(
 
 
 def test_no_pictures(plain: Scorer) -> None:
+    views = {one.name: np.zeros((0, *one.shape), np.uint8) for one in plain.contract.inputs}
+    assert plain.score_views(**views).shape == (0,)
     empty = plain.score_batch([])
     assert empty.dtype == np.float32
     assert empty.shape == (0,)
