@@ -42,6 +42,7 @@ from pyarrow import parquet
 from glia_rt import Scorer
 from glia_rt.backends.base import CPU_BATCH_SIZE
 from glia_rt.cores import cpu_count
+from glia_rt.listing.frozen import ENDING, freeze
 from glia_rt.listing.sources import Sources
 from glia_rt.pipeline import ordered_map
 from glia_rt.pixels.decode import read_image
@@ -311,8 +312,10 @@ def forms(folder: Path, paths: list[str], count: int) -> dict[str, list[Sources]
             for start in range(0, len(part), 100):
                 column = pa.array([Path(path).read_bytes() for path in part[start : start + 100]], pa.binary())
                 writer.write_table(pa.table({"bytes": column}))
+    listing = folder.with_suffix(ENDING)
+    freeze(listing, Sources([folder]).pieces(), str(folder))
     return {
-        "files": [Sources([folder], shard=(i + 1, count)) for i in range(count)],
+        "files": [Sources(list_file=listing, shard=(i + 1, count)) for i in range(count)],
         "tar": [Sources([tar]) for tar in tars],
         "Parquet": [Sources([table], column="bytes") for table in tables],
     }

@@ -30,10 +30,6 @@ class SourceError(GliaError):
     """What is to be scored has gone, or cannot be read any more."""
 
 
-class ListingChangedError(SourceError):
-    """A listing has changed while a shard of it was scored. The run cannot go on."""
-
-
 class BadImageError(GliaError):
     """A picture cannot be turned into RGB pixels; the message names it and the reason.
 
@@ -46,6 +42,20 @@ class BadImageError(GliaError):
     def __init__(self, reason: str, name: str | None = None) -> None:
         super().__init__(reason if name is None else f"{name}: {reason}")
         self.reason = reason
+
+
+class MachineError(GliaError):
+    """The machine failed while a picture was read, so that nothing is known of the picture: see `glia_rt.faults`.
+
+    Attributes:
+        reason: The message without the picture's name.
+        name: The picture's name.
+    """
+
+    def __init__(self, reason: str, name: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.reason = reason
+        self.name = name
 
 
 class ParityError(GliaError):

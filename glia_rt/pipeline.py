@@ -6,7 +6,6 @@ with the number of pictures. Closing the iterator early ends both pools.
 
 from __future__ import annotations
 
-import functools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +16,8 @@ from typing import Final, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from glia_rt.errors import BackendError
+from glia_rt.errors import BackendError, MachineError
+from glia_rt.faults import Gate
 from glia_rt.results import Result
 
 Source = TypeVar("Source")
@@ -60,7 +60,8 @@ def score_stream(
 
     Args:
         sources: What to read. Sources are pulled only as far ahead as the engine needs.
-        read: Source -> sample, or the result of a picture that cannot be read. Called in `workers` threads.
+        read: Source -> sample, or the result of a picture that cannot be read. Called in `workers` threads. If it
+            raises MachineError, it is called once more, while nothing else is read or run.
         run: Inputs (N, ...) -> scores, float32 (N,). Called in threads: `parallel` calls at once, and one more waits.
         batch_size: N of every call of `run`. A shorter batch is padded, so that no score depends on the other pictures
             of its batch.
@@ -73,17 +74,54 @@ def score_stream(
 
     Raises:
         BackendError: The engine failed, or gave a score that is not finite.
+        MachineError: `read` raised it for two sources in a row, both times. Neither has a result then.
     """
-    score = functools.partial(_score_batch, run=run, batch_size=batch_size)
+    gate = Gate()
+
+    def read_gently(source: Source) -> Sample | Result:
+        try:
+            with gate.beside_others():
+                return read(source)
+        except MachineError:
+            try:
+                with gate.alone():
+                    return read(source)
+            except MachineError as error:
+                return Result(error.name, None, "machine_error", error.reason, None, None)
+
+    def score(batch: Sequence[Sample | Result]) -> list[Result]:
+        with gate.beside_others():
+            return _score_batch(batch, run, batch_size)
+
     with (
         ThreadPoolExecutor(workers, "glia-read") as readers,
         ThreadPoolExecutor(parallel + 1, "glia-run") as runners,
         # Samples are read far enough ahead to fill a batch while the engine works on others.
-        closing(ordered_map(readers, read, sources, ahead=batch_size + workers, size=size)) as samples,
+        closing(ordered_map(readers, read_gently, sources, ahead=batch_size + workers, size=size)) as samples,
         closing(ordered_map(runners, score, _batches(samples, batch_size), ahead=parallel + 1)) as scored,
     ):
-        for results in scored:
-            yield from results
+        yield from _until_the_machine_fails(result for results in scored for result in results)
+
+
+def _until_the_machine_fails(results: Iterable[Result]) -> Iterator[Result]:
+    """Yield results. One of a machine that failed waits for the next, which says whether it has failed for good.
+
+    Raises:
+        MachineError: Two results in a row are of a machine that failed. Neither is yielded.
+    """
+    waiting: Result | None = None
+    for result in results:
+        if waiting is not None:
+            if result.status == "machine_error":
+                raise MachineError(f"{waiting.error}, and so for the next picture", waiting.path)
+            yield waiting
+            waiting = None
+        if result.status == "machine_error":
+            waiting = result
+        else:
+            yield result
+    if waiting is not None:
+        yield waiting
 
 
 def ordered_map(

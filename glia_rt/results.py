@@ -13,16 +13,17 @@ class Result:
 
     Attributes:
         path: The picture's name as it is shown. Bytes that are not UTF-8 stand as backslash escapes.
-        score: Finite, on the model's scale, of float32 precision. None if `status` is "bad_image".
-        status: "ok", or "bad_image" for a picture that could not be turned into pixels.
-        error: Why the picture could not be turned into pixels. None if `status` is "ok".
+        score: Finite, on the model's scale, of float32 precision. None unless `status` is "ok".
+        status: "ok"; "bad_image" for a picture that cannot be turned into pixels; or "machine_error" for one at which
+            the machine failed, so that another try may succeed.
+        error: Why there is no score. None if `status` is "ok".
         width: In pixels, of the upright picture (EXIF rotation applied). None if the picture could not be read.
         height: In pixels, likewise.
     """
 
     path: str
     score: float | None
-    status: Literal["ok", "bad_image"]
+    status: Literal["ok", "bad_image", "machine_error"]
     error: str | None
     width: int | None
     height: int | None

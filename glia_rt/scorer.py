@@ -23,7 +23,7 @@ from glia_rt.backends.choose import AUTO, open_backend
 from glia_rt.bundle import Bundle
 from glia_rt.contract import DTYPE, IMAGE, Contract, GraphKind
 from glia_rt.cores import cpu_count
-from glia_rt.errors import BackendError, BadImageError, UsageError
+from glia_rt.errors import BackendError, BadImageError, MachineError, UsageError
 from glia_rt.listing.missing import Trail
 from glia_rt.listing.pieces import Picture
 from glia_rt.listing.sources import Sources
@@ -157,6 +157,7 @@ class Scorer:
 
         Raises:
             BadImageError: It cannot be turned into pixels; the message names it and the reason.
+            MachineError: The machine failed: it has no memory left, for example, or too many files are open.
         """
         return float(self.score_batch([image])[0])
 
@@ -250,17 +251,19 @@ class Scorer:
             workers: Decoding threads; None for one per core.
 
         Yields:
-            A result for each picture, in order; status "bad_image" for one that cannot be read.
+            A result for each picture, in order; status "bad_image" for one that cannot be read, "machine_error" for one
+            at which the machine fails, if the next one can be read.
 
         Raises:
             BackendError: The engine failed.
+            MachineError: The machine failed at two pictures in a row, each tried again with nothing else in flight.
             SourceError: What is to be scored has gone.
             UsageError: A folder cannot be listed, or a list or Parquet file is none.
         """
         if isinstance(paths, (str, bytes, os.PathLike)):
             raise UsageError(f"score_files takes a list of paths: give [{paths!r}]")
         listings = [paths] if isinstance(paths, Sources) else (Sources([path]) for path in paths)
-        pictures = (picture for listing in listings for _, picture in listing.pictures())
+        pictures = (picture for listing in listings for picture in listing.pictures())
         return self.score_pictures(pictures, workers=workers)
 
     def score_pictures(
@@ -377,8 +380,15 @@ def read_sample(
 
     Raises:
         SourceError: The source has gone.
+        MachineError: The machine failed.
     """
+    if picture.row is not None:
+        return picture.row
+    if picture.failed is not None:
+        raise MachineError(picture.failed, picture.name)
     if picture.source is None:
+        if picture.folder is not None:
+            trail.require(picture.folder)
         return Result(picture.name, None, "bad_image", picture.refused, None, None)
     try:
         pixels = read_image(picture.source, max_pixels=max_pixels)
@@ -387,6 +397,8 @@ def read_sample(
         if isinstance(picture.source, str) and getattr(error.__cause__, "errno", None) is not None:
             trail.check(picture.source, picture.folder)
         return Result(picture.name, None, "bad_image", error.reason, None, None)
+    except (MachineError, MemoryError) as error:
+        raise MachineError(getattr(error, "reason", "out of memory"), picture.name) from error
     if isinstance(picture.source, str):
         trail.add(picture.source)
     height, width, _ = pixels.shape

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from glia_rt.backends.cuda.engine import EngineRecord
     from glia_rt.contract import Contract
-    from glia_rt.listing.sources import Summary
+    from glia_rt.listing.frozen import Summary
     from glia_rt.results import Result
     from glia_rt.runs import run
     from glia_rt.verify import Parity

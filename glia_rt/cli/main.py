@@ -24,6 +24,7 @@ from glia_rt.cli.doctor import doctor
 from glia_rt.cli.evaluate import evaluate
 from glia_rt.cli.export import export
 from glia_rt.cli.info import info
+from glia_rt.cli.list import list_pictures
 from glia_rt.cli.options import add_global_options
 from glia_rt.cli.score import score
 from glia_rt.cli.train import train
@@ -93,7 +94,7 @@ def cli() -> None:
     configure_pillow()
 
 
-for command in (train, evaluate, compare, export, build, verify, score, data, info, doctor, demo):
+for command in (train, evaluate, compare, export, build, verify, score, list_pictures, data, info, doctor, demo):
     cli.add_command(add_global_options(command))
 for command in data.commands.values():
     add_global_options(command)

@@ -56,26 +56,32 @@ class EngineOptions:
 
 
 @dataclass(frozen=True)
-class SourceOptions:
-    """What to score, and how it is decoded."""
+class ListingOptions:
+    """What to list."""
 
     paths: tuple[str, ...]
     list_file: str | None
     column: str
     null: bool
-    shard: tuple[int, int]
-    workers: int | None
-    max_pixels: int
 
-    def sources(self) -> Sources:
+    def sources(self, shard: tuple[int, int] = (1, 1)) -> Sources:
         """Return the listing.
 
         Raises:
             UsageError: Nothing was named, or it is no listing.
         """
         if not self.paths and self.list_file is None:
-            raise UsageError("nothing to score: give PATHs, or --list")
-        return Sources(self.paths, self.list_file, self.column, self.shard, self.null)
+            raise UsageError("nothing is named: give PATHs, or --list")
+        return Sources(self.paths, self.list_file, self.column, shard, self.null)
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """Which share of a listing to score, and how it is decoded."""
+
+    shard: tuple[int, int]
+    workers: int | None
+    max_pixels: int
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,7 @@ class OutputOptions:
     output: str | None
     resume: bool
     overwrite: bool
+    retry_errors: bool
     report: str | None
     as_json: bool
 
@@ -92,8 +99,8 @@ class OutputOptions:
         """Refuse what does not go together."""
         if self.output and self.as_json:
             raise UsageError("--json is for the terminal; for a file name it .jsonl")
-        if not self.output and (self.resume or self.overwrite or self.report):
-            raise UsageError("--resume, --overwrite and --report are for a file: give -o too")
+        if not self.output and (self.resume or self.overwrite or self.retry_errors or self.report):
+            raise UsageError("--resume, --overwrite, --retry-errors and --report are for a file: give -o too")
 
 
 @dataclass(frozen=True)
@@ -251,17 +258,22 @@ engine_options = grouped(
                  help="Pictures in a run of the engine; default: 4 on a CPU, 32 on a GPU."),
 )  # fmt: skip
 
-source_options = grouped(
+listing_options = grouped(
     "listing",
-    SourceOptions,
+    ListingOptions,
     click.argument("paths", nargs=-1, type=click.Path(readable=False), metavar="[PATH]..."),
     click.option("--list", "list_file", type=click.Path(),
-                 help="A file that names the pictures: a path a line, or a .csv."),
+                 help="A file that names the pictures: a path a line, a .csv, or what `glia-rt list` writes."),
     click.option("--column", default=DEFAULT_COLUMN, show_default=True,
                  help="The column with the pictures or paths (Parquet), or the paths (.csv)."),
     click.option("-0", "--null", is_flag=True, help="Names on standard input and in the list end in NUL."),
+)  # fmt: skip
+
+decoding_options = grouped(
+    "decoding",
+    DecodingOptions,
     click.option("--shard", metavar="I/N", default="1/1", callback=_parsed(parse_shard),
-                 help="Score every N-th piece of the listing only, from the I-th."),
+                 help="Score every N-th piece only, from the I-th, of what `glia-rt list` wrote."),
     click.option("--workers", type=click.IntRange(min=1), help="Decoding threads; default: one per core."),
     click.option("--max-pixels", type=click.IntRange(min=1), default=DEFAULT_MAX_PIXELS, show_default=True,
                  help="The largest picture that is decoded, width times height."),
@@ -273,6 +285,7 @@ output_options = grouped(
     click.option("-o", "--output", type=click.Path(), help="A .csv, .jsonl or .parquet file; default: the terminal."),
     click.option("--resume", is_flag=True, help="Go on with a run that broke off; start one if there is none."),
     overwrite_option,
+    click.option("--retry-errors", is_flag=True, help="Score the rows of a whole output again that are errors."),
     click.option("--report", type=click.Path(), help="Also write an HTML page about the scores."),
     click.option("--json", "as_json", is_flag=True, help="Print JSON lines instead of a table; without -o only."),
 )

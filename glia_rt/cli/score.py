@@ -9,19 +9,21 @@ import click
 
 from glia_rt.cli.console import drop, format_row, say, say_backend, show_progress
 from glia_rt.cli.options import (
+    DecodingOptions,
     EngineOptions,
+    ListingOptions,
     OutputOptions,
-    SourceOptions,
+    decoding_options,
     engine_options,
+    listing_options,
     output_options,
-    source_options,
 )
 from glia_rt.errors import GliaError
 from glia_rt.pixels.decode import configure_pillow
-from glia_rt.steps import step
 
 if TYPE_CHECKING:
-    from glia_rt.listing.sources import Position, Sources
+    from glia_rt.listing.pieces import Position
+    from glia_rt.listing.sources import Sources
     from glia_rt.results import Result
     from glia_rt.runs.run import Outcome, Progress
     from glia_rt.scorer import Scorer
@@ -31,10 +33,13 @@ SOME_BAD = 3
 
 @click.command()
 @click.argument("bundle", type=click.Path())
-@source_options
+@listing_options
+@decoding_options
 @output_options
 @engine_options
-def score(bundle: str, listing: SourceOptions, to: OutputOptions, engine: EngineOptions) -> int:
+def score(
+    bundle: str, listing: ListingOptions, decoding: DecodingOptions, to: OutputOptions, engine: EngineOptions
+) -> int:
     """Score pictures: files, folders, tar files, Parquet, patterns in quotes, or - for names on standard input.
 
     One row a picture, in order: path, score, status, error, width, height. A picture that cannot be read is a row
@@ -43,11 +48,13 @@ def score(bundle: str, listing: SourceOptions, to: OutputOptions, engine: Engine
     from glia_rt.results import count_rows
     from glia_rt.runs import run
 
-    sources = listing.sources()
+    sources = listing.sources(decoding.shard)
     if to.output:  # before the engine is opened, which takes seconds
-        run.require_output(sources, to.output, resume=to.resume, overwrite=to.overwrite, report=to.report)
-    configure_pillow(listing.max_pixels)
-    with engine.open(bundle, listing.max_pixels) as scorer:
+        run.require_output(
+            to.output, resume=to.resume, overwrite=to.overwrite, retry_errors=to.retry_errors, report=to.report
+        )
+    configure_pillow(decoding.max_pixels)
+    with engine.open(bundle, decoding.max_pixels) as scorer:
         say_backend(scorer)
         if to.output:
             with show_progress(hidden=False) as (on_start, on_row):
@@ -55,18 +62,22 @@ def score(bundle: str, listing: SourceOptions, to: OutputOptions, engine: Engine
                     scorer,
                     sources,
                     to.output,
-                    workers=listing.workers,
+                    workers=decoding.workers,
                     resume=to.resume,
                     overwrite=to.overwrite,
+                    retry_errors=to.retry_errors,
                     report=to.report,
                     on_start=on_start,
                     on_row=on_row,
                 )
             say(f"{count_rows(outcome.rows)} in {to.output}" + (f"; {to.report} shows them" if to.report else ""))
         else:
-            outcome = _score_to_terminal(scorer, sources, workers=listing.workers, as_json=to.as_json)
-    if outcome.has_changed:
-        say(f"{sources} has changed meanwhile: the rows are of what was found when its turn came")
+            outcome = _score_to_terminal(scorer, sources, workers=decoding.workers, as_json=to.as_json)
+    if left_out := sources.say_left_out():
+        say(left_out)
+    if outcome.new:
+        are = "1 file has" if outcome.new == 1 else f"{outcome.new} files have"
+        say(f"{are} appeared in {sources} since it was listed: not of this run")
     if outcome.bad:
         say(f"{outcome.bad} of {outcome.rows} pictures could not be read: see the status and error columns")
         return SOME_BAD
@@ -77,24 +88,16 @@ def _score_to_terminal(scorer: Scorer, sources: Sources, *, workers: int | None,
     from glia_rt.runs import run
     from glia_rt.runs.outputs import json_line
 
-    with step("walk the listing"):
-        summary = run.summarize(sources)
     if not as_json:
         _print(f"{'score':>10}  {'size':>11}  path")
-    rows = bad = 0
     # Rows on a terminal are progress enough, and a bar would run into them.
     with show_progress(hidden=sys.stdout.isatty()) as (on_start, show):
-        on_start(summary, run.Progress(0, 0))
 
         def on_row(_: Position, progress: Progress, result: Result) -> None:
-            nonlocal rows, bad
             _print(json_line(result) if as_json else format_row(result))
-            rows, bad = progress.rows, bad + (result.status != "ok")
             show(progress, result)
 
-        with step("score"):
-            walked = run.score_each(scorer, sources, on_row, expected=summary, workers=workers)
-    return run.Outcome(rows, bad, run.has_changed(summary, walked))
+        return run.score_to_terminal(scorer, sources, on_row, on_start=on_start, workers=workers)
 
 
 def _print(line: str) -> None:

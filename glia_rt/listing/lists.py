@@ -13,14 +13,19 @@ from io import BufferedReader
 from typing import Final
 
 from glia_rt.errors import SourceError, UsageError
+from glia_rt.listing.pieces import Refused
 from glia_rt.pixels.names import display_name
 
 #: Longest name, in bytes. No system opens a file with a name this long.
 MAX_NAME: Final = 1 << 16
+#: Longest field of a .csv, in characters. Columns beside the one with the names may hold pages of text.
+MAX_FIELD: Final = 1 << 30
 
 
-def list_entries(path: str, column: str, null_separated: bool) -> Iterator[str]:
+def list_entries(path: str, column: str, null_separated: bool) -> Iterator[str | Refused]:
     """Yield the names in a list. In a .csv or .tsv file, they are the values of a column.
+
+    A row of such a file that has no value, or is badly quoted, is refused.
 
     Raises:
         UsageError: The file is not a list, or has no such column.
@@ -77,21 +82,32 @@ def _decoded(found: list[bytes], called: str, null_separated: bool) -> Iterator[
             yield os.fsdecode(name)
 
 
-def _column(path: str, column: str, dialect: str) -> Iterator[str]:
+def _column(path: str, column: str, dialect: str) -> Iterator[str | Refused]:
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_FIELD))
     # Bytes that are not UTF-8 stand as lone surrogates, as everywhere in `os`.
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        rows = csv.DictReader(file, dialect=dialect, strict=True)
+        rows = csv.reader(file, dialect=dialect, strict=True)
         try:
-            if column not in (rows.fieldnames or ()):
-                raise UsageError(
-                    f"{display_name(path)}: no column {column!r}; its first line has "
-                    f"{', '.join(rows.fieldnames or ())}: name one with --column"
-                )
-            if (rows.fieldnames or []).count(column) > 1:
-                raise UsageError(f"{display_name(path)}: several columns are called {column!r}; rename all but one")
-            for row in rows:
-                if not row[column]:
-                    raise UsageError(f"{display_name(path)}, line {rows.line_num}: no value in column {column!r}")
-                yield row[column]
+            header = next(rows, [])
         except csv.Error as error:
-            raise UsageError(f"{display_name(path)}, line {rows.line_num}: {error}") from error
+            raise UsageError(f"{display_name(path)}, line 1: {error}") from error
+        if column not in header:
+            raise UsageError(
+                f"{display_name(path)}: no column {column!r}; its first line has {', '.join(header)}: name one with "
+                "--column"
+            )
+        if header.count(column) > 1:
+            raise UsageError(f"{display_name(path)}: several columns are called {column!r}; rename all but one")
+        place = header.index(column)
+        while True:
+            line = rows.line_num + 1  # on which the row begins
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield Refused(f"{path}, line {line}", str(error))
+                continue
+            if row:
+                value = row[place] if place < len(row) else ""
+                yield value or Refused(f"{path}, line {line}", f"no value in column {column!r}")

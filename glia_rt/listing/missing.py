@@ -46,9 +46,10 @@ class Trail:
             last = next(reversed(self._folders), searched)
             folders = {folder for folder in (own if own in self._folders else None, last) if folder is not None}
         for folder in folders:
-            self._require(folder)
+            self.require(folder)
 
-    def _require(self, folder: str) -> None:
+    def require(self, folder: str) -> None:
+        """Find out whether a folder is still there, with something in it; raises as `check` does."""
         try:
             with os.scandir(folder or os.curdir) as entries:
                 reason = None if any(True for _ in entries) else "everything in it has gone"

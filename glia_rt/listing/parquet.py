@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from glia_rt.errors import UsageError
-from glia_rt.listing.pieces import DamagedArchive, Picture, archive_key, gone, require_file, too_large
+from glia_rt.listing.pieces import Picture, Refused, changed_archive, gone, require_file, too_large
 from glia_rt.pixels.names import display_name
 
 #: What a Parquet reader decodes at once: so many rows, or so many bytes if that is less. No row group is held whole.
@@ -33,10 +33,12 @@ class RowGroup:
     index: int
     first_row: int
     count: int
+    size: int
+    mtime_ns: int
 
-    def key(self) -> str:
+    def changed(self) -> Picture | None:
         """See `Piece`."""
-        return f"{archive_key(self.path)}/{self.index}"
+        return changed_archive(self.path, self.size, self.mtime_ns)
 
     def pictures(self, first: int = 0) -> Iterator[Picture]:
         """See `Piece`."""
@@ -49,9 +51,9 @@ class RowGroup:
                     yield self._picture(row, cell)
                 row += 1
         except (pa.ArrowException, OSError) as error:
-            # An error of the system ends the run, because the file may be readable again later. Damage that a
-            # decompressor finds becomes rows.
-            if getattr(error, "errno", None) is not None or not os.path.exists(self.path):
+            # The file may be readable again later, if it is an error of the system. Damage that a decompressor finds
+            # becomes rows.
+            if is_of_the_system(error) or not os.path.exists(self.path):
                 raise gone(self.path, error) from error
             reason = f"a damaged Parquet file ({first_line(error)})"
             for lost in range(max(row, first), self.count):
@@ -89,7 +91,7 @@ class RowGroup:
         return f"{display_name(self.path)}/{self.first_row + row}"
 
 
-def row_groups(path: str, column: str) -> Iterator[RowGroup | DamagedArchive]:
+def row_groups(path: str, column: str) -> Iterator[RowGroup | Refused]:
     """Yield the pieces of a Parquet file. Only its footer is read.
 
     A file that is damaged, or is not a Parquet file, yields one piece that becomes a row.
@@ -101,14 +103,14 @@ def row_groups(path: str, column: str) -> Iterator[RowGroup | DamagedArchive]:
     import pyarrow as pa
     from pyarrow import parquet
 
-    require_file(path)
+    found = require_file(path)
     try:
         with open_arrow(path) as opened, parquet.ParquetFile(opened) as file:
             schema, metadata = file.schema_arrow, file.metadata
     except (pa.ArrowException, OSError) as error:
-        if getattr(error, "errno", None) is not None:
+        if is_of_the_system(error):
             raise gone(path, error) from error
-        yield DamagedArchive(path, f"not a Parquet file, or damaged at its end ({first_line(error)})")
+        yield Refused(path, f"not a Parquet file, or damaged at its end ({first_line(error)})")
         return
     if column not in schema.names:
         raise UsageError(
@@ -125,8 +127,13 @@ def row_groups(path: str, column: str) -> Iterator[RowGroup | DamagedArchive]:
     for index in range(metadata.num_row_groups):
         count = metadata.row_group(index).num_rows
         if count:
-            yield RowGroup(path, column, index, row, count)
+            yield RowGroup(path, column, index, row, count, found.st_size, found.st_mtime_ns)
         row += count
+
+
+def is_of_the_system(error: BaseException) -> bool:
+    """Return whether an error of Arrow is one of the system, and not of what a file holds."""
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) is not None
 
 
 def open_arrow(path: str) -> Any:
@@ -176,7 +183,7 @@ def holds_bytes(kind: Any) -> bool:
     if types.is_struct(kind):
         return any(holds_bytes(kind.field(name).type) for name in _fields_of_pictures(kind))
     kind = _plain(kind)
-    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
 
 
 def holds_pictures(kind: Any) -> bool:
@@ -190,7 +197,8 @@ def _is_value(kind: Any) -> bool:
     from pyarrow import types
 
     kind = _plain(kind)
-    return holds_bytes(kind) or bool(types.is_string(kind) or types.is_large_string(kind))
+    is_text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    return holds_bytes(kind) or bool(is_text or types.is_null(kind))  # all cells of a shard may be empty
 
 
 def _plain(kind: Any) -> Any:

@@ -6,18 +6,35 @@ have the pieces of archives.
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Final, Protocol
+from typing import ClassVar, Final, NamedTuple, Protocol
 
 from glia_rt.errors import SourceError
+from glia_rt.faults import is_machine_fault
 from glia_rt.pixels.decode import MAX_ENCODED_BYTES
 from glia_rt.pixels.names import display_name
+from glia_rt.results import Result
 
 TAR_ENDINGS: Final = (".tar", ".tar.gz", ".tgz")
 PARQUET_ENDING: Final = ".parquet"
+#: Endings of archives that are not read.
+OTHER_ARCHIVES: Final = (
+    ".zip", ".7z", ".rar", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4", ".gz", ".zst",
+)  # fmt: skip
+
+
+class Position(NamedTuple):
+    """Where a picture stands: the number of its piece in the listing, and its own number in the piece."""
+
+    piece: int
+    picture: int
+
+
+START: Final = Position(0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +45,11 @@ class Picture:
         name: The picture's name in the results. It can always be encoded.
         source: A path, or the bytes of an encoded file; None if the picture is refused.
         refused: Why the picture is not to be read; None if it is.
-        folder: The folder whose search found the picture; None if none was searched. If the folder is gone, so is what
-            is to be scored.
-        done: The share of its piece that is read once this picture is, in (0, 1].
+        folder: The folder that the picture lay in, or whose search found it; None if the picture was named. If the
+            folder is gone, so is what is to be scored.
+        done: The share of its piece that is read once this picture is, in [0, 1].
+        row: The result that an earlier run has for it; None if it is to be read.
+        failed: Why the machine failed to read it; None if it has not.
     """
 
     name: str
@@ -38,25 +57,30 @@ class Picture:
     refused: str | None = None
     folder: str | None = None
     done: float = 1.0
+    row: Result | None = None
+    failed: str | None = None
 
 
 class Piece(Protocol):
     """A part of a listing that can be opened on its own.
 
+    It is a dataclass whose fields are JSON types, so that a listing can be kept in a file.
+
     Attributes:
+        path: The file. Several pieces may be of one archive.
         count: The number of pictures in it; None for a tar archive, which does not record it.
     """
+
+    @property
+    def path(self) -> str:
+        """The file; see the class."""
 
     @property
     def count(self) -> int | None:
         """The number of pictures, or None; see the class."""
 
-    def key(self) -> str:
-        """Return what identifies the piece: its path, and for an archive also its size and modification time.
-
-        Raises:
-            SourceError: The archive is gone.
-        """
+    def changed(self) -> Picture | None:
+        """Return the refused picture that stands for an archive that is not what the listing found; None if it is."""
 
     def pictures(self, first: int = 0) -> Iterator[Picture]:
         """Yield the pictures of the piece in order, from the one numbered `first`.
@@ -76,9 +100,8 @@ class File:
     folder: str | None = None
     count: ClassVar[int] = 1
 
-    def key(self) -> str:
-        """Return the path; see `Piece`. The content of the file does not count."""
-        return self.path
+    def changed(self) -> Picture | None:
+        """Return None: whatever the file holds when its turn comes is the picture."""
 
     def pictures(self, first: int = 0) -> Iterator[Picture]:
         """See `Piece`."""
@@ -87,21 +110,62 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
-class DamagedArchive:
-    """An archive from which nothing can be read. Its one picture is refused, and becomes a row that says why."""
+class Refused:
+    """A place in the listing from which nothing can be read. Its one picture is refused, and becomes a row."""
 
     path: str
     reason: str
     count: ClassVar[int] = 1
 
-    def key(self) -> str:
-        """See `Piece`."""
-        return archive_key(self.path)
+    def changed(self) -> Picture | None:
+        """Return None."""
 
     def pictures(self, first: int = 0) -> Iterator[Picture]:
         """See `Piece`."""
         if first == 0:
             yield Picture(display_name(self.path), None, self.reason)
+
+
+def read_pieces(pieces: Iterable[Piece], start: Position = START) -> Iterator[tuple[Position, Picture]]:
+    """Yield the pictures of pieces in order, with their positions, from a position on.
+
+    An archive that has changed since it was listed, or has gone, is one picture, which is refused. What else is listed
+    of it is passed over. The picture stands before the next piece.
+
+    Raises:
+        SourceError: As `Piece.pictures`.
+    """
+    for _, group in itertools.groupby(enumerate(pieces), key=lambda item: item[1].path):
+        for number, piece in group:
+            if number < start.piece:
+                continue
+            if (refused := piece.changed()) is not None:
+                last = max([number, *(number for number, _ in group)])
+                yield Position(last + 1, -1), refused
+                break
+            yield from read_piece(number, piece, start.picture if number == start.piece else 0)
+
+
+def read_piece(number: int, piece: Piece, first: int = 0) -> Iterator[tuple[Position, Picture]]:
+    """Yield the pictures of a piece, with their positions, from the one numbered `first`.
+
+    If the machine fails to read an archive, it is read on once more. If it fails again, a picture says so, which stands
+    before the next piece.
+
+    Raises:
+        SourceError: As `Piece.pictures`, unless the machine failed.
+    """
+    for _ in range(2):
+        try:
+            for picture in piece.pictures(first):
+                yield Position(number, first), picture
+                first += 1
+            return
+        except SourceError as error:
+            if not is_machine_fault(error):
+                raise
+            failed = str(error.__cause__)
+    yield Position(number + 1, -1), Picture(display_name(piece.path), None, failed=failed, done=0.0)
 
 
 def archive_ending(name: str) -> str | None:
@@ -121,10 +185,23 @@ def too_large(size: int) -> str | None:
     return f"{size} bytes, over the limit of {MAX_ENCODED_BYTES} for a picture in an archive"
 
 
-def archive_key(path: str) -> str:
-    """Return what `Piece.key` is for an archive. Raises as `require_file` does."""
-    found = require_file(path)
-    return f"{path} {found.st_size} {found.st_mtime_ns}"
+def changed_archive(path: str, size: int, mtime_ns: int) -> Picture | None:
+    """Return what `Piece.changed` does, for an archive that had this size and modification time.
+
+    Raises:
+        SourceError: The system fails to say.
+    """
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        reason = "no longer there"
+    except OSError as error:
+        raise gone(path, error) from error
+    else:
+        if (found.st_size, found.st_mtime_ns) == (size, mtime_ns):
+            return None
+        reason = "changed since the listing was made: not read"
+    return Picture(display_name(path), None, reason, folder=os.path.dirname(path) or os.curdir, done=0.0)
 
 
 def require_file(path: str) -> os.stat_result:
@@ -144,5 +221,6 @@ def require_file(path: str) -> os.stat_result:
 
 def gone(path: str, error: BaseException) -> SourceError:
     """Return the error to raise for an archive that cannot be read."""
-    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    number = getattr(error, "errno", None)  # Arrow's errors have one, and a message with the path once more
+    reason = os.strerror(number) if number else str(error)
     return SourceError(f"{display_name(path)}: cannot be read: {reason}")

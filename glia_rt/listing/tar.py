@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import ClassVar, Final
 
-from glia_rt.listing.pieces import Picture, archive_key, gone, require_file, too_large
+from glia_rt.listing.pieces import Picture, changed_archive, gone, require_file, too_large
 from glia_rt.pixels.names import display_name, is_picture_name
 
 #: Longest header of a tar member, in bytes. tarfile reads a header whole, and a header may say that its name has
@@ -39,14 +39,27 @@ class TarArchive:
     Its pictures are the members with the extension of a picture. They are named ARCHIVE/MEMBER. The other files of a
     sample (.json, .txt, .cls) and hidden files are skipped. Links, and names that lead out of the archive, become rows
     that say so.
+
+    Attributes:
+        path: The file.
+        size: Its size in bytes, when it was listed.
+        mtime_ns: Its modification time, likewise.
     """
 
     path: str
+    size: int
+    mtime_ns: int
     count: ClassVar[None] = None
 
-    def key(self) -> str:
+    @classmethod
+    def at(cls, path: str) -> TarArchive:
+        """Return the archive at a path; raises as `require_file` does."""
+        found = require_file(path)
+        return cls(path, found.st_size, found.st_mtime_ns)
+
+    def changed(self) -> Picture | None:
         """See `Piece`."""
-        return archive_key(self.path)
+        return changed_archive(self.path, self.size, self.mtime_ns)
 
     def pictures(self, first: int = 0) -> Iterator[Picture]:
         """See `Piece`."""
@@ -69,8 +82,9 @@ class TarArchive:
                 _check_end(tar)
                 if number == 0 and first == 0:
                     yield Picture(archive, None, "a tar file without a picture: no member has a picture's extension")
-        except (*_DAMAGE, OSError) as error:
-            if getattr(error, "errno", None) is not None:  # an error of the system, not of a decompressor
+        except (*_DAMAGE, OSError, MemoryError) as error:
+            # An error of the system, not of a decompressor.
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
                 raise gone(self.path, error) from error
             if number >= first:
                 # If a file is not a tar file, the message has one line for each kind of compression that was tried.

@@ -35,8 +35,9 @@ import simplejpeg
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from glia_rt.contract import MAX_SIDE
-from glia_rt.errors import BadImageError, UsageError
-from glia_rt.pixels.names import ImageSource, display_name
+from glia_rt.errors import BadImageError, MachineError, UsageError
+from glia_rt.faults import is_machine_fault
+from glia_rt.pixels.names import ImageSource, display_name, register_heif
 from glia_rt.versions import installed_versions
 
 #: 2 * PIL.Image.MAX_IMAGE_PIXELS. Pillow itself refuses a picture over this, and only warns from half of it.
@@ -78,6 +79,7 @@ def read_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
         BadImageError: The picture is missing, unreadable, not a regular file, not a picture, damaged, truncated, over
             `max_pixels`, without pixels, over `MAX_SIDE` on a side, or of values outside the rules. The message reads
             "NAME: reason".
+        MachineError: The machine failed, for example because it has no memory left for the pixels.
         UsageError: `source` is none of these kinds.
     """
     if not isinstance(source, (str, os.PathLike, bytes, Image.Image, np.ndarray)):
@@ -90,6 +92,7 @@ def read_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
         # Pillow registers its formats on first use. A thread that looks one up meanwhile may not find it.
         Image.preinit()
         Image.init()
+        register_heif()
         with _open_binary(source) as file:
             if not file.read(1):
                 raise ValueError("empty file")
@@ -98,6 +101,8 @@ def read_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
                     raise ValueError(f"{image.format} is not read: Pillow would run a program")
                 return _decode(image, max_pixels, file)
     except Exception as error:  # a decoder that is fed hostile bytes may raise nearly anything
+        if is_machine_fault(error):
+            raise MachineError(_reason(error), display_name(source)) from error
         raise BadImageError(_reason(error), display_name(source)) from error
 
 
@@ -225,8 +230,9 @@ def _reason(error: Exception) -> str:
         return "not a picture Pillow can read"
     if isinstance(error, Image.DecompressionBombError):
         return f"{error} (max_pixels and configure_pillow raise the limit)"
+    if isinstance(error, MemoryError):
+        return "out of memory"
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    # Messages of these two types are written for people, by Pillow too. A KeyError or a MemoryError says nothing
-    # without its type.
+    # Messages of these two types are written for people, by Pillow too. A KeyError says nothing without its type.
     return str(error) if isinstance(error, (ValueError, SyntaxError)) else repr(error)

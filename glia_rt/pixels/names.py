@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
 import os
 import re
 from typing import Any, Final, TypeAlias
@@ -16,6 +18,11 @@ ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | npt.NDAr
 #: Formats that Pillow recognises but that do not count as pictures here. Pillow has no decoder of its own for BUFR,
 #: GRIB, HDF5 and MPEG. It decodes WMF on Windows only. It may run a program for EPS and IPTC.
 _NOT_PICTURES: Final = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
+
+#: Endings of pictures that Pillow does not read by itself: those of phones, and the raw formats of cameras.
+UNREAD_PICTURES: Final = frozenset(
+    {".heic", ".heif", ".hif", ".jxl", ".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2", ".pef", ".srw"}
+)
 
 _ESCAPE: Final = re.compile(r"\\u(dc[89a-f][0-9a-f])")
 
@@ -40,8 +47,18 @@ def named_path(name: str) -> str:
 
 
 @functools.cache
+def register_heif() -> None:
+    """Have Pillow read HEIC, if pillow-heif or pi-heif is installed."""
+    for name in ("pillow_heif", "pi_heif"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name).register_heif_opener()
+            return
+
+
+@functools.cache
 def picture_extensions() -> frozenset[str]:
     """Return the extensions of the formats that count as pictures here, in lower case and with their dot."""
+    register_heif()
     known = Image.registered_extensions()  # loads every plugin, so Image.OPEN is complete after it
     return frozenset(ext for ext, name in known.items() if name in Image.OPEN and name not in _NOT_PICTURES)
 

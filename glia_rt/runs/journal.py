@@ -1,6 +1,7 @@
 """Rows of a run that is not done yet, kept so that a crash at any moment loses seconds and no more.
 
-OUTPUT.parts/ holds run.json, which says what the run is, and parts: JSON Lines, named by the number of their first row.
+OUTPUT.parts/ holds run.json, which says what the run is; the listing of what it scores; and parts: JSON Lines, named by
+the number of their first row.
 A part is written under another name, forced to the disk and renamed, so that one that is there is whole, whatever ended
 the run: an exception, SIGKILL, or a power cut. Only one process at a time has the folder.
 """
@@ -12,7 +13,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -21,9 +22,10 @@ from filelock import FileLock, Timeout
 
 from glia_rt import files, upgrades
 from glia_rt.contract import SCHEMA as CONTRACT_SCHEMA
-from glia_rt.errors import BundleError, GliaError, ListingChangedError, OutputExistsError, UsageError
+from glia_rt.errors import BundleError, GliaError, OutputExistsError, UsageError
+from glia_rt.listing.frozen import ENDING, FrozenListing, Summary, freeze
 from glia_rt.listing.missing import FOLDERS
-from glia_rt.listing.sources import START, Position
+from glia_rt.listing.pieces import START, Piece, Position
 from glia_rt.pixels.names import named_path
 from glia_rt.results import Result, count_rows
 
@@ -32,8 +34,9 @@ PART_SECONDS: Final = 5.0
 
 _RUN: Final = "run.json"
 _LOCK: Final = "lock"
+_LISTING: Final = f"listing{ENDING}"
 _NAME_DIGITS: Final = 12
-_OURS: Final = re.compile(r"\.?(run\.json|merged|\d{12}\.jsonl)(\.partial(-\d+)?)?")
+_OURS: Final = re.compile(r"\.?(run\.json|listing\.jsonl\.zst|merged|\d{12}\.jsonl)(\.partial(-\d+)?)?")
 _CAUSE: Final = "mend the cause, and give the same command again with --resume"
 _AGAIN: Final = "mend the cause, and give the same command again"
 _ANEW: Final = "start anew, with --overwrite"
@@ -53,13 +56,14 @@ class Parts:
 
     Attributes:
         folder: OUTPUT.parts.
+        listing: What the run scores; there once `freeze` was called.
         start: Where the run goes on.
         replaces: Whether the run may replace an output that is there: it was said so when the run began, or the output
             is its own.
     """
 
     def __init__(
-        self, output: Path, run: Mapping[str, Any], *, resume: bool, overwrite: bool, repeatable: bool = True
+        self, output: Path, run: Mapping[str, Any], *, resume: bool, overwrite: bool, is_stream: bool = False
     ) -> None:
         """Start a run, or resume one.
 
@@ -68,7 +72,7 @@ class Parts:
             run: What the rows depend on, JSON types only. A run is resumed only if it says the same.
             resume: Go on with the run that is there; if there is none, start.
             overwrite: Drop the run that is there.
-            repeatable: Whether the run could be resumed if it broke off.
+            is_stream: Whether what is scored can be listed once only. Such a run cannot go on before it is listed.
 
         Raises:
             OutputExistsError: A run is there and neither was asked for, or another process has it.
@@ -76,10 +80,11 @@ class Parts:
             GliaError: A part has been damaged or is missing.
         """
         self.folder = parts_folder(output)
+        self.listing = FrozenListing(self.folder / _LISTING)
         self.start, self.replaces = START, overwrite
         self._output = output
         self._run = json.loads(json.dumps(run))
-        self._repeatable = repeatable
+        self._is_stream = is_stream
         self._committed = 0
         self._pending: list[str] = []
         self._last_commit = time.monotonic()
@@ -125,9 +130,9 @@ class Parts:
                 self._find_start()
                 return
         elif run_file.exists() and not overwrite:
-            go_on = "--resume to go on with it, or " if self._repeatable else ""
             raise OutputExistsError(
-                f"{self.folder} has the rows of a run that broke off: give {go_on}--overwrite to drop it"
+                f"{self.folder} has the rows of a run that broke off: give --resume to go on with it, or "
+                "--overwrite to drop it"
             )
         left = [path for path in self.folder.iterdir() if path.name != _LOCK]
         if any(not _OURS.fullmatch(path.name) for path in left):
@@ -138,6 +143,25 @@ class Parts:
             if path.name != _RUN:
                 path.unlink(missing_ok=True)
         self._write_run(cause=_AGAIN)
+
+    def freeze(self, pieces: Iterable[Piece], sources: str) -> Summary:
+        """List what is to be scored, unless the run that is resumed has done so.
+
+        Args:
+            pieces: What is to be scored.
+            sources: What these are the pieces of, for people.
+
+        Raises:
+            UsageError: As `pieces` raises; or the run that is resumed has rows, but no listing.
+            SourceError: As `pieces` raises.
+            GliaError: The disk is full, or failed otherwise.
+        """
+        if self.listing.path.exists():
+            return self.listing.summary()
+        if self._committed:
+            raise _DamagedError(f"{self.listing.path} is missing, or an older glia-rt began this run: {_ANEW}")
+        with self._reporting(_AGAIN):
+            return freeze(self.listing.path, pieces, sources)
 
     @property
     def rows(self) -> int:
@@ -219,11 +243,12 @@ class Parts:
             with contextlib.suppress(GliaError):  # the disk that failed may be what ends the run
                 self.commit()
             # Of a run that was to replace an output that one must not pass for its own, rows or not.
-            to_replace = self.replaces and self._repeatable and error is not None and os.path.lexists(self._output)
-            if not self._committed and not to_replace:
+            to_replace = self.replaces and error is not None and os.path.lexists(self._output)
+            is_lost = self._is_stream and not self.listing.path.exists()
+            if not self._committed and (not to_replace or is_lost):
                 self.remove()
-            elif error is not None and not isinstance(error, _DamagedError | ListingChangedError):
-                goes_on = "the same command with --resume goes on" if self._repeatable else "such a run cannot go on"
+            elif error is not None and not isinstance(error, _DamagedError):
+                goes_on = "the same command with --resume goes on"
                 error.add_note(f"{count_rows(self._committed)} kept in {self.folder}: {goes_on}")
         finally:
             self._lock.release()

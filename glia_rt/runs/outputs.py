@@ -10,13 +10,14 @@ import codecs
 import csv
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol
 
 import numpy as np
 
 from glia_rt.errors import UsageError
+from glia_rt.listing.frozen import ENDING
 from glia_rt.results import COLUMNS, Result
 
 if TYPE_CHECKING:
@@ -58,6 +59,50 @@ def sink_format(output: Path) -> Callable[[BinaryIO], Sink]:
 def metadata_path(output: Path) -> Path:
     """Return the path of an output's metadata, OUTPUT.meta.json."""
     return output.with_name(output.name + ".meta.json")
+
+
+def read_rows(output: Path) -> Iterator[Result]:
+    """Yield the rows of an output, in order.
+
+    Raises:
+        UsageError: It is not an output of glia-rt.
+    """
+    try:
+        for row in _READERS[output.suffix.lower()](output):
+            score = row["score"]
+            yield Result(**row | {"score": None if score is None else float(np.float32(score))})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"{output}: not an output of glia-rt, or damaged ({error})") from error
+
+
+def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file, strict=True):
+            numbers = {name: kind(row[name]) if row[name] else None for name, kind in _NUMBERS.items()}
+            yield row | {"error": row["error"] or None} | numbers
+
+
+def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        yield from map(json.loads, file)
+
+
+def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(ROW_GROUP, use_threads=False):
+            yield from batch.to_pylist()
+
+
+#: Columns of numbers, and what they are read as.
+_NUMBERS: Final[dict[str, Callable[[str], float | int]]] = {"score": float, "width": int, "height": int}
+_READERS: Final = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+
+
+def listing_path(output: Path) -> Path:
+    """Return the path of the listing that an output's rows are of, OUTPUT.listing.jsonl.zst."""
+    return output.with_name(output.name + ".listing" + ENDING)
 
 
 def format_score(score: float) -> str:

@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 
 from glia_rt.errors import BadImageError, GliaError, SourceError, UsageError
 from glia_rt.html import kit
-from glia_rt.listing.sources import Position, Sources
+from glia_rt.listing.frozen import FrozenListing
+from glia_rt.listing.pieces import Position
 from glia_rt.pixels.decode import read_image
 from glia_rt.results import Result
 
@@ -48,7 +49,7 @@ class _Ranked:
 def write_report(
     path: str | os.PathLike[str],
     rows: Iterable[tuple[Position, Result]],
-    sources: Sources,
+    listing: FrozenListing,
     scorer: Scorer,
     run: Mapping[str, Any],
 ) -> None:
@@ -58,7 +59,7 @@ def write_report(
         path: The file to write.
         rows: Results in order, with their positions in the listing. They are walked once. Only their scores and sizes
             are held in memory.
-        sources: The listing. Its best and worst pictures are read again for their thumbnails.
+        listing: The listing. Its best and worst pictures are read again for their thumbnails.
         scorer: What scored the pictures. The report needs its contract and limits.
         run: How the pictures were scored, which the report shows (`runs.run.describe`).
 
@@ -87,7 +88,7 @@ def write_report(
             elif item > heap[0]:
                 heapq.heapreplace(heap, item)
     shown = {ranked.position: ranked.result.path for ranked in (*best, *worst)}
-    thumbnails = _thumbnails(sources, shown, scorer.max_pixels)
+    thumbnails = _thumbnails(listing, shown, scorer.max_pixels)
     values, sizes = np.asarray(scores), np.asarray(megapixels)
     try:
         kit.write_page(
@@ -122,7 +123,7 @@ def _quantiles(scores: np.ndarray) -> dict[str, float]:
     return {name: float(np.percentile(scores, level)) for name, level in levels.items()}
 
 
-def _thumbnails(sources: Sources, wanted: Mapping[Position, str], max_pixels: int) -> dict[Position, str]:
+def _thumbnails(listing: FrozenListing, wanted: Mapping[Position, str], max_pixels: int) -> dict[Position, str]:
     """Return thumbnails of the pictures at these positions, which are read again.
 
     A position has no thumbnail if the picture there has another name now, or cannot be read.
@@ -131,7 +132,7 @@ def _thumbnails(sources: Sources, wanted: Mapping[Position, str], max_pixels: in
     pieces = {position.piece for position in wanted}
     # All pictures are scored by now. What has gone since must not keep their rows from being written.
     with contextlib.suppress(SourceError, UsageError):
-        for number, piece in enumerate(sources.pieces()):
+        for number, piece in enumerate(listing.pieces()):
             if number not in pieces:
                 continue
             places = sorted(position.picture for position in wanted if position.piece == number)

@@ -7,26 +7,24 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glia_rt import files
-from glia_rt.errors import (
-    GliaError,
-    ListingChangedError,
-    MissingPackageError,
-    OutputExistsError,
-    SourceError,
-    UsageError,
-)
-from glia_rt.listing.pieces import Picture
-from glia_rt.listing.sources import START, Position, Sources, Summary, Tally
+from glia_rt.errors import GliaError, MissingPackageError, OutputExistsError, SourceError, UsageError
+from glia_rt.listing.frozen import ENDING, FrozenListing, Summary, freeze
+from glia_rt.listing.pieces import Picture, Position
+from glia_rt.listing.sources import Sources
 from glia_rt.results import Result
 from glia_rt.runs.journal import Parts, upgraded
-from glia_rt.runs.outputs import metadata_path, sink_format
+from glia_rt.runs.outputs import listing_path, metadata_path, read_rows, sink_format
+from glia_rt.runs.retry import pictures_to_retry, pieces_with_errors
 from glia_rt.steps import step
 
 if TYPE_CHECKING:
@@ -51,12 +49,12 @@ class Outcome(NamedTuple):
     Attributes:
         rows: How many there are.
         bad: How many of them are pictures that could not be read.
-        has_changed: Whether the listing has changed meanwhile: the rows are of what was found when its turn came.
+        new: How many files have appeared since the listing was made. They are not of this run.
     """
 
     rows: int
     bad: int
-    has_changed: bool = False
+    new: int = 0
 
 
 def score_to_file(
@@ -67,11 +65,15 @@ def score_to_file(
     workers: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    retry_errors: bool = False,
     report: str | os.PathLike[str] | None = None,
     on_start: Callable[[Summary | None, Progress], None] = lambda summary, progress: None,
     on_row: Callable[[Progress, Result], None] = lambda progress, result: None,
 ) -> Outcome:
     """Score a listing into a file, which appears once it is whole, with OUTPUT.meta.json beside it.
+
+    What is to be scored is listed once, at the start. The listing is kept in OUTPUT.parts/, and in the end beside the
+    output. A run that is resumed goes on with it, whatever is in the folders then.
 
     Args:
         scorer: What to score with.
@@ -81,23 +83,30 @@ def score_to_file(
         resume: Go on where a run that broke off stopped; if there is none, start; if the output is there, check that it
             is that of this run, and leave it.
         overwrite: Replace the output, and drop a run that broke off.
+        retry_errors: Score the rows of a whole output again that are errors, and replace it by a new whole one. The
+            other rows stay as they are, and so does the listing. If this breaks off, the same call goes on.
         report: Write a page about the scores there, too (`runs.page.write_report`).
-        on_start: Called once, with the listing's size (None for standard input) and where the run goes on.
+        on_start: Called once, with the listing's size and where the run goes on.
         on_row: Called after each row.
 
     Raises:
         OutputExistsError: The output, or a run that broke off, is there and neither flag was given; or another process
             is writing it.
         UsageError: The arguments do not go together, there is nothing to score, or the run there is another one.
-        GliaError: The disk is full, or what is to be scored has gone, or the engine failed, or the listing of a shard
-            has changed. What was scored is kept.
+        GliaError: The disk is full, or what is to be scored has gone, or the engine failed. What was scored is kept.
     """
     output = Path(output)
-    require_output(sources, output, resume=resume, overwrite=overwrite, report=report)
-    with step("walk the listing"):
-        summary = summarize(sources)
-    run = describe(scorer, sources, summary)
-    with Parts(output, run, resume=resume, overwrite=overwrite, repeatable=sources.is_repeatable) as parts:
+    require_output(output, resume=resume, overwrite=overwrite, retry_errors=retry_errors, report=report)
+    run = describe(scorer, sources)
+    kept = None
+    if retry_errors:
+        kept, whole = _require_kept(output, run)
+        if not whole.bad:
+            return whole
+    facts = run if kept is None else run | {"retries_errors": True}
+    with Parts(output, facts, resume=resume or retry_errors, overwrite=overwrite, is_stream=sources.is_stream) as parts:
+        if kept is not None:
+            parts.replace_output()
         # Only now, since another run may have made it meanwhile. Of a run that may replace it there are rows to go on
         # with, whatever the output is.
         if os.path.lexists(output) and not parts.replaces:
@@ -108,6 +117,11 @@ def score_to_file(
                     f"{output} is whole, and {report} was not asked for when it was made: give --overwrite"
                 )
             return finished
+        with step("list what is to be scored"):
+            summary = parts.freeze((kept or sources).pieces(), str(sources))
+        listing = parts.listing
+        if not summary.pieces and sources.shard == (1, 1):
+            raise _nothing_in(sources)
         on_start(summary, Progress(parts.rows, parts.start.piece))
 
         def keep(position: Position, progress: Progress, result: Result) -> None:
@@ -115,34 +129,34 @@ def score_to_file(
             on_row(progress, result)
 
         with step("score"):
-            walked = score_each(
-                scorer,
-                sources,
-                keep,
-                expected=summary,
-                start=parts.start,
-                rows=parts.rows,
-                workers=workers,
-                read_from=parts.folders(),
-            )
+            if kept is None:
+                pictures = listing.pictures(parts.start)
+            else:
+                errors = pieces_with_errors(kept, read_rows(output))
+                pictures = pictures_to_retry(kept, read_rows(output), errors, parts.start)
+            score_each(scorer, pictures, keep, rows=parts.rows, workers=workers, read_from=parts.folders())
         parts.commit()
-        run = describe(scorer, sources, walked)
+        if not parts.rows and sources.shard == (1, 1):
+            raise _nothing_in(sources)
+        run = described(run, summary)
         if report is not None:
             from glia_rt.runs.page import write_report
 
-            write_report(report, parts.read(), sources, scorer, run)
+            write_report(report, parts.read(), listing, scorer, run)
         with step(f"write {output}"):
             rows, bad = _merge(parts, output, run)
+        with step("look for what is new"):
+            new = count_new(sources, listing)
         parts.remove()
-    return Outcome(rows, bad, has_changed(summary, walked))
+    return Outcome(rows, bad, new)
 
 
 def require_output(
-    sources: Sources,
     output: str | os.PathLike[str],
     *,
     resume: bool = False,
     overwrite: bool = False,
+    retry_errors: bool = False,
     report: str | os.PathLike[str] | None = None,
 ) -> None:
     """Find out what `score_to_file` would refuse, as far as that takes no engine and no walk of the listing.
@@ -154,32 +168,48 @@ def require_output(
     """
     output = Path(output)
     sink_format(output)
-    if resume and overwrite:
-        raise UsageError("resume and overwrite: give one of them")
-    if (resume or report is not None) and not sources.is_repeatable:
-        raise UsageError(
-            "standard input, or a pipe, is read once: no run on it is resumed, and no report made; put the names into "
-            "a --list file"
-        )
-    if os.path.lexists(output) and not (resume or overwrite):
+    if resume + overwrite + retry_errors > 1:
+        raise UsageError("resume, overwrite and retry_errors: give one of them")
+    if os.path.lexists(output) and not (resume or overwrite or retry_errors):
         raise _exists(output)
     _require_name(metadata_path(output))
     if report is not None:
-        _require_report(report, may_exist=resume or overwrite)
+        _require_report(report, may_exist=resume or overwrite or retry_errors)
 
 
-def summarize(sources: Sources) -> Summary | None:
-    """What a listing comes to; None for standard input. An empty one is fine only as a shard of another.
+def score_to_terminal(
+    scorer: Scorer,
+    sources: Sources,
+    on_row: Callable[[Position, Progress, Result], None],
+    *,
+    on_start: Callable[[Summary | None, Progress], None],
+    workers: int | None = None,
+) -> Outcome:
+    """Score a listing, picture by picture; arguments as for `score_to_file`.
+
+    Names on standard input are scored as they come, and the size of their listing is None.
 
     Raises:
-        UsageError: There is nothing to score; and as `Sources.summary`.
+        UsageError: There is nothing to score; and as `Sources.pieces`.
+        SourceError: What is to be scored has gone.
+        BackendError: The engine failed.
     """
-    if not sources.is_repeatable:
-        return None
-    summary = sources.summary()
-    if not summary.pieces and sources.shard == (1, 1):
+    if sources.is_stream:
+        on_start(None, Progress(0, 0))
+        numbered = ((Position(number, 0), picture) for number, picture in enumerate(sources.pictures()))
+        outcome = score_each(scorer, numbered, on_row, workers=workers)
+    else:
+        with tempfile.TemporaryDirectory(prefix="glia-rt-") as scratch:
+            listing = FrozenListing(Path(scratch) / f"listing{ENDING}")
+            with step("list what is to be scored"):
+                summary = freeze(listing.path, sources.pieces(), str(sources))
+            on_start(summary, Progress(0, 0))
+            with step("score"):
+                outcome = score_each(scorer, listing.pictures(), on_row, workers=workers)
+            outcome = outcome._replace(new=count_new(sources, listing))
+    if not outcome.rows and sources.shard == (1, 1):
         raise _nothing_in(sources)
-    return summary
+    return outcome
 
 
 def _nothing_in(sources: Sources) -> UsageError:
@@ -188,85 +218,80 @@ def _nothing_in(sources: Sources) -> UsageError:
 
 def score_each(
     scorer: Scorer,
-    sources: Sources,
+    pictures: Iterable[tuple[Position, Picture]],
     on_row: Callable[[Position, Progress, Result], None],
     *,
-    expected: Summary | None,
-    start: Position = START,
     rows: int = 0,
     workers: int | None = None,
     read_from: Iterable[str] = (),
-) -> Summary | None:
-    """Score a listing, picture by picture.
+) -> Outcome:
+    """Score pictures one by one.
 
     Args:
         scorer: What to score with.
-        sources: What to score.
+        pictures: The pictures, with their positions.
         on_row: Called with each result in order, where its picture stands, and how far the run is.
-        expected: What the listing came to before; None for standard input.
-        start: Where to begin.
-        rows: How many there are before that.
+        rows: How many there are already.
         workers: As `Scorer.score_pictures` has it; so is `read_from`.
         read_from: See `workers`.
 
-    Returns:
-        What the listing came to now.
-
     Raises:
-        UsageError: There is nothing to score; and as `Sources.pieces`.
         SourceError: What is to be scored has gone.
-        ListingChangedError: The listing, one shard of which this is, has changed.
         BackendError: The engine failed.
     """
-    tally = None if expected is None else Tally()
     ahead: deque[tuple[Position, float]] = deque()  # of the pictures under way: there is a result for each, in order
+    bad = 0
 
-    def pictures() -> Iterator[Picture]:
-        for position, picture in sources.pictures(start, tally):
+    def without_positions() -> Iterator[Picture]:
+        for position, picture in pictures:
             ahead.append((position, picture.done))
             yield picture
 
-    with closing(scorer.score_pictures(pictures(), workers=workers, read_from=read_from)) as results:
+    with closing(scorer.score_pictures(without_positions(), workers=workers, read_from=read_from)) as results:
         for result in results:
             rows += 1
+            bad += result.status != "ok"
             position, done = ahead.popleft()
             on_row(position, Progress(rows, position.piece + done), result)
-    walked = None if tally is None else tally.summary()
-    if expected is not None and walked is not None and walked.pieces < expected.pieces:
-        lost = expected.pieces - walked.pieces
-        raise SourceError(f"{sources}: {lost} of {expected.pieces} pieces are no longer there")
-    if sources.shard != (1, 1) and has_changed(expected, walked):
-        raise ListingChangedError(
-            f"{sources}: the listing has changed meanwhile, and with it what each shard is: put the names into a "
-            "--list file, and start all shards anew, with --overwrite"
-        )
-    if not rows and sources.shard == (1, 1):
-        raise _nothing_in(sources)
-    return walked
+    return Outcome(rows, bad)
 
 
-def has_changed(expected: Summary | None, walked: Summary | None) -> bool:
-    """Whether these are of different listings."""
-    return expected is not None and walked is not None and expected.digest != walked.digest
+def count_new(sources: Sources, listing: FrozenListing) -> int:
+    """Return how many files are there now that the listing has not. What cannot be listed now counts as none."""
+    if sources.is_stream or sources.is_frozen:
+        return 0
+    with suppress(SourceError, UsageError):
+        return listing.count_new(sources.pieces())
+    return 0
 
 
-def describe(scorer: Scorer, sources: Sources, summary: Summary | None) -> dict[str, Any]:
-    """All that the rows depend on: how they are computed, and of what."""
+def describe(scorer: Scorer, sources: Sources) -> dict[str, Any]:
+    """Return all that the rows depend on and that is known before anything is listed."""
     i, n = sources.shard
-    listing: dict[str, Any] = {"sources": str(sources), "shard": f"{i}/{n}", "column": sources.column}
-    if summary is not None:
-        listing |= {"pieces": summary.pieces, "sha256": summary.digest}
+    listing = {"sources": str(sources), "shard": f"{i}/{n}", "column": sources.column}
+    if sources.is_frozen and sources.list_file is not None:
+        listing["of"] = FrozenListing(Path(sources.list_file)).summary().sha256
     return scorer.resolved | {"listing": listing}
 
 
+def described(run: dict[str, Any], summary: Summary) -> dict[str, Any]:
+    """Return what `describe` does, with what the listing came to."""
+    return run | {"listing": run["listing"] | {"pieces": summary.pieces, "sha256": summary.sha256}}
+
+
 def _merge(parts: Parts, output: Path, run: dict[str, Any]) -> tuple[int, int]:
-    """Make the output of the parts; how many rows it has, and how many of them are of bad pictures."""
+    """Make the output of the parts, and its listing; how many rows it has, and how many are of bad pictures."""
     rows = bad = 0
+    counts: array[int] = array("Q")
     merged = parts.folder / "merged"
     try:
         with merged.open("wb") as file:
             sink = sink_format(output)(file)
-            for _, result in parts.read():
+            for position, result in parts.read():
+                # A row that stands before the next piece is of this one.
+                piece = position.piece if position.picture >= 0 else position.piece - 1
+                counts.extend([0] * (piece + 1 - len(counts)))
+                counts[piece] += 1
                 sink.write(result)
                 rows += 1
                 bad += result.status != "ok"
@@ -282,6 +307,7 @@ def _merge(parts: Parts, output: Path, run: dict[str, Any]) -> tuple[int, int]:
             parts.replace_output()
         # In this order: killed in between, the metadata beside an output never promise what it does not hold.
         files.rename(merged, output)
+        freeze(listing_path(output), parts.listing.pieces(), run["listing"]["sources"], chain(counts, repeat(0)))
         files.write_whole(metadata_path(output), json.dumps(metadata, indent=2) + "\n")
     except OSError as error:
         raise GliaError(
@@ -291,12 +317,30 @@ def _merge(parts: Parts, output: Path, run: dict[str, Any]) -> tuple[int, int]:
     return rows, bad
 
 
+def _require_kept(output: Path, run: dict[str, Any]) -> tuple[FrozenListing, Outcome]:
+    """Return the listing that lies beside an output, and what the output came to.
+
+    Raises:
+        UsageError: There is no output, it is of another run, or it has no listing.
+    """
+    if not os.path.lexists(output):
+        raise UsageError(f"{output} is not there yet: errors of a whole output are retried; give --resume instead")
+    finished = _finished(output, run)
+    if finished is None:
+        raise UsageError(f"{output} is not of this run: give the command that made it, with --retry-errors")
+    kept = FrozenListing(listing_path(output))
+    if not kept.path.exists():
+        raise UsageError(f"{kept.path} is missing, which says what the rows of {output} are of: give --overwrite")
+    return kept, finished
+
+
 def _finished(output: Path, run: dict[str, Any]) -> Outcome | None:
     """What is in an output of this run that is whole; None where it is of another."""
     try:
         before = json.loads(metadata_path(output).read_text(encoding="utf-8"))
         outcome = Outcome(before.pop("rows"), before.pop("bad_images"))
-    except (OSError, ValueError, KeyError):
+        before["listing"] = {key: before["listing"][key] for key in run["listing"]}
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return outcome if upgraded(before) == json.loads(json.dumps(run)) else None
 

@@ -117,7 +117,8 @@ def test_fifty_kills_and_the_same_file(tiny_bundle: Path, pictures: Path, tmp_pa
         found = set[int]().union(*two.map(killed_often, outputs, (25, 25), (0, 1)))
     assert len(found) > 5, "the kills came at different moments"
     left = {path.name for path in tmp_path.glob("scores*")}
-    assert left == {name for output in outputs for name in (output.name, f"{output.name}.meta.json")}
+    ends = ("", ".listing.jsonl.zst", ".meta.json")
+    assert left == {f"{output.name}{end}" for output in outputs for end in ends}
 
 
 def test_a_second_run_onto_one_output_is_refused(tiny_bundle: Path, many: Path, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ MAY = {
 }
 #: The rooms of glia_rt, files and folders, from the ground up: each imports rooms before it only.
 RUNTIME = (
-    *("versions", "errors", "steps", "files", "cores", "bench", "upgrades", "contract", "pixels", "results"),
+    *("versions", "errors", "faults", "steps", "files", "cores", "bench", "upgrades", "contract", "pixels", "results"),
     *("starter", "bundle"),
     *("backends", "listing", "pipeline", "scorer", "verify", "doctor", "html", "runs", "cli", "__main__"),
 )

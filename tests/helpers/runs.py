@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from glia_rt import Result
+from glia_rt.listing.frozen import freeze
+from glia_rt.listing.sources import Sources
 from glia_rt.runs.run import Progress
 
 FORMATS = ("csv", "jsonl", "parquet")
@@ -31,3 +33,9 @@ def after(rows: int, error: BaseException) -> Callable[[Progress, Result], None]
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def frozen(sources: Sources, path: Path) -> Sources:
+    """Freeze a listing into a file, and return what stands for it."""
+    freeze(path, sources.pieces(), str(sources))
+    return Sources(list_file=path)

@@ -85,7 +85,8 @@ IN_GROUPS = [
 
 def test_the_commands() -> None:
     assert [name for name, _ in COMMANDS] == [
-        *("build", "compare", "data", "demo", "doctor", "evaluate", "export", "info", "score", "train", "verify"),
+        *("build", "compare", "data", "demo", "doctor", "evaluate", "export", "info", "list", "score", "train"),
+        "verify",
     ]
     assert [name for name, _ in IN_GROUPS] == ["data check", "data distort"]
 
@@ -298,7 +299,8 @@ def test_files(
     assert (metadata["device"], metadata["input"]) == ("cpu", "views")
     assert (metadata["batch_size"], metadata["rows"], metadata["bad_images"]) == (4, 13, 2)
     assert metadata["versions"]["glia_rt"] == glia_rt.__version__
-    assert sorted(path.name for path in tmp_path.glob("scores*")) == [output.name, f"{output.name}.meta.json"]
+    ends = ("", ".listing.jsonl.zst", ".meta.json")
+    assert sorted(path.name for path in tmp_path.glob("scores*")) == [f"{output.name}{end}" for end in ends]
 
 
 def test_json(plain_bundle: Path, album: Path, rows_of_album: list[dict[str, Any]], capsys: Capture) -> None:
@@ -349,10 +351,13 @@ def test_a_wrong_output_is_found_before_anything_is_scored(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "nothing to score: give PATHs, or --list"),
-        (["a.jpg", "--resume"], "--resume, --overwrite and --report are for a file: give -o too"),
-        (["a.jpg", "--overwrite"], "--resume, --overwrite and --report are for a file: give -o too"),
-        (["a.jpg", "--report", "r.html"], "--resume, --overwrite and --report are for a file: give -o too"),
+        ([], "nothing is named: give PATHs, or --list"),
+        (["a.jpg", "--resume"], "--resume, --overwrite, --retry-errors and --report are for a file: give -o too"),
+        (["a.jpg", "--overwrite"], "--resume, --overwrite, --retry-errors and --report are for a file: give -o too"),
+        (
+            ["a.jpg", "--report", "r.html"],
+            "--resume, --overwrite, --retry-errors and --report are for a file: give -o too",
+        ),
         (["a.jpg", "--shard", "3"], "--shard 3 is not I/N, as 1/4"),
         (["a.jpg", "--shard", "0/4"], "shards are numbered from 1"),
         (["a.jpg", "--device", "cuda:0"], "--device cuda:0 is not a list of numbers, as 0 or 0,1"),
@@ -360,7 +365,7 @@ def test_a_wrong_output_is_found_before_anything_is_scored(
             ["a.jpg", "--device", "0,0"],
             "a list of different ones, as [0, 1], not [0, 0]",
         ),
-        (["a.jpg", "-o", "a.csv", "--resume", "--overwrite"], "resume and overwrite: give one of them"),
+        (["a.jpg", "-o", "a.csv", "--resume", "--overwrite"], "resume, overwrite and retry_errors: give one of them"),
     ],
 )
 def test_options_that_do_not_go_together(
@@ -375,8 +380,10 @@ def test_lists_columns_and_shards(plain_bundle: Path, good: Path, tmp_path: Path
     files = sorted(good.iterdir())
     (tmp_path / "list.csv").write_text("file\n" + "".join(f"{path}\n" for path in files))
     output = tmp_path / "scores.jsonl"
-    args = ["score", str(plain_bundle), "--list", str(tmp_path / "list.csv"), "--column", "file", "--shard", "2/3"]
-    assert main([*args, "-o", str(output)]) == 0
+    listing = str(tmp_path / "listing.jsonl.zst")
+    assert main(["list", "--list", str(tmp_path / "list.csv"), "--column", "file", "-o", listing]) == 0
+    assert f"{len(files)} pictures in {listing}" in capsys.readouterr().err
+    assert main(["score", str(plain_bundle), "--list", listing, "--shard", "2/3", "-o", str(output)]) == 0
     assert [row["path"] for row in read_rows(output)] == [str(path) for path in files[1::3]]
     metadata = json.loads((tmp_path / "scores.jsonl.meta.json").read_text())
     assert metadata["listing"]["shard"] == "2/3"
@@ -664,5 +671,5 @@ def test_a_listing_that_grows_meanwhile(
     output = ["-o", str(tmp_path / "scores.csv")] if to_file else []
     assert main(["score", str(plain_bundle), str(tmp_path / "album"), "--batch-size", "2", *output]) == 0
     said = capsys.readouterr()
-    assert f"{tmp_path}/album has changed meanwhile: the rows are of what was found when its turn came" in said.err
-    assert "late.jpg" in ((tmp_path / "scores.csv").read_text() if to_file else said.out)
+    assert f"1 file has appeared in {tmp_path}/album since it was listed: not of this run" in said.err
+    assert "late.jpg" not in ((tmp_path / "scores.csv").read_text() if to_file else said.out)

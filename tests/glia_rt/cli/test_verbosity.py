@@ -21,7 +21,12 @@ def test_each_step_is_said_with_its_time(
 ) -> None:
     assert main([*args, str(plain_bundle), str(pictures / "00.jpg"), "--backend", "onnxruntime"]) == 0
     said = capsys.readouterr().err.splitlines()
-    for step in (f"open {plain_bundle}", f"load {plain_bundle.name} into onnxruntime", "walk the listing", "score"):
+    for step in (
+        f"open {plain_bundle}",
+        f"load {plain_bundle.name} into onnxruntime",
+        "list what is to be scored",
+        "score",
+    ):
         begun, ended = (i for i, line in enumerate(said) if line.startswith((f"{step} ...", f"{step}: ")))
         assert begun < ended
         assert re.fullmatch(r".*: \d+\.\d\d s", said[ended])
@@ -34,7 +39,7 @@ def test_steps_are_not_said_unasked_nor_by_the_next_call(
     assert main([*command, "-v"]) == 0
     capsys.readouterr()
     assert main(command) == 0
-    assert "walk the listing" not in capsys.readouterr().err
+    assert "list what is to be scored" not in capsys.readouterr().err
     assert logging.getLogger("glia_rt").handlers == []
 
 

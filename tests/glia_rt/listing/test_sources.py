@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import errno
 import io
 import json
@@ -21,7 +20,7 @@ from pyarrow import parquet
 from glia_rt.errors import SourceError, UsageError
 from glia_rt.listing.folders import find_images
 from glia_rt.listing.lists import names
-from glia_rt.listing.sources import Position, Sources, Tally
+from glia_rt.listing.sources import Sources
 
 
 def make(folder: Path, *names: str) -> None:
@@ -152,7 +151,7 @@ def test_a_folder_that_goes_while_it_is_walked_is_an_error_that_names_it(tmp_pat
     images = find_images([tmp_path])
     assert next(images) == str(tmp_path / "a.jpg")
     shutil.rmtree(gone)
-    with pytest.raises(SourceError, match=r"gone\\udcff: can no longer be listed: No such file"):
+    with pytest.raises(UsageError, match=r"gone\\udcff: this folder cannot be listed: No such file"):
         next(images)
 
 
@@ -180,11 +179,11 @@ def test_an_empty_folder_yields_nothing(tmp_path: Path) -> None:
 
 
 def pieces(sources: Sources) -> list[str]:
-    return [type(piece).__name__ + " " + piece.key().split()[0] for piece in sources.pieces()]
+    return [f"{type(piece).__name__} {piece.path}" for piece in sources.pieces()]
 
 
 def listed(sources: Sources) -> list[str]:
-    return [picture.name for _, picture in sources.pictures()]
+    return [picture.name for picture in sources.pictures()]
 
 
 def tar(path: Path, *names: str) -> Path:
@@ -214,8 +213,6 @@ def test_what_an_argument_is_decides_how_it_is_read(tmp_path: Path, monkeypatch:
         "a.jpg", "album/10.jpg", "album/2.jpg", "0.TAR/p.jpg", "0.TAR/q.jpg", "t.parquet/0", "t.parquet/1",
         "t.parquet/2", "missing.jpg",
     ]  # fmt: skip
-    assert sources.summary()[:2] == (7, None)
-    assert Sources(["a.jpg", "album", "t.parquet"], column="image").summary()[:2] == (5, 6)
 
 
 ALL = ["B.jpg", "b.jpg", "deep/c.jpg", "deep/er/d.jpg", "deep-2/e.png", "x.jpg/y.jpg", "é.jpg"]
@@ -303,7 +300,7 @@ def test_a_list_may_name_archives_and_comes_after_the_paths(tmp_path: Path) -> N
 def test_names_of_any_bytes_in_a_null_separated_list(tmp_path: Path) -> None:
     names = [b"two\nlines.jpg", b"\xff\xfe.jpg", b" spaces .jpg ", b"x" * 4000, b'"quoted".jpg']
     (tmp_path / "list").write_bytes(b"\0".join(names))
-    paths = [picture.source for _, picture in Sources(list_file=tmp_path / "list", null_separated=True).pictures()]
+    paths = [picture.source for picture in Sources(list_file=tmp_path / "list", null_separated=True).pictures()]
     assert [os.fsencode(str(path)) for path in paths] == [os.fsencode(tmp_path) + b"/" + name for name in names]
 
 
@@ -324,8 +321,6 @@ def test_a_column_of_a_csv(tmp_path: Path, ending: str, separator: str) -> None:
     [
         ("list.csv", "id,file\n1,a.jpg\n", "no column 'path'; its first line has id, file: name one with --column"),
         ("list.csv", "", "no column 'path'"),
-        ("list.csv", "id,path\n1,a.jpg\n2,\n", "line 3: no value in column 'path'"),
-        ("list.csv", "id,path\n1,a.jpg\n2\n", "line 3: no value in column 'path'"),
     ],
 )
 def test_a_csv_that_is_none(tmp_path: Path, name: str, content: str, message: str) -> None:
@@ -334,21 +329,103 @@ def test_a_csv_that_is_none(tmp_path: Path, name: str, content: str, message: st
         listed(Sources(list_file=tmp_path / name))
 
 
+@pytest.mark.parametrize(
+    ("content", "row"),
+    [
+        ("id,path\n1,a.jpg\n2,\n3,b.jpg\n", "line 3: no value in column 'path'"),
+        ("id,path\n1,a.jpg\n2\n3,b.jpg\n", "line 3: no value in column 'path'"),
+        ('path,note\na.jpg,"two\nlines"\nc.jpg,"a" b\nb.jpg,x\n', "line 4: ',' expected after '\"'"),
+        ('path\na.jpg\nb.jpg\n"c.jpg\nd.jpg\n', "line 4: unexpected end of data"),
+    ],
+    ids=["empty", "short", "badly quoted", "a quote left open"],
+)
+def test_a_bad_row_of_a_csv_is_a_row(tmp_path: Path, content: str, row: str) -> None:
+    (tmp_path / "l.csv").write_text(content)
+    found = list(Sources(list_file=tmp_path / "l.csv").pictures())
+    refused = [f"{picture.name}: {picture.refused}" for picture in found if picture.refused]
+    assert refused == [f"{tmp_path}/l.csv, {row}"]
+    assert [Path(picture.name).name for picture in found if not picture.refused] == ["a.jpg", "b.jpg"]
+
+
+def test_a_long_field_in_another_column(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("path,embedding\na.jpg," + "0.123 " * 30_000 + "\nb.jpg,1\n")
+    assert len(listed(Sources(list_file=tmp_path / "l.csv"))) == 2
+
+
+def test_a_missing_file_with_brackets_in_its_name_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path, "a.jpg", "photos [2023]/b.jpg")
+    assert listed(Sources(["gone [2].jpg", "a.jpg", "photos [2023]/*.jpg"])) == [
+        "gone [2].jpg",
+        "a.jpg",
+        "photos [2023]/b.jpg",
+    ]
+
+
+def test_a_table_in_parts(tmp_path: Path) -> None:
+    for day in (1, 2):
+        (tmp_path / f"{day}.parquet" / "inner").mkdir(parents=True)
+        (tmp_path / f"{day}.parquet" / "_SUCCESS").touch()
+        table(tmp_path / f"{day}.parquet" / "inner" / "part-0.parquet", 2)
+        table(tmp_path / f"{day}.parquet" / "part-1.parquet", 1)
+    names = [
+        f"{tmp_path}/{day}.parquet/{part}" for day in (1, 2) for part in ("inner/part-0.parquet", "part-1.parquet")
+    ]
+    (tmp_path / "l.txt").write_text("1.parquet\n2.parquet\n")
+    for sources in (
+        Sources([tmp_path / "*.parquet"], column="image"),
+        Sources([tmp_path / "1.parquet", tmp_path / "2.parquet"], column="image"),
+        Sources(list_file=tmp_path / "l.txt", column="image"),
+    ):
+        assert pieces(sources) == [f"RowGroup {name}" for name in names]
+
+
+def test_one_shard_without_the_column_is_a_row(tmp_path: Path) -> None:
+    table(tmp_path / "0.parquet", 1)
+    table(tmp_path / "1.parquet", 1, column="other")
+    parquet.write_table(pa.table({"image": pa.nulls(2)}), tmp_path / "2.parquet")
+    found = list(Sources([tmp_path / "*.parquet"], column="image").pictures())
+    assert [picture.refused for picture in found] == [
+        None, "no column 'image'; it has other: name one with --column", "the row has no picture",
+        "the row has no picture",
+    ]  # fmt: skip
+
+
+def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+    make(tmp_path, "a.jpg", "IMG_1.HEIC", "IMG_2.heic", ".b.jpg", ".git/c.jpg", "deep/d.cr2", "notes.txt")
+    (tmp_path / "link").symlink_to(tmp_path / "deep")
+    sources = Sources([tmp_path])
+    assert listed(sources) == [f"{tmp_path}/a.jpg"]
+    assert sources.say_left_out() == (
+        "left out: 1 .cr2 file, 2 .heic files, 1 hidden folder, 1 hidden picture, 1 link to a folder (pip install "
+        "pillow-heif, and HEIC is read)"
+    )
+    assert listed(sources) == [f"{tmp_path}/a.jpg"]
+    assert sources.left_out[".heic file"] == 2, "of one walk"
+    assert Sources([tmp_path / "a.jpg"]).say_left_out() == ""
+
+
+def test_archives_of_other_kinds_say_so(tmp_path: Path) -> None:
+    make(tmp_path, "s.zip", "s.tar.bz2")
+    found = Sources([tmp_path / "s.zip", tmp_path / "s.tar.bz2", tmp_path / "gone.zip"]).pictures()
+    assert [picture.refused for picture in found] == [
+        *["an archive of a kind that is not read: make it .tar or .tar.gz, or unpack it"] * 2, None,
+    ]  # fmt: skip
+
+
+def test_names_in_a_list_through_a_pipe_are_of_the_working_folder(tmp_path: Path) -> None:
+    readable, writable = os.pipe()
+    os.write(writable, b"photos/a.jpg\n")
+    os.close(writable)
+    try:
+        assert listed(Sources(list_file=f"/dev/fd/{readable}")) == ["photos/a.jpg"]
+    finally:
+        os.close(readable)
+
+
 def test_a_list_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"list\.txt: this list cannot be read: No such file or directory"):
         listed(Sources(list_file=tmp_path / "list.txt"))
-
-
-def test_shards_of_a_listing_are_every_nth_piece_and_together_all_of_it(tmp_path: Path) -> None:
-    make(tmp_path, *(f"album/{i}.jpg" for i in range(7)))
-    tar(tmp_path / "0.tar", "p.jpg", "q.jpg")
-    table(tmp_path / "t.parquet", 5)
-    paths = [tmp_path / "album", tmp_path / "0.tar", tmp_path / "t.parquet"]
-    whole = pieces(Sources(paths, column="image"))
-    parts = [pieces(Sources(paths, column="image", shard=(i, 3))) for i in (1, 2, 3)]
-    assert len(whole) == 11
-    assert [len(part) for part in parts] == [4, 4, 3]
-    assert [parts[i % 3][i // 3] for i in range(11)] == whole
 
 
 @pytest.mark.parametrize("shard", [(0, 3), (4, 3), (1, 0), (-1, 2)])
@@ -357,43 +434,10 @@ def test_a_shard_that_there_is_not(shard: tuple[int, int]) -> None:
         Sources(["a.jpg"], shard=shard)
 
 
-def test_it_goes_on_from_any_position(tmp_path: Path) -> None:
-    make(tmp_path, "a.jpg", "b.jpg")
-    tar(tmp_path / "0.tar", "p.jpg", "note.txt", "q.jpg", "r.jpg")
-    table(tmp_path / "t.parquet", 5)
-    sources = Sources(
-        [tmp_path / "a.jpg", tmp_path / "0.tar", tmp_path / "t.parquet", tmp_path / "b.jpg"], column="image"
-    )
-    everything = list(sources.pictures())
-    assert len(everything) == 10
-    for i, (position, _) in enumerate(everything):
-        assert list(sources.pictures(position)) == everything[i:]
-        after = Position(position.piece, position.picture + 1)
-        assert list(sources.pictures(after)) == everything[i + 1 :]
-
-
-def test_the_digest_is_of_names_and_of_what_archives_are(tmp_path: Path) -> None:
-    make(tmp_path, "album/a.jpg", "album/b.jpg")
-    tar(tmp_path / "0.tar", "p.jpg")
-    sources = Sources([tmp_path / "album", tmp_path / "0.tar"])
-    first = sources.summary().digest
-    assert sources.summary().digest == first
-    (tmp_path / "album" / "a.jpg").write_bytes(b"other bytes, same name")
-    assert sources.summary().digest == first
-    make(tmp_path, "album/c.jpg")
-    second = sources.summary().digest
-    os.utime(tmp_path / "0.tar", (1, 1))
-    assert len({first, second, sources.summary().digest}) == 3
-    shards = [dataclasses.replace(sources, shard=(i, 3)).summary() for i in (1, 2, 3)]
-    assert {shard.digest for shard in shards} == {sources.summary().digest}
-    assert [shard.pieces for shard in shards] == [2, 1, 1]
-
-
 def test_walking_holds_no_names(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("".join(f"some/where/{i:09}.jpg\n" for i in range(100_000)))
     sources = Sources(list_file=tmp_path / "list.txt")
     tracemalloc.start()
-    assert sources.summary()[:2] == (100_000, 100_000)
     assert sum(1 for _ in sources.pictures()) == 100_000
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -420,8 +464,8 @@ def from_standard_input(content: bytes, *, null: bool = False) -> list[str]:
         import sys, json
         from glia_rt.listing.sources import Sources
         sources = Sources(["first.jpg", "-", "last.jpg"], null_separated=len(sys.argv) > 1)
-        assert not sources.is_repeatable
-        print(json.dumps([picture.name for _, picture in sources.pictures()]))
+        assert sources.is_stream
+        print(json.dumps([picture.name for picture in sources.pictures()]))
     """
     args = [sys.executable, "-c", program, *(["null"] if null else [])]
     done = subprocess.run(args, input=content, capture_output=True, timeout=60, check=True)
@@ -435,15 +479,13 @@ def test_a_list_that_comes_through_a_pipe_is_read_once(tmp_path: Path) -> None:
     os.close(writable)
     try:
         sources = Sources(list_file=f"/dev/fd/{readable}")
-        assert not sources.is_repeatable
-        with pytest.raises(UsageError, match="or a pipe, is read once"):
-            sources.summary()
+        assert sources.is_stream
         assert [Path(name).name for name in listed(sources)] == ["a.jpg"]
     finally:
         os.close(readable)
     with pytest.raises(UsageError, match="give - as a path"):
         Sources(list_file="-")
-    assert not Sources([Path("-")]).is_repeatable
+    assert Sources([Path("-")]).is_stream
 
 
 def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
@@ -487,10 +529,9 @@ def test_a_byte_order_mark_and_nothing_else() -> None:
         ("list.txt", "a.jpg\nb.jpg\n".encode("utf-16"), False, r"there are NULs in it; .*save it as UTF-8"),
         ("list.txt", b"a.jpg\n" * 20_000, True, r"its names do not end in NUL: leave out -0"),
         ("list.txt", b"a" * 100_000, False, r"its names end in NUL: give -0"),
-        ("list.csv", b'path\n"a.jpg\nb.jpg\nc.jpg\n', False, r"list\.csv, line 1: unexpected end of data"),
         ("list.csv", b"path,path\na.jpg,b.jpg\n", False, r"list\.csv: several columns are called 'path'"),
     ],
-    ids=["null", "utf-16", "no null", "no line break", "a quote left open", "a column twice"],
+    ids=["null", "utf-16", "no null", "no line break", "a column twice"],
 )
 def test_a_list_that_is_none(tmp_path: Path, name: str, content: bytes, null: bool, message: str) -> None:
     (tmp_path / name).write_bytes(content)
@@ -504,20 +545,6 @@ def test_paths_are_a_list_of_strings(paths: Any) -> None:
         Sources(paths)
 
 
-def test_pieces_that_have_gone_since_they_were_counted(tmp_path: Path) -> None:
-    make(tmp_path, "a.jpg", "b.jpg", "c.jpg")
-    sources = Sources([tmp_path])
-    summary, tally = sources.summary(), Tally()
-    assert len(list(sources.pictures(tally=tally))) == 3
-    assert tally.summary() == summary
-    (tmp_path / "b.jpg").unlink()
-    tally = Tally()
-    assert len(list(sources.pictures(tally=tally))) == 2
-    assert tally.summary() == sources.summary() != summary
-
-
 def test_names_on_standard_input() -> None:
     assert from_standard_input(b"a.jpg\n\nsub/b.jpg\n") == ["first.jpg", "a.jpg", "sub/b.jpg", "last.jpg"]
     assert from_standard_input(b"a\nb.jpg\0\xff.jpg", null=True) == ["first.jpg", "a\nb.jpg", "\\udcff.jpg", "last.jpg"]
-    with pytest.raises(UsageError, match="standard input, or a pipe, is read once: put the names into a --list file"):
-        Sources(["-"]).summary()

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import re
 import shutil
+import tempfile
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,9 +13,11 @@ import pytest
 
 from glia_rt import Result, Scorer
 from glia_rt.errors import GliaError
-from glia_rt.listing.sources import Position, Sources
+from glia_rt.listing.frozen import FrozenListing, Summary, freeze
+from glia_rt.listing.pieces import Position
+from glia_rt.listing.sources import Sources
 from glia_rt.runs.page import SHOWN, write_report
-from glia_rt.runs.run import describe
+from glia_rt.runs.run import describe, described
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +56,15 @@ class Page(HTMLParser):
         return " ".join(self.words)
 
 
+def write_rows(tmp_path: Path, rows: Iterator[tuple[Position, Result]], sources: Sources, scorer: Scorer) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        listing = FrozenListing(Path(scratch) / "l.jsonl.zst")
+        run = described(describe(scorer, sources), freeze(listing.path, sources.pieces(), str(sources)))
+        write_report(tmp_path / "r.html", rows, listing, scorer, run)
+
+
 def write(tmp_path: Path, rows: list[tuple[Position, Result]], sources: Sources, scorer: Scorer) -> Page:
-    write_report(tmp_path / "r.html", iter(rows), sources, scorer, describe(scorer, sources, sources.summary()))
+    write_rows(tmp_path, iter(rows), sources, scorer)
     return Page((tmp_path / "r.html").read_text("utf-8"))
 
 
@@ -131,7 +142,7 @@ def test_many_pictures_do_not_make_a_large_page(tmp_path: Path, pictures: Path, 
     sources = Sources(["none.jpg"])
     scores = [(i * 7919 % 10_007) / 100 for i in range(50_000)]
     rows = ((Position(0, i), Result("a.jpg", score, "ok", None, 100 + i % 977, 300)) for i, score in enumerate(scores))
-    write_report(tmp_path / "r.html", rows, sources, scorer, describe(scorer, sources, sources.summary()))
+    write_rows(tmp_path, rows, sources, scorer)
     assert (tmp_path / "r.html").stat().st_size < 600_000
 
 
@@ -145,5 +156,5 @@ def test_a_place_that_cannot_be_written(
 
 def test_the_run_is_json(scorer: Scorer, pictures: Path) -> None:
     sources = Sources([pictures])
-    run = describe(scorer, sources, sources.summary())
+    run = described(describe(scorer, sources), Summary(32, None, "0" * 64))
     assert json.loads(json.dumps(run)) == run

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
-from helpers.runs import BAD, FORMATS, ROWS, Stop, after, names
+from helpers.runs import BAD, FORMATS, ROWS, Stop, after, frozen, names
 from pyarrow import dataset, parquet
 
 from glia_rt import Scorer
-from glia_rt.errors import GliaError, MissingPackageError, OutputExistsError, SourceError, UsageError
+from glia_rt.errors import GliaError, MissingPackageError, SourceError, UsageError
+from glia_rt.listing.frozen import FrozenListing
 from glia_rt.listing.sources import Sources
 from glia_rt.runs.run import Outcome, Progress, score_to_file
 
@@ -30,7 +31,9 @@ from glia_rt.runs.run import Outcome, Progress, score_to_file
 def test_all_kinds_of_sources_into_all_kinds_of_files(
     scorer: Scorer, listing: Sources, undisturbed: dict[str, bytes]
 ) -> None:
-    assert sorted(undisturbed) == sorted(f"scores.{kind}{end}" for kind in FORMATS for end in ("", ".meta.json"))
+    assert sorted(undisturbed) == sorted(
+        f"scores.{kind}{end}" for kind in FORMATS for end in ("", ".listing.jsonl.zst", ".meta.json")
+    )
     rows = [json.loads(line) for line in undisturbed["scores.jsonl"].splitlines()]
     expected = list(scorer.score_files(listing))
     assert [(row["path"], row["status"], row["error"]) for row in rows] == [
@@ -87,11 +90,14 @@ def test_rows_that_are_not_in_a_part_yet_are_kept_by_an_exception(
 
 
 def test_a_run_that_ends_before_its_first_row_leaves_nothing(scorer: Scorer, tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_text("a.tar\n")
-    sources = Sources(list_file=tmp_path / "list.txt")
-    with pytest.raises(SourceError, match=r"a\.tar: cannot be read"):
-        score_to_file(scorer, sources, tmp_path / "scores.csv")
-    assert names(tmp_path) == ["list.txt"]
+    with pytest.raises(SourceError, match=r"list\.txt: this list cannot be read"):
+        score_to_file(scorer, Sources(list_file=tmp_path / "list.txt"), tmp_path / "scores.csv")
+    assert names(tmp_path) == []
+
+
+def test_an_archive_that_is_missing_is_a_row(scorer: Scorer, pictures: Path, tmp_path: Path) -> None:
+    sources = Sources([tmp_path / "a.tar", pictures, tmp_path / "a.parquet"])
+    assert score_to_file(scorer, sources, tmp_path / "scores.csv") == Outcome(34, 2)
 
 
 def test_a_thread_that_raises_ends_the_run_with_its_error(
@@ -111,17 +117,8 @@ def test_a_thread_that_raises_ends_the_run_with_its_error(
     assert "rows kept in" in caught.value.__notes__[0]
 
 
-@pytest.mark.parametrize("option", ["resume", "report"])
-def test_standard_input_is_read_once(scorer: Scorer, tmp_path: Path, option: str) -> None:
-    options: dict[str, Any] = {"resume": {"resume": True}, "report": {"report": tmp_path / "r.html"}}[option]
-    with pytest.raises(
-        UsageError, match=r"standard input, or a pipe, is read once: .*put the names into a --list file"
-    ):
-        score_to_file(scorer, Sources(["-"]), tmp_path / "scores.csv", **options)
-
-
 def test_arguments_that_do_not_go_together(scorer: Scorer, listing: Sources, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="resume and overwrite: give one of them"):
+    with pytest.raises(UsageError, match="resume, overwrite and retry_errors: give one of them"):
         score_to_file(scorer, listing, tmp_path / "scores.csv", resume=True, overwrite=True)
     with pytest.raises(UsageError, match="there is no folder"):
         score_to_file(scorer, listing, tmp_path / "scores.csv", report=tmp_path / "no" / "r.html")
@@ -133,7 +130,8 @@ def test_nothing_to_score(scorer: Scorer, pictures: Path, tmp_path: Path) -> Non
         score_to_file(scorer, Sources([tmp_path / "empty"]), tmp_path / "scores.csv")
     assert names(tmp_path) == ["empty"]
     # The fifth of five machines, for four pictures, is to succeed.
-    sources = Sources(sorted(pictures.iterdir())[:4], shard=(5, 5))
+    listing = frozen(Sources(sorted(pictures.iterdir())[:4]), tmp_path / "l.jsonl.zst")
+    sources = dataclasses.replace(listing, shard=(5, 5))
     assert score_to_file(scorer, sources, tmp_path / "scores.csv") == Outcome(0, 0)
     assert (tmp_path / "scores.csv").read_bytes() == b"path,score,status,error,width,height\r\n"
 
@@ -144,17 +142,31 @@ def test_a_name_too_long_for_what_lies_beside_it(scorer: Scorer, listing: Source
     assert names(tmp_path) == []
 
 
-def test_what_a_run_on_standard_input_leaves(
+def test_a_run_on_standard_input_goes_on(
     scorer: Scorer, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output = tmp_path / "scores.csv"
-    lines = b"".join(os.fsencode(path) + b"\n" for path in sorted(pictures.iterdir()))
+    """Its names are in the listing, so that they need not come again."""
+    output, report = tmp_path / "scores.csv", tmp_path / "r.html"
+    paths = sorted(pictures.iterdir())
+    lines = b"".join(os.fsencode(path) + b"\n" for path in paths)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(lines))))  # type: ignore[arg-type]
-    with pytest.raises(Stop) as stopped:
+    with pytest.raises(Stop):
         score_to_file(scorer, Sources(["-"]), output, on_row=after(5, Stop()))
-    assert stopped.value.__notes__ == [f"5 rows kept in {output}.parts: such a run cannot go on"]
-    with pytest.raises(OutputExistsError, match=r"of a run that broke off: give --overwrite to drop it"):
-        score_to_file(scorer, Sources(["-"]), output)
+    assert score_to_file(scorer, Sources(["-"]), output, resume=True, report=report) == Outcome(len(paths), 0)
+    score_to_file(scorer, Sources(paths), tmp_path / "named.csv")
+    assert output.read_bytes() == (tmp_path / "named.csv").read_bytes()
+    assert "32 pictures scored" in report.read_text()
+
+
+def test_standard_input_that_breaks_off_while_it_is_read_leaves_nothing(
+    scorer: Scorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that went on would score what was read, and pass it for all."""
+    lines = io.BufferedReader(io.BytesIO(b"a.jpg\nb\0c.jpg\n"))  # type: ignore[arg-type]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(lines))
+    with pytest.raises(UsageError, match="there are NULs in it"):
+        score_to_file(scorer, Sources(["-"]), tmp_path / "scores.csv")
+    assert names(tmp_path) == []
 
 
 def test_shards_without_pictures_are_not_passed_over_in_silence(scorer: Scorer, tmp_path: Path) -> None:
@@ -168,14 +180,15 @@ def test_shards_without_pictures_are_not_passed_over_in_silence(scorer: Scorer, 
 def test_outputs_of_all_shards_are_one_table(
     scorer: Scorer, listing: Sources, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
+    shards = frozen(listing, tmp_path / "l.jsonl.zst")
     for i in (1, 2, 3):
-        score_to_file(scorer, dataclasses.replace(listing, shard=(i, 3)), tmp_path / f"scores-{i}.parquet")
+        score_to_file(scorer, dataclasses.replace(shards, shard=(i, 3)), tmp_path / f"scores-{i}.parquet")
     table = dataset.dataset(sorted(glob(f"{tmp_path}/scores-*.parquet"))).to_table()
     whole = parquet.read_table(pa.BufferReader(undisturbed["scores.parquet"]))
     assert table.sort_by("path").equals(whole.sort_by("path"))
-    digests = [json.loads(path.read_text())["listing"]["sha256"] for path in tmp_path.glob("*.meta.json")]
-    assert len(digests) == 3
-    assert set(digests) == {json.loads(undisturbed["scores.csv.meta.json"])["listing"]["sha256"]}
+    listings = [json.loads(path.read_text())["listing"] for path in tmp_path.glob("*.meta.json")]
+    assert len({one["sha256"] for one in listings}) == 3
+    assert {one["of"] for one in listings} == {FrozenListing(tmp_path / "l.jsonl.zst").summary().sha256}
 
 
 # A full disk
@@ -226,7 +239,7 @@ def test_a_report_is_written_beside(scorer: Scorer, listing: Sources, tmp_path: 
     with pytest.raises(Stop):
         score_to_file(scorer, listing, output, report=report, on_row=after(9, Stop()))
     score_to_file(scorer, listing, output, resume=True, report=report)
-    assert names(tmp_path) == ["r.html", "scores.csv", "scores.csv.meta.json"]
+    assert names(tmp_path) == ["r.html", "scores.csv", "scores.csv.listing.jsonl.zst", "scores.csv.meta.json"]
     assert "17 pictures scored by plain.glia" in report.read_text()
 
 

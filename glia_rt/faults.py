@@ -1,0 +1,67 @@
+"""Whether the machine has failed, or a picture.
+
+A picture that is damaged or missing stays so. A machine that is out of memory or of open files, or whose disk or
+network fails, may read the same picture a moment later.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+_ERRNOS: Final = frozenset(
+    {
+        errno.EAGAIN, errno.EBUSY, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EDQUOT,
+        errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EINTR, errno.EIO, errno.EMFILE, errno.ENETDOWN, errno.ENETRESET,
+        errno.ENETUNREACH, errno.ENFILE, errno.ENOBUFS, errno.ENODEV, errno.ENOLINK, errno.ENOMEM, errno.ENOSPC,
+        errno.ENOTCONN, errno.ENXIO, errno.EREMOTEIO, errno.ESHUTDOWN, errno.ESTALE, errno.ETIMEDOUT,
+    }
+)  # fmt: skip
+
+
+def is_machine_fault(error: BaseException | None) -> bool:
+    """Return whether an error, or one that caused it, is of the machine: no memory, or a system call that failed so."""
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _ERRNOS):
+            return True
+        error = error.__cause__
+    return False
+
+
+class Gate:
+    """Lets many threads work beside each other, or one alone."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0
+        self._is_closed = False
+
+    @contextmanager
+    def beside_others(self) -> Iterator[None]:
+        """Wait until no thread is alone inside, and be inside beside others. Not to be nested."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_closed)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until no other thread is inside, and be alone inside."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_closed)
+            self._is_closed = True
+            self._changed.wait_for(lambda: not self._inside)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._is_closed = False
+                self._changed.notify_all()
