@@ -76,7 +76,7 @@ def match(pattern: str, left_out: Counter[str]) -> Iterator[str | Refused]:
 
     Args:
         pattern: The pattern.
-        left_out: Counts what is left out, by kind.
+        left_out: Counts what is left out of folders that match, by kind.
 
     Raises:
         UsageError: The first folder cannot be listed, or nothing matches.
@@ -104,7 +104,8 @@ def _search(folder: str, prefix: str, parts: Sequence[str], left_out: Counter[st
     end = len(parts)
     # The pending names are a stack, because folders may nest deeper than Python recurses.
     try:
-        pending = [(prefix, entry, _or_none(0, parts)) for entry in _last_to_first(folder, left_out)]
+        first = _or_none(0, parts)
+        pending = [(prefix, entry, first) for entry in _last_to_first(folder, left_out if end in first else None)]
     except OSError as error:
         raise UsageError(f"{display_name(folder)}: {_why_not_listed(error)}") from error
     while pending:
@@ -118,7 +119,7 @@ def _search(folder: str, prefix: str, parts: Sequence[str], left_out: Counter[st
                 left_out["link to a folder"] += 1
             elif now:
                 try:
-                    pending += [(path, inner, now) for inner in _last_to_first(path, left_out)]
+                    pending += [(path, inner, now) for inner in _last_to_first(path, left_out if end in now else None)]
                 except OSError as error:
                     if is_machine_fault(error):
                         raise SourceError(f"{display_name(path)}: {_why_not_listed(error)}") from error
@@ -154,11 +155,13 @@ def is_table(path: str) -> bool:
     return path.lower().endswith(PARQUET_ENDING)
 
 
-def _last_to_first(folder: str, left_out: Counter[str]) -> list[os.DirEntry[str]]:
+def _last_to_first(folder: str, left_out: Counter[str] | None) -> list[os.DirEntry[str]]:
     """Return the pictures, archives and folders directly in a folder, in reverse order, so that the first pops first.
 
-    Hidden names and other files are left out. Those of them that look like pictures are counted.
+    Hidden names and other files are left out. Those of them that look like pictures are counted, unless a pattern is
+    still to say which names of the folder are meant.
     """
+    left_out = Counter() if left_out is None else left_out
     found = []
     with os.scandir(folder) as entries:
         for entry in entries:

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,7 @@ ENDING: Final = ".jsonl.zst"
 SCHEMA: Final = 1
 _KINDS: Final[dict[str, type[Any]]] = {"file": File, "refused": Refused, "tar": TarArchive, "row_group": RowGroup}
 _NAMES: Final = {kind: name for name, kind in _KINDS.items()}
+Made = TypeVar("Made")
 #: Lines that are compressed at once.
 _LINES: Final = 4096
 
@@ -104,7 +105,7 @@ class FrozenListing:
     def summary(self) -> Summary:
         """Read the listing to its end, and return what it comes to; raises as `pieces` does."""
         [last] = deque(self._lines(), maxlen=1)
-        return Summary(**last)
+        return self._made(Summary, last)
 
     def pieces(self) -> Iterator[Piece]:
         """Yield the pieces in order.
@@ -124,7 +125,7 @@ class FrozenListing:
             if kind is None:
                 return  # the totals
             rows = line.pop("rows", 0)
-            yield kind(**line), rows
+            yield self._made(kind, line), rows
 
     def count_new(self, pieces: Iterable[Piece]) -> int:
         """Return how many files of other pieces are not in this listing; raises as `pieces` does.
@@ -141,6 +142,14 @@ class FrozenListing:
     def pictures(self, start: Position = START) -> Iterator[tuple[Position, Picture]]:
         """Yield the pictures in order, from a position on; raises as `pieces` and `read_pieces` do."""
         return read_pieces(self.pieces(), start)
+
+    def _made(self, kind: type[Made], values: dict[str, Any]) -> Made:
+        try:
+            return kind(**values)
+        except TypeError as error:
+            raise UsageError(
+                f"{display_name(str(self.path))}: a damaged listing ({error}): make it with `glia-rt list`"
+            ) from error
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         """Yield all lines, the header and the totals too."""

@@ -186,22 +186,21 @@ def too_large(size: int) -> str | None:
 
 
 def changed_archive(path: str, size: int, mtime_ns: int) -> Picture | None:
-    """Return what `Piece.changed` does, for an archive that had this size and modification time.
-
-    Raises:
-        SourceError: The system fails to say.
-    """
+    """Return what `Piece.changed` does, for an archive that had this size and modification time."""
+    name, folder = display_name(path), os.path.dirname(path) or os.curdir
     try:
         found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         reason = "no longer there"
     except OSError as error:
-        raise gone(path, error) from error
+        reason = error.strerror or str(error)
+        if is_machine_fault(error):
+            return Picture(name, None, failed=reason, folder=folder, done=0.0)
     else:
         if (found.st_size, found.st_mtime_ns) == (size, mtime_ns):
             return None
         reason = "changed since the listing was made: not read"
-    return Picture(display_name(path), None, reason, folder=os.path.dirname(path) or os.curdir, done=0.0)
+    return Picture(name, None, reason, folder=folder, done=0.0)
 
 
 def require_file(path: str) -> os.stat_result:

@@ -11,7 +11,7 @@ import tempfile
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -145,9 +145,9 @@ def score_to_file(
             write_report(report, parts.read(), listing, scorer, run)
         with step(f"write {output}"):
             rows, bad = _merge(parts, output, run)
-        with step("look for what is new"):
-            new = count_new(sources, listing)
         parts.remove()
+    with step("look for what is new"):
+        new = count_new(sources, FrozenListing(listing_path(output)))
     return Outcome(rows, bad, new)
 
 
@@ -199,9 +199,11 @@ def score_to_terminal(
         numbered = ((Position(number, 0), picture) for number, picture in enumerate(sources.pictures()))
         outcome = score_each(scorer, numbered, on_row, workers=workers)
     else:
-        with tempfile.TemporaryDirectory(prefix="glia-rt-") as scratch:
+        with _writable(Path("a temporary folder"), "set TMPDIR to one that can"):
+            temporary = tempfile.TemporaryDirectory(prefix="glia-rt-")
+        with temporary as scratch:
             listing = FrozenListing(Path(scratch) / f"listing{ENDING}")
-            with step("list what is to be scored"):
+            with step("list what is to be scored"), _writable(listing.path, "make room, or set TMPDIR"):
                 summary = freeze(listing.path, sources.pieces(), str(sources))
             on_start(summary, Progress(0, 0))
             with step("score"):
@@ -210,6 +212,15 @@ def score_to_terminal(
     if not outcome.rows and sources.shard == (1, 1):
         raise _nothing_in(sources)
     return outcome
+
+
+@contextmanager
+def _writable(path: Path, advice: str) -> Iterator[None]:
+    """Turn an error of the system into one that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise GliaError(f"{path}: cannot be written: {error.strerror or error}; {advice}") from error
 
 
 def _nothing_in(sources: Sources) -> UsageError:
@@ -284,7 +295,7 @@ def _merge(parts: Parts, output: Path, run: dict[str, Any]) -> tuple[int, int]:
     rows = bad = 0
     counts: array[int] = array("Q")
     merged = parts.folder / "merged"
-    try:
+    with _writable(output, "make room, and give the same command again with --resume"):
         with merged.open("wb") as file:
             sink = sink_format(output)(file)
             for position, result in parts.read():
@@ -309,11 +320,6 @@ def _merge(parts: Parts, output: Path, run: dict[str, Any]) -> tuple[int, int]:
         files.rename(merged, output)
         freeze(listing_path(output), parts.listing.pieces(), run["listing"]["sources"], chain(counts, repeat(0)))
         files.write_whole(metadata_path(output), json.dumps(metadata, indent=2) + "\n")
-    except OSError as error:
-        raise GliaError(
-            f"{output}: cannot be written: {error.strerror or error}; make room, and give the same command again with "
-            "--resume"
-        ) from error
     return rows, bad
 
 

@@ -157,6 +157,7 @@ def test_rows_are_kept_with_the_pieces(listing: FrozenListing, tmp_path: Path) -
         (b"", "a damaged listing|cut off"),
         ("half", "a damaged listing"),
         ("without totals", "cut off"),
+        ("another field", "a damaged listing"),
         ("another schema", "not a listing that this glia-rt reads"),
     ],
 )
@@ -165,6 +166,9 @@ def test_a_file_that_is_none(listing: FrozenListing, content: bytes | str, messa
         content = listing.path.read_bytes()[: listing.path.stat().st_size // 2]
     elif content == "without totals":
         content = pa.compress(b'{"glia_rt_listing": 1}\n{"kind": "file", "path": "a"}\n', "zstd", asbytes=True)
+    elif content == "another field":
+        lines = b'{"glia_rt_listing": 1}\n{"kind": "file", "path": "a", "x": 1}\n{"pieces": 1, "x": 1}\n'
+        content = pa.compress(lines, "zstd", asbytes=True)
     elif content == "another schema":
         content = pa.compress(b'{"glia_rt_listing": 9}\n', "zstd", asbytes=True)
     assert isinstance(content, bytes)

@@ -403,6 +403,9 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     assert listed(sources) == [f"{tmp_path}/a.jpg"]
     assert sources.left_out[".heic file"] == 2, "of one walk"
     assert Sources([tmp_path / "a.jpg"]).say_left_out() == ""
+    pattern = Sources([tmp_path / "*.jpg"])
+    assert listed(pattern) == [f"{tmp_path}/a.jpg"]
+    assert pattern.say_left_out() == "", "of what no one asked for"
 
 
 def test_archives_of_other_kinds_say_so(tmp_path: Path) -> None:

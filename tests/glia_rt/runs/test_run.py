@@ -25,7 +25,7 @@ from glia_rt import Scorer
 from glia_rt.errors import GliaError, MissingPackageError, SourceError, UsageError
 from glia_rt.listing.frozen import FrozenListing
 from glia_rt.listing.sources import Sources
-from glia_rt.runs.run import Outcome, Progress, score_to_file
+from glia_rt.runs.run import Outcome, Progress, score_to_file, score_to_terminal
 
 
 def test_all_kinds_of_sources_into_all_kinds_of_files(
@@ -92,6 +92,18 @@ def test_rows_that_are_not_in_a_part_yet_are_kept_by_an_exception(
 def test_a_run_that_ends_before_its_first_row_leaves_nothing(scorer: Scorer, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"list\.txt: this list cannot be read"):
         score_to_file(scorer, Sources(list_file=tmp_path / "list.txt"), tmp_path / "scores.csv")
+    assert names(tmp_path) == []
+
+
+def test_no_room_for_the_listing_of_a_run_onto_the_terminal(
+    scorer: Scorer, listing: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with (
+        largest_file(0),
+        pytest.raises(GliaError, match=r"cannot be written: File too large; make room, or set TMPDIR"),
+    ):
+        score_to_terminal(scorer, listing, lambda *_: None, on_start=lambda *_: None)
     assert names(tmp_path) == []
 
 
