@@ -8,6 +8,7 @@ the same holds for a power cut. What killed processes leave under partial names 
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import glob
 import hashlib
@@ -16,13 +17,18 @@ import platform
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+if TYPE_CHECKING:
+    import _csv
 
 #: Remains of another machine are removed at this age, seconds. Whether its process still runs cannot be asked here.
 _OLD: Final = 24 * 60 * 60
+#: Longest field of a CSV, in characters. Columns beside those that are read may hold pages of text.
+_MAX_FIELD: Final = 1 << 30
 
 
 def sha256(path: Path) -> str:
@@ -33,6 +39,20 @@ def sha256(path: Path) -> str:
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def csv_rows(lines: Iterable[str], dialect: str = "excel") -> _csv.Reader:
+    """Return the rows of a CSV, whose fields may be long.
+
+    Args:
+        lines: The lines, with their ends.
+        dialect: "excel" or "excel-tab".
+
+    Raises:
+        csv.Error: While the rows are read: a row is badly quoted.
+    """
+    csv.field_size_limit(_MAX_FIELD)  # of the whole process: one value for all that read here
+    return csv.reader(lines, dialect=dialect, strict=True)
 
 
 def partial_path(path: Path) -> Path:

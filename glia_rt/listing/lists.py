@@ -13,13 +13,12 @@ from io import BufferedReader
 from typing import Final
 
 from glia_rt.errors import SourceError, UsageError
+from glia_rt.files import csv_rows
 from glia_rt.listing.pieces import Refused
 from glia_rt.pixels.names import display_name
 
 #: Longest name, in bytes. No system opens a file with a name this long.
 MAX_NAME: Final = 1 << 16
-#: Longest field of a .csv, in characters. Columns beside the one with the names may hold pages of text.
-MAX_FIELD: Final = 1 << 30
 
 
 def list_entries(path: str, column: str, null_separated: bool) -> Iterator[str | Refused]:
@@ -83,10 +82,9 @@ def _decoded(found: list[bytes], called: str, null_separated: bool) -> Iterator[
 
 
 def _column(path: str, column: str, dialect: str) -> Iterator[str | Refused]:
-    csv.field_size_limit(max(csv.field_size_limit(), MAX_FIELD))
     # Bytes that are not UTF-8 stand as lone surrogates, as everywhere in `os`.
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        rows = csv.reader(file, dialect=dialect, strict=True)
+        rows = csv_rows(file, dialect)
         try:
             header = next(rows, [])
         except csv.Error as error:

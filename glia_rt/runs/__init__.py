@@ -5,5 +5,5 @@ its rows for a crash in OUTPUT.parts/; `outputs` are the formats of files; `page
 same on a Ray cluster.
 
 Other folders use: the module run, and Outcome, Progress, score_to_file of it; format_score,
-json_line of outputs.
+json_line, listing_path, metadata_path of outputs.
 """

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol
 import numpy as np
 
 from glia_rt.errors import UsageError
+from glia_rt.files import csv_rows
 from glia_rt.listing.frozen import ENDING
 from glia_rt.results import COLUMNS, Result
 
@@ -71,13 +72,16 @@ def read_rows(output: Path) -> Iterator[Result]:
         for row in _READERS[output.suffix.lower()](output):
             score = row["score"]
             yield Result(**row | {"score": None if score is None else float(np.float32(score))})
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
         raise UsageError(f"{output}: not an output of glia-rt, or damaged ({error})") from error
 
 
 def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file, strict=True):
+        lines = csv_rows(file)
+        header = next(lines, [])
+        for line in lines:
+            row = dict(zip(header, line, strict=True))
             numbers = {name: kind(row[name]) if row[name] else None for name, kind in _NUMBERS.items()}
             yield row | {"error": row["error"] or None} | numbers
 

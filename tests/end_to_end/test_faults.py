@@ -165,17 +165,25 @@ def test_an_interrupted_run_keeps_its_rows_and_says_where(
 
 def test_ctrl_c_twice_ends_at_once(tiny_bundle: Path, many: Path, tmp_path: Path) -> None:
     """The first lets the run keep its rows, on a disk that hangs."""
-    output, hangs = tmp_path / "scores.csv", tmp_path / "hangs"
+    output, hangs, hung = tmp_path / "scores.csv", tmp_path / "hangs", tmp_path / "hung"
     hanging = f"""
 import os, pathlib, time
 fsync = os.fsync
-os.fsync = lambda fd: time.sleep({LIMIT}) if pathlib.Path({str(hangs)!r}).exists() else fsync(fd)
+
+def hang_or_sync(fd):
+    if not pathlib.Path({str(hangs)!r}).exists():
+        return fsync(fd)
+    pathlib.Path({str(hung)!r}).touch()
+    time.sleep({LIMIT})
+
+os.fsync = hang_or_sync
 {PROGRAM}"""
     command = [sys.executable, "-c", hanging, "score", str(tiny_bundle), str(many), "-o", str(output)]
     process = subprocess.Popen(command, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
         wait_for(lambda: len(kept(output)) >= 20, process)
         hangs.touch()
+        wait_for(hung.exists, process)  # so that there are rows to be kept
         process.send_signal(signal.SIGINT)
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(timeout=3)

@@ -21,6 +21,7 @@ from glia_export.demo.data import (
 )
 from glia_export.demo.score import Scored, score_copies
 from glia_rt.errors import OutputExistsError, UsageError
+from glia_rt.runs.outputs import listing_path, metadata_path
 from glia_rt.scorer import Scorer
 from glia_rt.starter.paths import STARTER
 from glia_rt.steps import Stages
@@ -42,7 +43,7 @@ MARK: Final = ".glia-demo"
 REPORT: Final = "report.html"
 WRITTEN: Final = (
     *(PICTURES, SCORES, LABELS, RUN, BUNDLE, TUNED_SCORES, REPORT),
-    *(f"{scores}.meta.json" for scores in (SCORES, TUNED_SCORES)),
+    *(beside(Path(scores)).name for scores in (SCORES, TUNED_SCORES) for beside in (metadata_path, listing_path)),
 )
 
 

@@ -44,6 +44,16 @@ def test_an_output_read_again_is_what_was_written(
 
 
 @pytest.mark.parametrize("kind", FORMATS)
+def test_a_damaged_output_is_named(undisturbed: dict[str, bytes], tmp_path: Path, kind: str) -> None:
+    output = tmp_path / f"scores.{kind}"
+    whole = undisturbed[output.name]
+    for damaged in (whole.replace(b"ok", b'"o"k'), whole[:-20], b"path,score" + whole):
+        output.write_bytes(damaged)
+        with pytest.raises(UsageError, match="not an output of glia-rt, or damaged"):
+            list(read_rows(output))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
 def test_errors_are_scored_again_and_nothing_else(
     scorer: Scorer, sources: Sources, album: Path, pictures: Path, tmp_path: Path, kind: str
 ) -> None:

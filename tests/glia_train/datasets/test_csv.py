@@ -166,8 +166,9 @@ def test_thousands_of_columns_and_long_cells(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="must be a finite number, not 'xxx") as caught:
         read_labels(write_labels(tmp_path, f"path,score\np0.png,{'x' * 100_000}\n"))
     assert len(str(caught.value)) < 400
-    with pytest.raises(UsageError, match="not CSV: field larger than field limit"):
-        read_labels(write_labels(tmp_path, f"path,score\n{'x' * 1_000_000},1\n"))
+    # A column beside the two may hold pages of text.
+    read = read_labels(write_labels(tmp_path, f"path,score,notes\np0.png,1,{'x' * 1_000_000}\n"))
+    assert [p.name for p in read.pictures] == ["p0.png"]
 
 
 def test_names_that_no_file_can_have_are_missing(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glia_rt.errors import UsageError
+from glia_rt.files import csv_rows
 from glia_train.datasets.base import some_names
 
 #: Characters of a cell that a message shows.
@@ -107,7 +108,7 @@ def read_rows(path: Path, columns: Sequence[str], advice: str, optional: Sequenc
     Raises:
         UsageError: The file cannot be read, is not CSV, or lacks a column.
     """
-    rows = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    rows = csv_rows(io.StringIO(read_text(path), newline=""))
     try:
         header = next(rows, [])
         places: dict[str, int] = {}
