@@ -35,6 +35,7 @@ class BadImageError(GliaError):
 
     Attributes:
         reason: The message without the picture's name.
+        name: The picture's name, None if it has none.
     """
 
     exit_status = 3
@@ -42,6 +43,7 @@ class BadImageError(GliaError):
     def __init__(self, reason: str, name: str | None = None) -> None:
         super().__init__(reason if name is None else f"{name}: {reason}")
         self.reason = reason
+        self.name = name
 
 
 class MachineError(GliaError):

@@ -55,6 +55,11 @@ def csv_rows(lines: Iterable[str], dialect: str = "excel") -> _csv.Reader:
     return csv.reader(lines, dialect=dialect, strict=True)
 
 
+def link_target(path: Path) -> Path:
+    """Return the path that a link points to in the end, whether or not it is there; any other path as it is."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 def partial_path(path: Path) -> Path:
     """Return the name that a file or folder has while this thread writes it: hidden, and in the same folder.
 
@@ -67,9 +72,12 @@ def partial_path(path: Path) -> Path:
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file to write. It appears at `path` when the block ends well, and is removed otherwise.
 
+    If `path` is a link, the file that it points to is written.
+
     Raises:
         OSError: It cannot be written.
     """
+    path = link_target(path)
     _remove_remains(path)
     partial = partial_path(path)
     try:

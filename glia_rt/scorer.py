@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -39,8 +39,31 @@ if TYPE_CHECKING:
     from glia_rt.backends.cuda.lanes import GpuBackend
 
 
+#: The number of the host's memory in DLPack.
+_DLPACK_CPU: Final = 1
+
+
+def on_host(array: Any) -> Any:
+    """Return an array of another library as numpy's, without a copy, if it lies in the host's memory.
+
+    Returns:
+        The array of numpy; or what was given, if it is anything else or lies in a GPU's memory.
+
+    Raises:
+        UsageError: The library does not give the array away.
+    """
+    if isinstance(array, np.ndarray) or not hasattr(array, "__dlpack_device__"):
+        return array
+    if array.__dlpack_device__()[0] != _DLPACK_CPU:
+        return array
+    try:
+        return np.from_dlpack(array)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise UsageError(f"{type(array).__name__} cannot be read as an array of numpy: {error}") from error
+
+
 def is_foreign(image: Any) -> bool:
-    """Return whether this is an array of another library, which may lie in a GPU's memory."""
+    """Return whether this is an array of another library, in a GPU's memory."""
     if isinstance(image, np.ndarray):
         return False
     return hasattr(image, "__cuda_array_interface__") or hasattr(image, "__dlpack__")
@@ -147,9 +170,9 @@ class Scorer:
         """Score one picture.
 
         Args:
-            image: A path, the bytes of an encoded file, a PIL image, or pixels: uint8 (H, W, 3), RGB. On a GPU backend
-                also pixels in the GPU's memory, from anything with DLPack or `__cuda_array_interface__`: torch, CuPy,
-                PyCUDA; the GPU then makes the views.
+            image: A path, the bytes of an encoded file, an open file, a PIL image, or pixels: uint8 (H, W, 3), RGB, of
+                numpy or of any library with DLPack. On a GPU backend also pixels in the GPU's memory, from anything
+                with DLPack or `__cuda_array_interface__`: torch, CuPy, PyCUDA; the GPU then makes the views.
 
         Returns:
             The score, on the model's scale: within rounding of `contract.score.range` for pictures like the training
@@ -175,24 +198,32 @@ class Scorer:
             float32 (N,), in order.
 
         Raises:
-            BadImageError: One cannot be turned into pixels. There are no scores then.
+            BadImageError: One cannot be turned into pixels. There are no scores then. The message has its path, or its
+                number from 0.
             UsageError: `images` is one picture, not several; or some are in a GPU's memory and the others are not, or
                 the backend does not run there.
         """
         self._require_usable()
-        if isinstance(images, (str, bytes, os.PathLike)):
+        is_one = isinstance(images, (str, bytes, bytearray, memoryview, os.PathLike)) or hasattr(images, "read")
+        if is_one or not isinstance(images, Iterable) or getattr(images, "ndim", 4) == 3:
             raise UsageError("score_batch takes a list of pictures; score takes one")
-        images = list(images)
+        images = [on_host(image) for image in images]
         if any(is_foreign(image) for image in images):
             return check_finite(self._score_on_gpu(images))
 
-        def read(image: ImageSource) -> Inputs:
-            return self._inputs(read_image(image, max_pixels=self.max_pixels))
+        def read(numbered: tuple[int, ImageSource]) -> Inputs:
+            number, image = numbered
+            try:
+                return self._inputs(read_image(image, max_pixels=self.max_pixels))
+            except (BadImageError, MachineError) as error:
+                if isinstance(image, (str, os.PathLike)) or len(images) == 1:
+                    raise
+                raise type(error)(error.reason, f"images[{number}] ({error.name})") from error
 
         if len(images) == 1:  # which needs no other thread
-            return check_finite(self.backend.run(stack([read(images[0])])))
+            return check_finite(self.backend.run(stack([read((0, images[0]))])))
         ahead = self.batch_size * self.backend.parallel
-        with closing(ordered_map(self._readers, read, images, ahead=ahead)) as samples:
+        with closing(ordered_map(self._readers, read, enumerate(images), ahead=ahead)) as samples:
             return self._run_each(stack(batch) for batch in self._equal_shapes(samples))
 
     def score_views(self, /, **inputs: Any) -> npt.NDArray[np.float32]:
@@ -213,6 +244,7 @@ class Scorer:
         if self.input != "views":
             raise UsageError('score_views needs a scorer opened with input="views"')
         shapes = self.contract.shapes("views")
+        inputs = {name: on_host(array) for name, array in inputs.items()}
         if set(inputs) != set(shapes):
             raise UsageError(f"score_views takes {', '.join(shapes)} by name, not {', '.join(inputs) or 'nothing'}")
         counts = {array.shape[0] if len(array.shape) else 0 for array in inputs.values()}

@@ -85,10 +85,11 @@ def why_not_importable(package: str, extra: str) -> str | None:
     """
     try:
         import_engine(package)
-    except ImportError as error:
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - code of others, which may raise anything
         if isinstance(error, ModuleNotFoundError) and error.name in (package, package.partition(".")[0]):
             return str(MissingPackageError(package, extra))
-        return f"{package} is installed but cannot be imported ({' '.join(str(error).split())}): install it again"
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return f"{package} is installed but cannot be imported ({reason}): install it again"
     return None
 
 
@@ -106,10 +107,10 @@ def cache_folder(*names: str) -> Path | None:
     """
     from platformdirs import user_cache_path
 
-    folder = user_cache_path("glia-rt", appauthor=False).joinpath(*names)
     try:
+        folder = user_cache_path("glia-rt", appauthor=False).joinpath(*names)
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: there is no HOME, and the user has no entry that names one
         return None
     return folder if os.access(folder, os.W_OK) else None
 

@@ -121,12 +121,17 @@ def say_backend(scorer: Opened) -> None:
         say("  this model was never trained: its scores mean nothing and have no unit")
 
 
+def is_terminal(stream: TextIO | None) -> bool:
+    """Return whether people see a stream as it is written. FORCE_COLOR, which rich heeds, says nothing of that."""
+    return stream is not None and stream.isatty()
+
+
 def make_console(*, stderr: bool = False) -> Console:
     """Return the console that tables are printed on."""
     from rich.console import Console
 
     console = Console(stderr=stderr)
-    if not console.is_terminal:
+    if not is_terminal(sys.stderr if stderr else sys.stdout):
         console.width = 200  # lines are folded for people only
     return console
 
@@ -192,9 +197,9 @@ def show_progress(*, hidden: bool) -> Iterator[tuple[OnStart, OnRow]]:
 
     columns = (TextColumn("scoring"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
     console = make_console(stderr=True)
-    with Progress(*columns, console=console, disable=hidden or not console.is_terminal) as bar:
+    in_log = not is_terminal(sys.stderr)
+    with Progress(*columns, console=console, disable=hidden or in_log) as bar:
         task = bar.add_task("", total=None, text="")
-        in_log = not console.is_terminal  # kept, because asking takes as long as the rest of a row
         began, first, total, said = time.monotonic(), 0, "", time.monotonic()
 
         def on_start(summary: Summary | None, progress: run.Progress) -> None:
@@ -235,7 +240,7 @@ def show_count(what: str, total: int) -> Iterator[Callable[[], None]]:
 
     console = make_console(stderr=True)
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    in_log = not console.is_terminal
+    in_log = not is_terminal(sys.stderr)
     with Progress(*columns, console=console, disable=in_log) as bar:
         task = bar.add_task("", total=total)
         done, said = 0, time.monotonic()

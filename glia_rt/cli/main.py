@@ -27,6 +27,7 @@ from glia_rt.cli.info import info
 from glia_rt.cli.list import list_pictures
 from glia_rt.cli.options import add_global_options
 from glia_rt.cli.score import score
+from glia_rt.cli.streams import prepare
 from glia_rt.cli.train import train
 from glia_rt.cli.verify import verify
 from glia_rt.errors import GliaError, UsageError
@@ -42,6 +43,7 @@ def main(args: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _terminate)
         if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as it is for what a shell runs in the background
             signal.signal(signal.SIGINT, _interrupt)
+    prepare()
     state = State(debug=os.environ.get("GLIA_DEBUG", "") not in ("", "0"))
     try:
         # Not cli.main, which keeps interrupts and closed pipes to itself.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glia_rt.cli.console import drop, format_row, say, say_backend, show_progress
+from glia_rt.cli.console import drop, format_row, is_terminal, say, say_backend, show_progress
 from glia_rt.cli.options import (
     DecodingOptions,
     EngineOptions,
@@ -18,6 +18,7 @@ from glia_rt.cli.options import (
     listing_options,
     output_options,
 )
+from glia_rt.cli.streams import can_write_all
 from glia_rt.errors import GliaError
 from glia_rt.pixels.decode import configure_pillow
 
@@ -88,13 +89,14 @@ def _score_to_terminal(scorer: Scorer, sources: Sources, *, workers: int | None,
     from glia_rt.runs import run
     from glia_rt.runs.outputs import json_line
 
+    ascii_only = not can_write_all(sys.stdout)
     if not as_json:
         _print(f"{'score':>10}  {'size':>11}  path")
     # Rows on a terminal are progress enough, and a bar would run into them.
-    with show_progress(hidden=sys.stdout.isatty()) as (on_start, show):
+    with show_progress(hidden=is_terminal(sys.stdout)) as (on_start, show):
 
         def on_row(_: Position, progress: Progress, result: Result) -> None:
-            _print(json_line(result) if as_json else format_row(result))
+            _print(json_line(result, ascii_only=ascii_only) if as_json else format_row(result))
             show(progress, result)
 
         return run.score_to_terminal(scorer, sources, on_row, on_start=on_start, workers=workers)

@@ -143,6 +143,8 @@ class Sources:
         walk_once = _Walk(self.column)
         for path in (os.fspath(path) for path in self.paths):
             if path == STANDARD_INPUT:
+                if sys.stdin is None:
+                    raise UsageError("standard input is closed: send names there, or name files")
                 for name in names(sys.stdin.buffer, "standard input", self.null_separated):  # type: ignore[arg-type]
                     yield from walk_once.file(name)
             elif os.path.isdir(path) and not is_table(path):

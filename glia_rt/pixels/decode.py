@@ -11,6 +11,8 @@ Each kind of picture has one rule:
 - Floats must lie in [0, 1] and become round(255 v), ties to even.
 - ICC profiles are ignored: the values are used as they are.
 - The first frame of an animation, or of a file of several pages, is read.
+- Metadata of a PNG or a JPEG that Pillow stumbles over is passed over. A JPEG of grey or RGB may lack its end marker.
+  What is cut off within its pixels is refused.
 
 EPS files are refused, because Pillow passes them to Ghostscript, and reading a picture must not run a program. IPTC
 files are refused too, because they may hold an EPS.
@@ -26,7 +28,8 @@ import io
 import os
 import stat
 import warnings
-from typing import Any, BinaryIO, Final
+from contextlib import suppress
+from typing import IO, Any, BinaryIO, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +41,7 @@ from glia_rt.contract import MAX_SIDE
 from glia_rt.errors import BadImageError, MachineError, UsageError
 from glia_rt.faults import is_machine_fault
 from glia_rt.pixels.names import ImageSource, display_name, register_heif
+from glia_rt.pixels.sound import with_end, without_metadata
 from glia_rt.versions import installed_versions
 
 #: 2 * PIL.Image.MAX_IMAGE_PIXELS. Pillow itself refuses a picture over this, and only warns from half of it.
@@ -47,6 +51,7 @@ DEFAULT_MAX_PIXELS: Final = 178_956_970
 MAX_ENCODED_BYTES: Final = 1 << 29
 
 _RUN_PROGRAMS = ("EPS", "IPTC")
+_BYTES = (bytes, bytearray, memoryview)
 
 # ImageOps.exif_transpose is not used: it rewrites the whole EXIF block, and fails if some other tag is malformed.
 _TURNS = {
@@ -66,8 +71,9 @@ def read_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
     Several threads may call this at once. They must not share a PIL image, which is not safe between threads.
 
     Args:
-        source: A path, the bytes of an encoded file, a PIL image, or an array. A PIL image is read at its current
-            frame. An array is returned as it is.
+        source: A path, the bytes of an encoded file, an open file, a PIL image, or an array. A file is read from its
+            beginning, or from where it stands if it cannot go back. A PIL image is read at its current frame. An array
+            is returned as it is.
         max_pixels: Greatest width times height. It is checked on the header, before anything is decoded, and so is
             `MAX_SIDE`. It does not apply to arrays, which are decoded already. Pillow has a limit of its own for the
             whole process: see `configure_pillow`.
@@ -82,8 +88,12 @@ def read_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
         MachineError: The machine failed, for example because it has no memory left for the pixels.
         UsageError: `source` is none of these kinds.
     """
-    if not isinstance(source, (str, os.PathLike, bytes, Image.Image, np.ndarray)):
-        raise UsageError(f"a picture is a path, bytes, a PIL image or an array, not {type(source).__name__}")
+    if isinstance(source, io.TextIOBase):
+        raise UsageError("a picture is in a file that was opened as text: open it with mode 'rb'")
+    if not isinstance(source, (str, os.PathLike, *_BYTES, Image.Image, np.ndarray)) and not hasattr(source, "read"):
+        raise UsageError(
+            f"a picture is a path, bytes, an open file, a PIL image or an array, not {type(source).__name__}"
+        )
     try:
         if isinstance(source, np.ndarray):
             return _checked_array(source)
@@ -96,10 +106,15 @@ def read_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
         with _open_binary(source) as file:
             if not file.read(1):
                 raise ValueError("empty file")
-            with Image.open(file) as image:
-                if image.format in _RUN_PROGRAMS:
-                    raise ValueError(f"{image.format} is not read: Pillow would run a program")
-                return _decode(image, max_pixels, file)
+            try:
+                return _decode_file(file, max_pixels)
+            except Exception as error:
+                if is_machine_fault(error) or (sound := _without_metadata(file)) is None:
+                    raise
+                try:
+                    return _decode_file(io.BytesIO(sound), max_pixels)
+                except Exception as still:  # noqa: BLE001 - as below
+                    raise still if is_machine_fault(still) else error from None
     except Exception as error:  # a decoder that is fed hostile bytes may raise nearly anything
         if is_machine_fault(error):
             raise MachineError(_reason(error), display_name(source)) from error
@@ -141,9 +156,13 @@ def _require_size(width: int, height: int, max_pixels: int | None = None) -> Non
         raise ValueError(f"a side of {max(width, height)} pixels, over the limit of {MAX_SIDE}")
 
 
-def _open_binary(source: str | os.PathLike[str] | bytes) -> BinaryIO:
-    if isinstance(source, bytes):
+def _open_binary(source: str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]) -> BinaryIO:
+    if isinstance(source, _BYTES):
         return io.BytesIO(source)
+    if not isinstance(source, (str, os.PathLike)):
+        if source.seekable():
+            source.seek(0)
+        return io.BytesIO(source.read())
     # The file is checked before it is opened: opening a FIFO waits for a writer, and opening a device may do anything.
     mode = os.stat(source).st_mode
     if stat.S_ISDIR(mode):
@@ -151,6 +170,20 @@ def _open_binary(source: str | os.PathLike[str] | bytes) -> BinaryIO:
     if not stat.S_ISREG(mode):
         raise ValueError("not a regular file")
     return open(source, "rb")
+
+
+def _without_metadata(file: BinaryIO) -> bytes | None:
+    if file.seek(0, os.SEEK_END) > MAX_ENCODED_BYTES:
+        return None
+    file.seek(0)
+    return without_metadata(file.read())
+
+
+def _decode_file(file: BinaryIO, max_pixels: int) -> npt.NDArray[np.uint8]:
+    with Image.open(file) as image:
+        if image.format in _RUN_PROGRAMS:
+            raise ValueError(f"{image.format} is not read: Pillow would run a program")
+        return _decode(image, max_pixels, file)
 
 
 def _decode(image: Image.Image, max_pixels: int, file: BinaryIO | None) -> npt.NDArray[np.uint8]:
@@ -192,10 +225,19 @@ def _decode_jpeg(image: Image.Image, file: BinaryIO | None) -> npt.NDArray[np.ui
     if file.seek(0, os.SEEK_END) > MAX_ENCODED_BYTES:  # Pillow reads no further than the picture
         return None
     file.seek(0)
+    encoded = file.read()
     try:
-        pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(file.read(), "RGB", fastdct=False, fastupsample=False)
+        return _decode_whole_jpeg(encoded)
     except ValueError:  # the file is damaged, or merely unusual: Pillow finds out which
+        with suppress(ValueError):
+            if (ended := with_end(encoded)) is not None:
+                return _decode_whole_jpeg(ended)
         return None
+
+
+def _decode_whole_jpeg(encoded: bytes) -> npt.NDArray[np.uint8]:
+    """Return the pixels of a JPEG; raises ValueError if any of them had to be made up."""
+    pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(encoded, "RGB", fastdct=False, fastupsample=False)
     return pixels
 
 

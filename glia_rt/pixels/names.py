@@ -7,13 +7,15 @@ import functools
 import importlib
 import os
 import re
-from typing import Any, Final, TypeAlias
+from typing import IO, Any, Final, TypeAlias
 
 import numpy.typing as npt
 from PIL import Image
 
-#: A path, the bytes of an encoded file, a PIL image, or pixels: uint8 (H, W, 3), RGB.
-ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[Any]
+#: A path, the bytes of an encoded file, an open file, a PIL image, or pixels: uint8 (H, W, 3), RGB.
+ImageSource: TypeAlias = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | npt.NDArray[Any]
+)
 
 #: Formats that Pillow recognises but that do not count as pictures here. Pillow has no decoder of its own for BUFR,
 #: GRIB, HDF5 and MPEG. It decodes WMF on Windows only. It may run a program for EPS and IPTC.

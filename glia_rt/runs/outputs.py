@@ -114,12 +114,16 @@ def format_score(score: float) -> str:
     return str(np.float32(score))
 
 
-def json_line(result: Result) -> str:
+def json_line(result: Result, *, ascii_only: bool = False) -> str:
     """Return a result as one JSON object on one line, without the line break.
 
     The score is written as `format_score` writes it.
+
+    Args:
+        result: The result.
+        ascii_only: Write other characters as escapes of JSON.
     """
-    return json.dumps(_record(result), ensure_ascii=False, allow_nan=False)
+    return json.dumps(_record(result), ensure_ascii=ascii_only, allow_nan=False)
 
 
 def _record(result: Result) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def score_to_file(
     Args:
         scorer: What to score with.
         sources: What to score.
-        output: Ends in .csv, .jsonl or .parquet.
+        output: Ends in .csv, .jsonl or .parquet. If it is a link, all is written where that points to.
         workers: Decoding threads; None for one a core.
         resume: Go on where a run that broke off stopped; if there is none, start; if the output is there, check that it
             is that of this run, and leave it.
@@ -95,8 +95,8 @@ def score_to_file(
         UsageError: The arguments do not go together, there is nothing to score, or the run there is another one.
         GliaError: The disk is full, or what is to be scored has gone, or the engine failed. What was scored is kept.
     """
-    output = Path(output)
     require_output(output, resume=resume, overwrite=overwrite, retry_errors=retry_errors, report=report)
+    output = files.link_target(Path(output))
     run = describe(scorer, sources)
     kept = None
     if retry_errors:
@@ -166,12 +166,12 @@ def require_output(
         UsageError: Likewise.
         MissingPackageError: What a report takes is not installed.
     """
-    output = Path(output)
+    named, output = Path(output), files.link_target(Path(output))
     sink_format(output)
     if resume + overwrite + retry_errors > 1:
         raise UsageError("resume, overwrite and retry_errors: give one of them")
-    if os.path.lexists(output) and not (resume or overwrite or retry_errors):
-        raise _exists(output)
+    if os.path.lexists(named) and not (resume or overwrite or retry_errors):  # a link to what is gone is in the way
+        raise _exists(named)
     _require_name(metadata_path(output))
     if report is not None:
         _require_report(report, may_exist=resume or overwrite or retry_errors)
@@ -374,7 +374,7 @@ def _require_report(path: str | os.PathLike[str], *, may_exist: bool) -> None:
         raise UsageError(f"{path}: a folder; name a file for the report")
     if not Path(path).parent.is_dir():
         raise UsageError(f"{path}: there is no folder {Path(path).parent}; make it first")
-    _require_name(Path(path))
+    _require_name(files.link_target(Path(path)))
     try:
         import glia_rt.runs.page  # noqa: F401
     except ModuleNotFoundError as error:

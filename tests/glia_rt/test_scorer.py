@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import io
 import itertools
 import pickle
 import shutil
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from PIL import ExifTags, Image
 
 import glia_rt
@@ -279,6 +282,49 @@ def test_a_bad_one_in_a_batch_is_named_and_nothing_is_scored(plain: Scorer, file
     (tmp_path / "empty.jpg").touch()
     with pytest.raises(BadImageError, match=r"empty\.jpg: empty file"):
         plain.score_batch([files[0], tmp_path / "empty.jpg", files[1]])
+    blobs = [path.read_bytes() for path in files[:6]]
+    blobs[4] = b"junk"
+    with pytest.raises(BadImageError, match=r"^images\[4\] \(<bytes>\): not a picture"):
+        plain.score_batch(blobs)
+    with pytest.raises(BadImageError, match=r"^<bytes>: not a picture"):
+        plain.score(b"junk")
+
+
+def test_a_picture_in_any_form(plain: Scorer, files: list[Path]) -> None:
+    path = files[0]
+    expected = plain.score(path)
+    content, pixels = path.read_bytes(), read_image(path)
+    written = io.BytesIO()
+    written.write(content)  # which stands at its end
+    forms = [str(path), content, bytearray(content), memoryview(content), written, pixels, torch.from_numpy(pixels)]
+    assert [plain.score(form) for form in forms] == [expected] * len(forms)
+    with path.open("rb") as file, zipfile.ZipFile(io.BytesIO(), "w") as archive:
+        assert plain.score(file) == expected
+        archive.writestr("a.jpg", content)
+        with archive.open("a.jpg") as member:
+            assert plain.score(member) == expected
+    with path.open(encoding="latin-1") as text, pytest.raises(UsageError, match="opened as text"):
+        plain.score(text)
+
+
+def test_tensors_on_the_host_are_arrays(plain: Scorer, files: list[Path]) -> None:
+    pixels = read_image(files[0])
+    views = stack([make_inputs(pixels, plain.contract)])
+    tensors = {name: torch.from_numpy(array) for name, array in views.items()}
+    assert plain.score_views(**tensors) == plain.score_views(**views)
+    with pytest.raises(BadImageError, match=r"must be uint8 \(H, W, 3\), not uint8 \(3, "):
+        plain.score(torch.from_numpy(pixels).permute(2, 0, 1))
+    with pytest.raises(UsageError, match="Tensor cannot be read as an array of numpy"):
+        plain.score(torch.zeros((8, 8, 3), requires_grad=True))
+
+
+def test_one_picture_is_no_batch(plain: Scorer, files: list[Path]) -> None:
+    with Image.open(files[0]) as image:
+        pixels = np.asarray(image)
+        for one in (files[0], files[0].read_bytes(), bytearray(b"x"), image, pixels, io.BytesIO(b"x"), 5):
+            with pytest.raises(UsageError, match="score_batch takes a list of pictures; score takes one"):
+                plain.score_batch(one)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(plain.score_batch(pixels[np.newaxis]), plain.score_batch([pixels]))
 
 
 @pytest.mark.slow

@@ -81,7 +81,7 @@ def progress_bar(console: Console | None) -> Progress:
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
         console=console,
-        disable=console is None or not console.is_terminal,
+        disable=console is None or not console.file.isatty(),
         transient=True,
         speed_estimate_period=3600,  # a step of ViT-B on a CPU takes minutes
     )

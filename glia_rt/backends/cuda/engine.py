@@ -16,6 +16,7 @@ import os
 import platform
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +24,7 @@ from typing import Any, Final
 from glia_rt import upgrades
 from glia_rt.bundle import GRAPHS, Bundle
 from glia_rt.contract import GraphKind
-from glia_rt.errors import BackendError, BundleError, EngineError
+from glia_rt.errors import BackendError, BundleError, EngineError, UsageError
 
 SCHEMA: Final = 2
 FOLDER: Final = "engines"
@@ -179,20 +180,32 @@ def _profile(record: Any) -> Profile:
 REBUILD: Final = "build the engine again, with glia-rt build and --overwrite"
 
 
-def engine_folders(bundle: Bundle) -> tuple[Path, Path]:
-    """Return the folders that engines of a bundle may be in: the bundle's own, and one in the user's data folder."""
+def engine_folders(bundle: Bundle) -> list[Path]:
+    """Return the folders that engines of a bundle may be in: the bundle's own, and one in the user's data folder.
+
+    A user without HOME and without an entry in the system's table of users has no data folder.
+    """
     from platformdirs import user_data_path
 
-    return bundle.path / FOLDER, user_data_path("glia-rt", appauthor=False) / bundle.identity / FOLDER
+    folders = [bundle.path / FOLDER]
+    with suppress(RuntimeError):  # there is no HOME
+        folders.append(user_data_path("glia-rt", appauthor=False) / bundle.identity / FOLDER)
+    return folders
 
 
 def engine_path(record: EngineRecord, bundle: Bundle) -> Path:
-    """Return the path that an engine of a bundle is built to."""
-    own, users = engine_folders(bundle)
-    writable = os.access(own if own.exists() else bundle.path, os.W_OK)
+    """Return the path that an engine of a bundle is built to.
+
+    Raises:
+        UsageError: The bundle cannot be written, and the user has no folder.
+    """
+    own, *users = engine_folders(bundle)
+    is_kept = os.access(own if own.exists() else bundle.path, os.W_OK) and not bundle.shipped
+    if not is_kept and not users:
+        raise UsageError(f"{bundle.path} cannot be written, and there is no HOME to keep engines in: set HOME")
     architectures = "-".join(f"sm{capability.replace('.', '')}" for capability in record.capabilities)
     name = f"{record.target}.{record.input}.{record.precision}.{architectures}.{record.library_version}.engine"
-    return (own if writable and not bundle.shipped else users) / name
+    return (own if is_kept else users[0]) / name
 
 
 def engines(bundle: Bundle) -> list[tuple[Path, EngineRecord | EngineError]]:

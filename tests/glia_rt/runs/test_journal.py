@@ -98,6 +98,20 @@ def test_an_output_is_replaced_only_if_asked(scorer: Scorer, listing: Sources, t
     assert output.read_text() != "precious"
 
 
+def test_an_output_through_a_link_is_written_where_that_points_to(
+    scorer: Scorer, listing: Sources, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    (tmp_path / "big").mkdir()
+    for name in ("scores.csv", "report.html"):
+        (tmp_path / "big" / name).write_text("old")
+        (tmp_path / name).symlink_to(f"big/{name}")
+    score_to_file(scorer, listing, tmp_path / "scores.csv", overwrite=True, report=tmp_path / "report.html")
+    assert all((tmp_path / name).is_symlink() for name in ("scores.csv", "report.html"))
+    assert (tmp_path / "big" / "scores.csv").read_bytes() == undisturbed["scores.csv"]
+    assert "<html" in (tmp_path / "big" / "report.html").read_text(encoding="utf-8")
+    assert {path.name for path in tmp_path.iterdir()} == {"big", "scores.csv", "report.html"}
+
+
 def test_a_broken_link_in_the_outputs_place_counts_as_an_output(
     scorer: Scorer, listing: Sources, tmp_path: Path
 ) -> None:
