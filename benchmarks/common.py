@@ -17,7 +17,7 @@ from glia_export.export import export
 from glia_export.parity import SELFTEST
 from glia_rt.bench import closed_loop
 from glia_rt.contract import Contract
-from glia_rt.cores import cpu_count
+from glia_rt.machine import cpu_count
 from glia_train.checkpoint import make_checkpoint
 from glia_train.models.base import Model
 from glia_train.models.glianet import ModelConfig

@@ -28,8 +28,8 @@ from common import PACKAGES, hardware, random_bundle, random_inputs, throughput
 from glia_rt import Scorer
 from glia_rt.backends.base import CPU_BATCH_SIZE
 from glia_rt.bundle import Bundle
-from glia_rt.cores import cpu_count
 from glia_rt.errors import GliaError
+from glia_rt.machine import cpu_count
 from glia_rt.versions import installed_versions
 from glia_train.models.base import Model
 from glia_train.models.glianet import DEFAULT_BACKBONE

@@ -16,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 
 from glia_rt import files
-from glia_rt.cores import cpu_count
+from glia_rt.machine import cpu_count
 
 #: Ways of measuring throughput, by their key in the report.
 WAYS: Final = {"host": "from the host", "resident": "from the GPU"}

@@ -27,7 +27,7 @@ from rich.table import Table
 from scipy.stats import spearmanr
 
 from glia_export.demo.data import PHOTOGRAPHS, read_photograph
-from glia_rt.cores import cpu_count
+from glia_rt.machine import cpu_count
 from glia_rt.pixels.bicubic import Pixels
 from glia_rt.pixels.decode import read_image
 from glia_rt.pixels.views import make_inputs

@@ -41,9 +41,9 @@ from pyarrow import parquet
 
 from glia_rt import Scorer
 from glia_rt.backends.base import CPU_BATCH_SIZE
-from glia_rt.cores import cpu_count
 from glia_rt.listing.frozen import ENDING, freeze
 from glia_rt.listing.sources import Sources
+from glia_rt.machine import cpu_count
 from glia_rt.pipeline import ordered_map
 from glia_rt.pixels.decode import read_image
 from glia_rt.pixels.views import make_inputs

@@ -34,7 +34,7 @@ import torch
 from common import PACKAGES, hardware, make_jpegs
 from torch.profiler import ProfilerActivity, profile
 
-from glia_rt.cores import cpu_count
+from glia_rt.machine import cpu_count
 from glia_rt.versions import installed_versions
 from glia_train.cache import MEMORY_SHARE, FrozenCache, free_memory
 from glia_train.datasets.base import LabelledPicture

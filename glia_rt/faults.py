@@ -53,6 +53,19 @@ class Gate:
                 self._changed.notify_all()
 
     @contextmanager
+    def stepped_out(self) -> Iterator[None]:
+        """Let others be alone inside meanwhile, and then be inside again beside others."""
+        with self._changed:
+            self._inside -= 1
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._changed.wait_for(lambda: not self._is_closed)
+                self._inside += 1
+
+    @contextmanager
     def alone(self) -> Iterator[None]:
         """Wait until no other thread is inside, and be alone inside."""
         with self._changed:

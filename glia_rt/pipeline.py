@@ -11,11 +11,13 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from glia_rt.budget import Budget, Reserve, Share
 from glia_rt.errors import BackendError, MachineError
 from glia_rt.faults import Gate
 from glia_rt.results import Result
@@ -46,27 +48,37 @@ class Sample:
     inputs: Inputs
 
 
+#: A picture that was read, and the memory that it may still hold.
+_Read: TypeAlias = tuple[Sample | Result, Share]
+
+
 def score_stream(
     sources: Iterable[Source],
     *,
-    read: Callable[[Source], Sample | Result],
+    read: Callable[[Source, Reserve], Sample | Result],
     run: Callable[[Inputs], npt.NDArray[np.float32]],
     batch_size: int,
     parallel: int,
     workers: int,
+    memory: int,
+    whole_pictures: bool = False,
     size: Callable[[Source], int] = lambda _: 0,
 ) -> Generator[Result]:
     """Score pictures lazily, in order. Closing the generator early ends its threads.
 
     Args:
         sources: What to read. Sources are pulled only as far ahead as the engine needs.
-        read: Source -> sample, or the result of a picture that cannot be read. Called in `workers` threads. If it
-            raises MachineError, it is called once more, while nothing else is read or run.
+        read: Source -> sample, or the result of a picture that cannot be read. Called in `workers` threads. Before it
+            decodes, it calls what it is given with the bytes that this takes. If it raises MachineError, it is called
+            once more, while nothing else is read or run.
         run: Inputs (N, ...) -> scores, float32 (N,). Called in threads: `parallel` calls at once, and one more waits.
         batch_size: N of every call of `run`. A shorter batch is padded, so that no score depends on the other pictures
-            of its batch.
+            of its batch. Whole pictures are not padded: N is at most so many.
         parallel: Number of calls of `run` that are of use at once.
         workers: Number of threads that read.
+        memory: Bytes that pictures may take while they are decoded. Larger ones are decoded one by one.
+        whole_pictures: The inputs of samples are whole pictures, of different sizes, which hold their memory until they
+            are scored. Those of one size share a run.
         size: Source -> bytes that it holds until it is read.
 
     Yields:
@@ -76,29 +88,55 @@ def score_stream(
         BackendError: The engine failed, or gave a score that is not finite.
         MachineError: `read` raised it for two sources in a row, both times. Neither has a result then.
     """
-    gate = Gate()
+    gate, budget = Gate(), Budget(memory)
 
-    def read_gently(source: Source) -> Sample | Result:
+    def read_gently(item: tuple[Source, Share]) -> _Read:
+        source, share = item
+
+        def reserve(taken: int) -> None:
+            with gate.stepped_out():
+                share.take(taken)
+
         try:
-            with gate.beside_others():
-                return read(source)
-        except MachineError:
             try:
+                with gate.beside_others():
+                    result = read(source, reserve)
+            except MachineError:
                 with gate.alone():
-                    return read(source)
-            except MachineError as error:
-                return Result(error.name, None, "machine_error", error.reason, None, None)
+                    result = read(source, partial(share.take, waits=False))
+        except MachineError as error:
+            result = Result(error.name, None, "machine_error", error.reason, None, None)
+        if not whole_pictures or isinstance(result, Result):
+            share.release()
+        return result, share
 
-    def score(batch: Sequence[Sample | Result]) -> list[Result]:
+    def wanted(samples: Iterator[_Read]) -> Iterator[_Read]:
+        while True:
+            if whole_pictures:
+                budget.want_next()
+            try:
+                yield next(samples)
+            except StopIteration:
+                return
+
+    def score(batch: Sequence[_Read]) -> list[Result]:
         with gate.beside_others():
-            return _score_batch(batch, run, batch_size)
+            scored = _score_batch([one for one, _ in batch], run, None if whole_pictures else batch_size)
+        for _, share in batch:
+            share.release()
+        return scored
 
+    shared = ((source, budget.share()) for source in sources)
     with (
         ThreadPoolExecutor(workers, "glia-read") as readers,
         ThreadPoolExecutor(parallel + 1, "glia-run") as runners,
+        closing(budget),  # before the threads are waited for, which may wait for it
         # Samples are read far enough ahead to fill a batch while the engine works on others.
-        closing(ordered_map(readers, read_gently, sources, ahead=batch_size + workers, size=size)) as samples,
-        closing(ordered_map(runners, score, _batches(samples, batch_size), ahead=parallel + 1)) as scored,
+        closing(
+            ordered_map(readers, read_gently, shared, ahead=batch_size + workers, size=lambda item: size(item[0]))
+        ) as samples,
+        closing(_batches(wanted(samples), batch_size, memory // (parallel + 2))) as batches,
+        closing(ordered_map(runners, score, batches, ahead=parallel + 1)) as scored,
     ):
         yield from _until_the_machine_fails(result for results in scored for result in results)
 
@@ -164,27 +202,22 @@ def _held(pending: Iterable[tuple[Future[Out], int]]) -> int:
     return sum(size for future, size in pending if size and not future.done())
 
 
-def _batches(samples: Iterable[Sample | Result], batch_size: int) -> Iterator[list[Sample | Result]]:
-    """Yield batches of at most `batch_size` samples of one shape.
+def _batches(samples: Iterable[_Read], batch_size: int, most_bytes: int) -> Generator[list[_Read]]:
+    """Yield batches of at most `batch_size` samples, which end when their inputs have `most_bytes`.
 
     The results of pictures that cannot be read stay in their places between the samples.
     """
-    batch: list[Sample | Result] = []
-    shape: list[tuple[int, ...]] | None = None
-    held = 0
+    batch: list[_Read] = []
+    count = size = 0
     try:
-        for sample in samples:
+        for sample, share in samples:
+            batch.append((sample, share))
             if isinstance(sample, Sample):
-                new_shape = [array.shape for array in sample.inputs.values()]
-                if held and new_shape != shape:
-                    yield batch
-                    batch, held = [], 0
-                shape, held = new_shape, held + 1
-            batch.append(sample)
+                count, size = count + 1, size + sum(array.nbytes for array in sample.inputs.values())
             # The batch is full. Or it has so many unreadable pictures that the other results would wait too long.
-            if held == batch_size or len(batch) == 4 * batch_size:
+            if count == batch_size or len(batch) == 4 * batch_size or size >= most_bytes:
                 yield batch
-                batch, held = [], 0
+                batch, count, size = [], 0, 0
     except Exception:
         if batch:
             yield batch
@@ -194,14 +227,19 @@ def _batches(samples: Iterable[Sample | Result], batch_size: int) -> Iterator[li
 
 
 def _score_batch(
-    batch: Sequence[Sample | Result], run: Callable[[Inputs], npt.NDArray[np.float32]], batch_size: int
+    batch: Sequence[Sample | Result], run: Callable[[Inputs], npt.NDArray[np.float32]], padded: int | None
 ) -> list[Result]:
-    samples = [sample for sample in batch if isinstance(sample, Sample)]
-    scores = iter(check_finite(run(stack([s.inputs for s in samples], batch_size))[: len(samples)]) if samples else ())
-    return [
-        Result(s.path, float(next(scores)), "ok", None, s.width, s.height) if isinstance(s, Sample) else s
-        for s in batch
-    ]
+    """Return the results of a batch. Samples of one shape share a run, padded to `padded` pictures if given."""
+    by_shape: dict[tuple[tuple[int, ...], ...], list[Sample]] = {}
+    for one in batch:
+        if isinstance(one, Sample):
+            by_shape.setdefault(tuple(array.shape for array in one.inputs.values()), []).append(one)
+    results: dict[int, Result] = {}
+    for samples in by_shape.values():
+        scores = check_finite(run(stack([sample.inputs for sample in samples], padded))[: len(samples)])
+        for sample, score in zip(samples, scores.tolist(), strict=True):
+            results[id(sample)] = Result(sample.path, score, "ok", None, sample.width, sample.height)
+    return [results[id(one)] if isinstance(one, Sample) else one for one in batch]
 
 
 def stack(samples: Sequence[Inputs], batch_size: int | None = None) -> dict[str, npt.NDArray[np.uint8]]:

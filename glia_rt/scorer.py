@@ -20,13 +20,14 @@ import numpy.typing as npt
 
 from glia_rt.backends.base import Backend, BackendOptions
 from glia_rt.backends.choose import AUTO, open_backend
+from glia_rt.budget import Budget, Reserve
 from glia_rt.bundle import Bundle
 from glia_rt.contract import DTYPE, IMAGE, Contract, GraphKind
-from glia_rt.cores import cpu_count
 from glia_rt.errors import BackendError, BadImageError, MachineError, UsageError
 from glia_rt.listing.missing import Trail
 from glia_rt.listing.pieces import Picture
 from glia_rt.listing.sources import Sources
+from glia_rt.machine import cpu_count, memory_size
 from glia_rt.pipeline import Inputs, Sample, check_finite, ordered_map, score_stream, stack
 from glia_rt.pixels.bicubic import Pixels
 from glia_rt.pixels.decode import DEFAULT_MAX_PIXELS, decoder, read_image
@@ -83,6 +84,8 @@ class Scorer:
         input: "views" or "image": what the engine is given.
         batch_size: Pictures in a run of the engine.
         max_pixels: The largest picture that is decoded, width times height.
+        memory: Bytes that pictures may take while they are decoded; those of a call of `score_files` apart from those
+            of the other methods together.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class Scorer:
         input: GraphKind,
         batch_size: int,
         max_pixels: int,
+        memory: int | None = None,
         passed_over: Sequence[str] = (),
     ) -> None:
         self.bundle = bundle
@@ -102,6 +106,8 @@ class Scorer:
         self.passed_over = tuple(passed_over)
         self.input = input
         self.max_pixels = max_pixels
+        self.memory = memory_size() // 2 if memory is None else memory
+        self._budget = Budget(self.memory)
         self._process = os.getpid()
         self._closed = False
         # Of `score_batch` and `score_views`. A thread starts when it is first needed.
@@ -119,6 +125,7 @@ class Scorer:
         batch_size: int | None = None,
         device: int | Sequence[int] | None = None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
+        memory: int | None = None,
     ) -> Scorer:
         """Open a bundle.
 
@@ -133,6 +140,8 @@ class Scorer:
             device: The GPU, by index, or several of one type, which share the work. None for the first GPU, or for the
                 CPU where there is no GPU.
             max_pixels: The largest picture that is decoded, width times height.
+            memory: Bytes that pictures may take while they are decoded; None for half of the machine's, or of the
+                container's. Decoding waits for others to end. A picture that is over it is decoded alone.
 
         Raises:
             BundleError: This is not a bundle, or it is damaged.
@@ -143,10 +152,18 @@ class Scorer:
             raise UsageError(f'input must be "views" or "image", not {input!r}')
         if batch_size is not None and batch_size < 1:
             raise UsageError(f"batch size must be at least 1, not {batch_size}")
+        if memory is not None and memory < 1:
+            raise UsageError(f"memory must be at least 1 byte, not {memory}")
         bundle = Bundle.open(path)
         opened, passed_over = _open_backends(backend, bundle, BackendOptions(input, precision, batch_size), device)
         return cls(
-            bundle, opened, input=input, batch_size=opened.batch_size, max_pixels=max_pixels, passed_over=passed_over
+            bundle,
+            opened,
+            input=input,
+            batch_size=opened.batch_size,
+            max_pixels=max_pixels,
+            memory=memory,
+            passed_over=passed_over,
         )
 
     @property
@@ -214,7 +231,8 @@ class Scorer:
         def read(numbered: tuple[int, ImageSource]) -> Inputs:
             number, image = numbered
             try:
-                return self._inputs(read_image(image, max_pixels=self.max_pixels))
+                with self._budget.hold() as reserve:
+                    return self._inputs(read_image(image, max_pixels=self.max_pixels, reserve=reserve))
             except (BadImageError, MachineError) as error:
                 if isinstance(image, (str, os.PathLike)) or len(images) == 1:
                     raise
@@ -273,9 +291,10 @@ class Scorer:
     ) -> Generator[Result]:
         """Score files, folders, tar files and Parquet lazily, in order, decoding in threads while the engine runs.
 
-        A picture's score is the same to the bit wherever it stands and whatever it travels with: every batch has
-        `batch_size` pictures, the last one padded. Close the generator to stop early. `runs.run.score_to_file` does
-        this into a file, resumably.
+        With input="views" a picture's score is the same to the bit wherever it stands and whatever it travels with:
+        every batch has `batch_size` pictures, the last one padded. With input="image" pictures of one size share a
+        batch, which is not padded. Close the generator to stop early. `runs.run.score_to_file` does this into a file,
+        resumably.
 
         Args:
             paths: Any iterable of paths, each as `Sources` takes it; or `Sources` itself, which also knows lists,
@@ -324,6 +343,8 @@ class Scorer:
             batch_size=self.batch_size,
             parallel=self.backend.parallel,
             workers=workers or cpu_count(),
+            memory=self.memory,
+            whole_pictures=self.input == "image",
             size=lambda picture: len(picture.source) if isinstance(picture.source, bytes) else 0,
         )
 
@@ -352,8 +373,14 @@ class Scorer:
         if self._closed:
             raise BackendError(f"backend {self.backend.name}: closed")
 
-    def _read(self, trail: Trail, picture: Picture) -> Sample | Result:
-        return read_sample(picture, trail=trail, make=self._inputs, max_pixels=self.max_pixels)
+    def _read(self, trail: Trail, picture: Picture, reserve: Reserve) -> Sample | Result:
+        if self.input == "image":  # which holds the pixels, and then once more in a batch
+
+            def reserve_twice(size: int) -> None:
+                reserve(2 * size)
+
+            return read_sample(picture, reserve_twice, trail=trail, make=self._inputs, max_pixels=self.max_pixels)
+        return read_sample(picture, reserve, trail=trail, make=self._inputs, max_pixels=self.max_pixels)
 
     def _inputs(self, pixels: Pixels) -> Inputs:
         return {IMAGE: pixels} if self.input == "image" else make_inputs(pixels, self.contract)
@@ -397,12 +424,18 @@ class Scorer:
 
 
 def read_sample(
-    picture: Picture, *, trail: Trail, make: Callable[[Pixels], Inputs], max_pixels: int = DEFAULT_MAX_PIXELS
+    picture: Picture,
+    reserve: Reserve,
+    *,
+    trail: Trail,
+    make: Callable[[Pixels], Inputs],
+    max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> Sample | Result:
     """Decode a picture and make the model's inputs of it, as `score_stream` reads pictures.
 
     Args:
         picture: The encoded picture.
+        reserve: As for `read_image`.
         trail: The folders that pictures were read from. Where such a folder has gone, the whole source has gone.
         make: Makes the inputs of the pixels.
         max_pixels: As for `read_image`.
@@ -423,7 +456,7 @@ def read_sample(
             trail.require(picture.folder)
         return Result(picture.name, None, "bad_image", picture.refused, None, None)
     try:
-        pixels = read_image(picture.source, max_pixels=max_pixels)
+        pixels = read_image(picture.source, max_pixels=max_pixels, reserve=reserve)
         inputs = make(pixels)
     except BadImageError as error:
         if isinstance(picture.source, str) and getattr(error.__cause__, "errno", None) is not None:

@@ -13,8 +13,8 @@ from glia_rt.backends.base import CPU_BATCH_SIZE, BackendOptions, refuse_device,
 from glia_rt.backends.quiet import import_engine
 from glia_rt.bundle import GRAPHS, Bundle
 from glia_rt.contract import SCORE
-from glia_rt.cores import cpu_count
 from glia_rt.errors import BackendError
+from glia_rt.machine import cpu_count
 from glia_rt.versions import installed_versions
 
 #: Two distributions that hold the same package. Each overwrites the files of the other.

@@ -18,8 +18,8 @@ from glia_rt.backends.base import CPU_BATCH_SIZE, BackendOptions, cache_folder, 
 from glia_rt.backends.quiet import import_engine
 from glia_rt.bundle import GRAPHS, Bundle
 from glia_rt.contract import SCORE
-from glia_rt.cores import cpu_count
 from glia_rt.errors import BackendError
+from glia_rt.machine import cpu_count
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 

@@ -12,7 +12,7 @@ import click
 
 from glia_rt.cli.console import escaped, show_count
 from glia_rt.cli.options import needs, overwrite_option
-from glia_rt.cores import cpu_count
+from glia_rt.machine import cpu_count
 from glia_rt.steps import step
 
 #: `Check`, `Scores` and `Lost` of glia_train.datasets.check, which is imported only by what needs it.

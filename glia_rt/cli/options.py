@@ -40,7 +40,7 @@ class EngineOptions:
     device: list[int] | None
     batch_size: int | None
 
-    def open(self, bundle: str, max_pixels: int = DEFAULT_MAX_PIXELS) -> Scorer:
+    def open(self, bundle: str, max_pixels: int = DEFAULT_MAX_PIXELS, memory: int | None = None) -> Scorer:
         """Open a bundle; raises as `Scorer.open` does."""
         from glia_rt.scorer import Scorer
 
@@ -52,6 +52,7 @@ class EngineOptions:
             batch_size=self.batch_size,
             device=self.device,
             max_pixels=max_pixels,
+            memory=memory,
         )
 
 
@@ -82,6 +83,7 @@ class DecodingOptions:
     shard: tuple[int, int]
     workers: int | None
     max_pixels: int
+    memory: int | None
 
 
 @dataclass(frozen=True)
@@ -277,6 +279,9 @@ decoding_options = grouped(
     click.option("--workers", type=click.IntRange(min=1), help="Decoding threads; default: one per core."),
     click.option("--max-pixels", type=click.IntRange(min=1), default=DEFAULT_MAX_PIXELS, show_default=True,
                  help="The largest picture that is decoded, width times height."),
+    click.option("--memory", metavar="MB", type=click.IntRange(min=1),
+                 callback=_parsed(lambda size: None if size is None else size * 1_000_000),
+                 help="Megabytes that pictures may take while they are decoded; default: half of what there is."),
 )  # fmt: skip
 
 output_options = grouped(

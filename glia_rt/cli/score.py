@@ -55,7 +55,7 @@ def score(
             to.output, resume=to.resume, overwrite=to.overwrite, retry_errors=to.retry_errors, report=to.report
         )
     configure_pillow(decoding.max_pixels)
-    with engine.open(bundle, decoding.max_pixels) as scorer:
+    with engine.open(bundle, decoding.max_pixels, decoding.memory) as scorer:
         say_backend(scorer)
         if to.output:
             with show_progress(hidden=False) as (on_start, on_row):

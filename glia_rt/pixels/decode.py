@@ -28,7 +28,9 @@ import io
 import os
 import stat
 import warnings
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import IO, Any, BinaryIO, Final
 
 import numpy as np
@@ -54,18 +56,27 @@ _RUN_PROGRAMS = ("EPS", "IPTC")
 _BYTES = (bytes, bytearray, memoryview)
 
 # ImageOps.exif_transpose is not used: it rewrites the whole EXIF block, and fails if some other tag is malformed.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+_TURNS: Final[Mapping[int, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]]] = {
+    2: np.fliplr,
+    3: partial(np.rot90, k=2),
+    4: np.flipud,
+    5: partial(np.swapaxes, axis1=0, axis2=1),
+    6: partial(np.rot90, k=3),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: np.rot90,
 }
 
+#: Bytes a pixel that decoders of some formats hold beside Pillow's picture.
+_DECODERS: Final = {"AVIF": 5, "HEIF": 8, "JPEG2000": 16, "WEBP": 12}
+#: glibc gives blocks of memory back to the system at once if they are larger than 32 MB.
+_BLOCK_BYTES: Final = 1 << 26
+#: Pixels that Pillow converts at a time, so that what it makes on the way stays small.
+_STRIP_PIXELS: Final = 1 << 20
 
-def read_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> npt.NDArray[np.uint8]:
+
+def read_image(
+    source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS, reserve: Callable[[int], None] = lambda size: None
+) -> npt.NDArray[np.uint8]:
     """Return the RGB pixels of a picture, by the rules of this module.
 
     Several threads may call this at once. They must not share a PIL image, which is not safe between threads.
@@ -77,6 +88,8 @@ def read_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
         max_pixels: Greatest width times height. It is checked on the header, before anything is decoded, and so is
             `MAX_SIDE`. It does not apply to arrays, which are decoded already. Pillow has a limit of its own for the
             whole process: see `configure_pillow`.
+        reserve: Called with the bytes that decoding takes at most, once the header is read and before anything is
+            decoded; it may wait. Not called for an array.
 
     Returns:
         uint8 (H, W, 3), RGB, C-contiguous. Do not write to it: it may be read-only, or the caller's own array.
@@ -98,7 +111,7 @@ def read_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
         if isinstance(source, np.ndarray):
             return _checked_array(source)
         if isinstance(source, Image.Image):
-            return _decode(source, max_pixels, None)
+            return _decode(source, max_pixels, None, reserve)
         # Pillow registers its formats on first use. A thread that looks one up meanwhile may not find it.
         Image.preinit()
         Image.init()
@@ -107,12 +120,12 @@ def read_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
             if not file.read(1):
                 raise ValueError("empty file")
             try:
-                return _decode_file(file, max_pixels)
+                return _decode_file(file, max_pixels, reserve)
             except Exception as error:
                 if is_machine_fault(error) or (sound := _without_metadata(file)) is None:
                     raise
                 try:
-                    return _decode_file(io.BytesIO(sound), max_pixels)
+                    return _decode_file(io.BytesIO(sound), max_pixels, reserve)
                 except Exception as still:  # noqa: BLE001 - as below
                     raise still if is_machine_fault(still) else error from None
     except Exception as error:  # a decoder that is fed hostile bytes may raise nearly anything
@@ -127,15 +140,17 @@ def decoder() -> str:
 
 
 def configure_pillow(max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
-    """Set Pillow's own pixel limit, and silence its warnings.
+    """Set Pillow's own pixel limit and the size of its blocks of memory, and silence its warnings.
 
-    Pillow warns of pictures over half of that limit, and of oddities in a file. The limit and the warnings are global
-    to the process. A program calls this once, before it starts threads. A library never calls it.
+    Pillow warns of pictures over half of that limit, and of oddities in a file. It keeps a picture in blocks of 16 MB,
+    which the C library keeps for each thread when they are free. All this is global to the process. A program calls
+    this once, before it starts threads. A library never calls it.
 
     Without this call `read_image` cannot read pictures over Pillow's limit, whatever its own `max_pixels`. For a
     picture within a picture (ICO, ICNS), Pillow's limit is the only one that is checked before decoding.
     """
     Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2  # Pillow stops over twice this
+    Image.core.set_block_size(_BLOCK_BYTES)  # type: ignore[attr-defined]
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
@@ -179,26 +194,52 @@ def _without_metadata(file: BinaryIO) -> bytes | None:
     return without_metadata(file.read())
 
 
-def _decode_file(file: BinaryIO, max_pixels: int) -> npt.NDArray[np.uint8]:
+def _decode_file(file: BinaryIO, max_pixels: int, reserve: Callable[[int], None]) -> npt.NDArray[np.uint8]:
     with Image.open(file) as image:
         if image.format in _RUN_PROGRAMS:
             raise ValueError(f"{image.format} is not read: Pillow would run a program")
-        return _decode(image, max_pixels, file)
+        return _decode(image, max_pixels, file, reserve)
 
 
-def _decode(image: Image.Image, max_pixels: int, file: BinaryIO | None) -> npt.NDArray[np.uint8]:
+def _decode(
+    image: Image.Image, max_pixels: int, file: BinaryIO | None, reserve: Callable[[int], None]
+) -> npt.NDArray[np.uint8]:
     _require_size(*image.size, max_pixels)
+    reserve(image.width * image.height * _bytes_per_pixel(image))
     pixels = _decode_jpeg(image, file)
-    if pixels is not None:
-        turn = _turn(image)
-        return pixels if turn is None else np.asarray(Image.fromarray(pixels).transpose(turn))
-    # The mode, the size and the orientation are certain only after loading: an ICNS takes those of the picture within
-    # it, and a TIFF turns itself.
-    image.load()
-    _require_size(*image.size, max_pixels)
-    turn = _turn(image)
-    if turn is not None:
-        image = image.transpose(turn)
+    if pixels is None:
+        # The mode, the size and the orientation are certain only after loading: an ICNS takes those of the picture
+        # within it, and a TIFF turns itself.
+        image.load()
+        _require_size(*image.size, max_pixels)
+        pixels = np.empty((image.height, image.width, 3), np.uint8)
+        rows = max(1, _STRIP_PIXELS // image.width)
+        for top in range(0, image.height, rows):
+            bottom = min(top + rows, image.height)
+            pixels[top:bottom] = _to_rgb(image.crop((0, top, image.width, bottom)))
+    turn = _TURNS.get(_orientation(image))
+    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
+
+
+def _bytes_per_pixel(image: Image.Image) -> int:
+    """Return the bytes a pixel that decoding takes at most: the decoder's, Pillow's picture, and the result."""
+    result = 3
+    decoder = _DECODERS.get(image.format or "", 0)
+    if image.format in ("JPEG", "MPO") and image.info.get("progressive"):
+        decoder = 6  # coefficients of 16 bits
+    if not _is_fast_jpeg(image):
+        decoder += 1 if image.mode in ("1", "L", "P") else 4
+    # Asking a PNG for an orientation that its header has not would decode it.
+    is_turned = "exif" in image.info and _orientation(image) in _TURNS
+    return decoder + result * (2 if is_turned else 1)
+
+
+def _is_fast_jpeg(image: Image.Image) -> bool:
+    """Return whether simplejpeg decodes this kind of picture."""
+    return image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
+
+
+def _to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
     if image.mode == "F":
         return _grey_to_rgb(_float_to_uint8(np.asarray(image)))
     if image.mode == "I" or image.mode.startswith("I;16"):
@@ -220,7 +261,7 @@ def _decode_jpeg(image: Image.Image, file: BinaryIO | None) -> npt.NDArray[np.ui
     The orientation is not applied yet. simplejpeg and Pillow both contain libjpeg-turbo. This function asks it for what
     Pillow asks for: the slow, exact inverse transform and the smooth chroma upsampling.
     """
-    if file is None or image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
+    if file is None or not _is_fast_jpeg(image):
         return None
     if file.seek(0, os.SEEK_END) > MAX_ENCODED_BYTES:  # Pillow reads no further than the picture
         return None
@@ -241,11 +282,11 @@ def _decode_whole_jpeg(encoded: bytes) -> npt.NDArray[np.uint8]:
     return pixels
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
+def _orientation(image: Image.Image) -> int:
     try:
-        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # noqa: BLE001 - hostile bytes, as in `read_image`; a block that is not EXIF turns no picture
-        return None
+        return 1
 
 
 def _int_to_uint8(values: npt.NDArray[Any], transparent: int | None) -> npt.NDArray[np.uint8]:

@@ -31,8 +31,8 @@ MAY = {
 }
 #: The rooms of glia_rt, files and folders, from the ground up: each imports rooms before it only.
 RUNTIME = (
-    *("versions", "errors", "faults", "steps", "files", "cores", "bench", "upgrades", "contract", "pixels", "results"),
-    *("starter", "bundle"),
+    *("versions", "errors", "faults", "steps", "files", "machine", "budget", "bench", "upgrades", "contract"),
+    *("pixels", "results", "starter", "bundle"),
     *("backends", "listing", "pipeline", "scorer", "verify", "doctor", "html", "runs", "cli", "__main__"),
 )
 #: Folders, not packages; an editable install puts the root on the path, where they would import by accident.

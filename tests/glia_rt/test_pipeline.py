@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from glia_rt.errors import BackendError
+from glia_rt.budget import Reserve
+from glia_rt.errors import BackendError, MachineError
 from glia_rt.pipeline import Inputs, Sample, ordered_map, score_stream, stack
 from glia_rt.results import Result
 
@@ -152,8 +153,9 @@ def run(inputs: Inputs) -> Scores:
 
 
 def stream(sources: Any, **changes: Any) -> Generator[Result]:
-    options: dict[str, Any] = {"read": read, "run": run, "batch_size": 4, "parallel": 2, "workers": 3}
-    return score_stream(sources, **(options | changes))
+    options: dict[str, Any] = {"run": run, "batch_size": 4, "parallel": 2, "workers": 3, "memory": 1 << 30}
+    read_one = changes.pop("read", read)
+    return score_stream(sources, read=lambda source, _: read_one(source), **(options | changes))
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 8, 33])
@@ -202,21 +204,6 @@ def test_bad_pictures_do_not_hold_the_others_back() -> None:
     assert next(results).score == 0
     assert sources.pulled < 100
     results.close()
-
-
-def test_pictures_of_one_size_share_a_batch() -> None:
-    shapes = [(2, 2), (2, 2), (2, 2), (3, 2), (2, 2), (5, 1), (5, 1), (5, 1), (5, 1), (5, 1)]
-    seen = []
-
-    def watched(inputs: Inputs) -> Scores:
-        seen.append(inputs["image"].shape[1:3])
-        return run(inputs)
-
-    def shaped(i: int) -> Sample:
-        return Sample(str(i), 1, 1, {"image": pixels(i, shapes[i])})
-
-    assert [result.score for result in stream(range(10), read=shaped, run=watched, parallel=1)] == list(range(10))
-    assert sorted(seen) == sorted([(2, 2), (3, 2), (2, 2), (5, 1), (5, 1)])
 
 
 def test_an_error_of_the_source_comes_after_every_earlier_result() -> None:
@@ -335,3 +322,94 @@ def test_stack() -> None:
     assert {name: array[:, 0, 0, 0].tolist() for name, array in filled.items()} == {"a": [1, 3, 0], "b": [2, 4, 0]}
     assert filled["a"].shape == (3, 2, 2, 3)
     assert filled["a"].dtype == np.uint8
+
+
+# Memory, and whole pictures
+
+
+def watched_shapes(shapes: list[tuple[int, int]], **changes: Any) -> list[tuple[int, ...]]:
+    """The shapes of all runs over whole pictures."""
+    seen: list[tuple[int, ...]] = []
+
+    def watched(inputs: Inputs) -> Scores:
+        seen.append(inputs["image"].shape[:3])
+        return run(inputs)
+
+    def shaped(i: int) -> Sample | Result:
+        return Sample(str(i), 1, 1, {"image": pixels(i, shapes[i])})
+
+    results = stream(range(len(shapes)), read=shaped, run=watched, whole_pictures=True, **changes)
+    assert [result.score for result in results] == list(range(len(shapes)))
+    return sorted(seen)
+
+
+def test_whole_pictures_of_one_size_share_a_run_and_others_run_alone() -> None:
+    shapes = [(2, 2), (3, 2), (2, 2), (2, 2), (2, 2), (5, 1), (7, 1), (7, 2), (7, 1)]
+    expected = [(3, 2, 2), (1, 3, 2), (1, 2, 2), (1, 5, 1), (1, 7, 1), (1, 7, 2), (1, 7, 1)]
+    assert watched_shapes(shapes) == sorted(expected)
+
+
+def test_large_pictures_are_not_put_into_one_run() -> None:
+    """Inputs of a batch are a share of the memory: here a picture has 300 bytes, and a share 400."""
+    assert watched_shapes([(10, 10)] * 8, memory=400 * 4) == [(2, 10, 10)] * 4
+
+
+@pytest.mark.parametrize("whole_pictures", [False, True])
+@pytest.mark.parametrize("memory", [1, 1000, 2500])
+def test_what_is_decoded_at_once_is_within_the_memory(whole_pictures: bool, memory: int) -> None:
+    """One picture goes on in any case. Whole pictures count until they are scored; then the next one goes on, too."""
+    lock, held, most = threading.Lock(), 0, 0
+
+    def decode(i: int, reserve: Reserve) -> Sample | Result:
+        nonlocal held, most
+        time.sleep(0.001 * (i % 3))
+        reserve(1000)
+        with lock:
+            held += 1
+            most = max(most, held)
+        time.sleep(0.002)
+        if not whole_pictures:
+            with lock:
+                held -= 1
+        return read(i) if i % 5 else bad(i)
+
+    results = score_stream(
+        range(60), read=decode, run=run, batch_size=4, parallel=2, workers=8, memory=memory,
+        whole_pictures=whole_pictures,
+    )  # fmt: skip
+    assert [result.path for result in results] == [str(i) for i in range(60)]
+    if not whole_pictures:
+        assert most == max(1, memory // 1000)
+
+
+def test_a_machine_that_fails_while_others_wait_for_memory() -> None:
+    """What is read again alone does not wait for what waits."""
+    failed: set[int] = set()
+
+    def decode(i: int, reserve: Reserve) -> Sample | Result:
+        time.sleep(0.001 * (i % 4))
+        reserve(1000)
+        if i % 7 == 3 and i not in failed:
+            failed.add(i)
+            raise MachineError("out of memory", str(i))
+        return read(i)
+
+    for whole_pictures in (False, True):
+        failed.clear()
+        results = score_stream(
+            range(50), read=decode, run=run, batch_size=4, parallel=2, workers=8, memory=1000,
+            whole_pictures=whole_pictures,
+        )  # fmt: skip
+        assert [result.score for result in results] == list(range(50))
+
+
+def test_a_stream_that_is_closed_does_not_wait_for_memory() -> None:
+    def decode(i: int, reserve: Reserve) -> Sample | Result:
+        reserve(1000)
+        return read(i)
+
+    results = score_stream(
+        itertools.count(), read=decode, run=run, batch_size=4, parallel=2, workers=8, memory=1000, whole_pictures=True
+    )
+    assert next(results).score == 0
+    results.close()

@@ -253,9 +253,9 @@ class Watched:
 
 
 @pytest.mark.parametrize(
-    ("input", "arrays", "in_files"), [("views", [4, 4, 2], [4, 4, 4]), ("image", [4, 3, 2, 1], [4, 4, 4, 4])]
+    ("input", "arrays", "in_files"), [("views", [4, 4, 2], [4, 4, 4]), ("image", [4, 3, 2, 1], [4, 3, 1, 1, 1])]
 )
-def test_arrays_travel_as_they_are_and_files_in_full_batches(
+def test_arrays_travel_as_they_are_and_views_of_files_in_full_batches(
     tiny_bundle: Path, files: list[Path], input: Any, arrays: list[int], in_files: list[int]
 ) -> None:
     with Scorer.open(tiny_bundle, "onnxruntime", input) as plain:

@@ -18,10 +18,10 @@ import torch
 
 from glia_rt.backends.choose import AUTO
 from glia_rt.contract import Contract, GraphKind
-from glia_rt.cores import cpu_count
 from glia_rt.errors import BadImageError, UsageError
 from glia_rt.listing.missing import Trail
 from glia_rt.listing.pieces import Picture
+from glia_rt.machine import cpu_count, memory_size
 from glia_rt.pipeline import Inputs, score_stream
 from glia_rt.pixels.decode import decoder
 from glia_rt.pixels.names import display_name
@@ -137,6 +137,7 @@ class TorchScorer:
             batch_size=self.batch_size,
             parallel=1,
             workers=workers or cpu_count(),
+            memory=memory_size() // 2,
             size=lambda picture: len(picture.source) if isinstance(picture.source, bytes) else 0,
         )
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from glia_rt.contract import Contract
-from glia_rt.cores import cpu_count
 from glia_rt.errors import GliaError, UsageError
 from glia_rt.files import sha256
+from glia_rt.machine import cpu_count
 from glia_rt.starter.paths import resolve_checkpoint
 from glia_rt.steps import step
 from glia_rt.versions import installed_versions

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from glia_rt.cores import cpu_count
 from glia_rt.errors import GliaError, MissingPackageError
+from glia_rt.machine import cpu_count
 from glia_rt.pixels.decode import read_image
 from glia_train.distortions import LEVELS, distort
 

@@ -1,4 +1,4 @@
-"""The number of cores that there are to compute on."""
+"""What there is to compute with: the cores and the memory of the machine, or of the container."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+_ROOT = Path("/")
 
-def cpu_count(system: Path = Path("/")) -> int:
+
+def cpu_count(system: Path = _ROOT) -> int:
     """Return the number of cores this process may use.
 
     These are the cores that the process is bound to, but no more than the CPU quota of its container, rounded up.
@@ -19,24 +21,38 @@ def cpu_count(system: Path = Path("/")) -> int:
         system: The root of the file system, where Linux has control groups.
     """
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min([bound, *(max(1, math.ceil(quota)) for quota in _quotas(system))])
+    quotas = (quota for group in _groups(system, "cpu") for quota in _quota(group))
+    return min([bound, *(max(1, math.ceil(quota)) for quota in quotas)])
 
 
-def _quotas(system: Path) -> Iterator[float]:
-    """Yield the quotas, in cores, of the process's control group and of each group above it, of versions 2 and 1."""
+def memory_size(system: Path = _ROOT) -> int:
+    """Return the memory that this process may use, in bytes: the machine's, but no more than its container's limit.
+
+    Args:
+        system: As for `cpu_count`.
+    """
+    try:
+        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError):  # Windows
+        physical = 8 << 30
+    return min([physical, *(limit for group in _groups(system, "memory") for limit in _limit(group))])
+
+
+def _groups(system: Path, controller: str) -> Iterator[Path]:
+    """Yield the folders of the process's control group and of each group above it, of versions 2 and 1."""
     try:
         groups = (system / "proc/self/cgroup").read_text().splitlines()
     except OSError:  # not Linux
         return
     for line in groups:
         _, controllers, name = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        top = system / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        top = system / "sys/fs/cgroup" / (controller if controllers else "")
         # In a container, the process's own group may stand at the top, whatever it is called outside.
         group = top / name.lstrip("/")
         for folder in (group, *group.parents):
-            yield from _quota(folder)
+            yield folder
             if folder == top:
                 break
 
@@ -55,3 +71,14 @@ def _quota(group: Path) -> Iterator[float]:
         return
     if quota.isdecimal():
         yield int(quota) / int(period)
+
+
+def _limit(group: Path) -> Iterator[int]:
+    """Yield the limits of a group in bytes. Version 1 writes a number that no machine has where there is none."""
+    for name in ("memory.max", "memory.high", "memory.limit_in_bytes"):
+        try:
+            limit = (group / name).read_text().strip()
+        except OSError:
+            continue
+        if limit.isdecimal() and int(limit):
+            yield int(limit)

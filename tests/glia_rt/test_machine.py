@@ -1,4 +1,4 @@
-"""Cores within a container's quota, as Linux writes it down."""
+"""Cores and memory within a container's limits, as Linux writes them down."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from glia_rt.cores import cpu_count
+from glia_rt.machine import cpu_count, memory_size
 
 BOUND = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -58,3 +58,22 @@ def test_a_system_without_control_groups(tmp_path: Path) -> None:
 
 def test_rounds_up(tmp_path: Path) -> None:
     assert cpu_count(system(tmp_path, "0::/\n", {"cpu.max": "110000 100000\n"})) == min(2, BOUND)
+
+
+PHYSICAL = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 << 30
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        pytest.param("0::/\n", {"memory.max": "1000000\n"}, 1_000_000, id="a container"),
+        pytest.param("0::/\n", {"memory.max": "max\n", "memory.high": "900000\n"}, 900_000, id="throttled"),
+        pytest.param("0::/\n", {"memory.max": "max\n"}, PHYSICAL, id="no limit"),
+        pytest.param("0::/a/b\n", {"a/b/memory.max": "max\n", "a/memory.max": "1000000\n"}, 1_000_000, id="above"),
+        pytest.param("4:memory:/job\n", {"memory/job/memory.limit_in_bytes": "1000000\n"}, 1_000_000, id="version 1"),
+        pytest.param("4:memory:/\n", {"memory/memory.limit_in_bytes": f"{2**63 - 4096}\n"}, PHYSICAL, id="none in it"),
+        pytest.param("0::/\n", {}, PHYSICAL, id="a controller that is off"),
+    ],
+)  # fmt: skip
+def test_no_more_than_the_limit_of_memory(tmp_path: Path, groups: str, files: dict[str, str], expected: int) -> None:
+    assert memory_size(system(tmp_path, groups, files)) == expected
