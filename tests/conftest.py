@@ -54,6 +54,12 @@ GpuMachine = Callable[..., dict[str, str]]
 TellingModel = Callable[[str], "tuple[GLIANet, Contract]"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fuzz", type=int, default=200, help="damaged copies of each kind that end_to_end/test_fuzz.py reads"
+    )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _listening_to_ctrl_c() -> None:
     """A shell that runs the tests in the background has them, and all they start, ignore it."""

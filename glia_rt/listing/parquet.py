@@ -18,6 +18,16 @@ from glia_rt.pixels.names import display_name
 #: Reading and decoding took 49 ms a picture of 12 MP with 64 MB at once, 42 ms with 4 MB, and 43 ms from a tar archive.
 _ROWS_AT_ONCE: Final = 16
 _BYTES_AT_ONCE: Final = 1 << 22
+#: Where values are kept once and repeated by number, nothing says how large a value is.
+_ROWS_OF_REPEATED: Final = 4
+
+#: Pages are decompressed whole. What a column of a row group unpacks to may be so many times as large as it is in the
+#: file, if it is over so many bytes. Encoded pictures hardly shrink further; a file of zeros does, 30,000 times.
+_MOST_UNPACKED: Final = 200
+_UNPACKED_ANYWAY: Final = 1 << 26
+#: Rows that a row group may have: so many, and so many a byte of the column.
+_ROWS_ANYWAY: Final = 1 << 20
+_ROWS_A_BYTE: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +60,9 @@ class RowGroup:
                 if row >= first:
                     yield self._picture(row, cell)
                 row += 1
-        except (pa.ArrowException, OSError) as error:
+            if row < self.count:
+                raise ValueError(f"{row} rows where its footer says {self.count}")
+        except (pa.ArrowException, OSError, ValueError) as error:
             # The file may be readable again later, if it is an error of the system. Damage that a decompressor finds
             # becomes rows.
             if is_of_the_system(error) or not os.path.exists(self.path):
@@ -68,13 +80,8 @@ class RowGroup:
             open_arrow(self.path) as opened,
             parquet.ParquetFile(opened, pre_buffer=False, buffer_size=1 << 20) as file,
         ):
-            mean = file.metadata.row_group(self.index).total_byte_size // self.count
-            for batch in file.iter_batches(
-                max(1, min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // (mean + 1))),
-                row_groups=[self.index],
-                columns=[self.column],
-                use_threads=False,
-            ):
+            at_once = _rows_at_once(file.metadata.row_group(self.index), self.column, self.size)
+            for batch in file.iter_batches(at_once, row_groups=[self.index], columns=[self.column], use_threads=False):
                 yield from batch.column(0)
 
     def _picture(self, row: int, cell: Any) -> Picture:
@@ -94,7 +101,8 @@ class RowGroup:
 def row_groups(path: str, column: str) -> Iterator[RowGroup | Refused]:
     """Yield the pieces of a Parquet file. Only its footer is read.
 
-    A file that is damaged, or is not a Parquet file, yields one piece that becomes a row.
+    A file that is damaged, or is not a Parquet file, yields one piece that becomes a row. So does one whose footer
+    cannot be true, or promises much more than a file of its size holds.
 
     Raises:
         UsageError: The file has no such column of bytes, strings or structs of them.
@@ -123,12 +131,45 @@ def row_groups(path: str, column: str) -> Iterator[RowGroup | Refused]:
             f"{display_name(path)}: column {column!r} is {schema.field(column).type}; pictures are bytes, or strings "
             "that are their paths: name such a column with --column, or cast this one to binary"
         )
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    try:
+        for group in groups:
+            _rows_at_once(group, column, found.st_size)
+    except ValueError as error:
+        yield Refused(path, f"not a Parquet file of pictures: {error}")
+        return
     row = 0
-    for index in range(metadata.num_row_groups):
-        count = metadata.row_group(index).num_rows
-        if count:
-            yield RowGroup(path, column, index, row, count, found.st_size, found.st_mtime_ns)
-        row += count
+    for index, group in enumerate(groups):
+        if group.num_rows:
+            yield RowGroup(path, column, index, row, group.num_rows, found.st_size, found.st_mtime_ns)
+        row += group.num_rows
+
+
+def _rows_at_once(group: Any, column: str, file_size: int) -> int:
+    """Return how many rows of a row group are decoded at once.
+
+    Raises:
+        ValueError: What the footer says of the group cannot be true, or it unpacks to too much.
+    """
+    rows = group.num_rows
+    if rows < 0:
+        raise ValueError(f"its footer says that there are {rows} rows")
+    chunks = [group.column(i) for i in range(group.num_columns)]
+    chunks = [chunk for chunk in chunks if f"{chunk.path_in_schema}.".startswith(f"{column}.")]
+    packed = sum(chunk.total_compressed_size for chunk in chunks)
+    unpacked = sum(chunk.total_uncompressed_size for chunk in chunks)
+    sizes = [size for chunk in chunks for size in (chunk.total_compressed_size, chunk.total_uncompressed_size)]
+    if min([group.total_byte_size, *sizes]) < 0:
+        raise ValueError("its footer says that there are fewer than no bytes")
+    if packed > file_size:
+        raise ValueError(f"its footer says that a column has {packed} bytes, and the file has {file_size}")
+    if rows > _ROWS_ANYWAY + _ROWS_A_BYTE * packed:
+        raise ValueError(f"its footer says that there are {rows} rows in {packed} bytes")
+    if unpacked > max(_UNPACKED_ANYWAY, _MOST_UNPACKED * packed):
+        raise ValueError(f"{packed} bytes of it unpack to {unpacked}, which no pictures do")
+    is_repeated = unpacked > _BYTES_AT_ONCE and any(chunk.has_dictionary_page for chunk in chunks)
+    most = _ROWS_OF_REPEATED if is_repeated else _ROWS_AT_ONCE
+    return max(1, min(most, _BYTES_AT_ONCE // (unpacked // max(1, rows) + 1)))
 
 
 def is_of_the_system(error: BaseException) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,11 @@ def write_parquet(path: Path, column: Any, *, row_group: int = 3, name: str = "i
 
 
 def all_rows(path: Path, column: str = "image") -> list[Picture]:
-    return [picture for piece in row_groups(str(path), column) for picture in piece.pictures()]
+    return list(each_row(path, column))
+
+
+def each_row(path: Path, column: str = "image") -> Iterator[Picture]:
+    return (picture for piece in row_groups(str(path), column) for picture in piece.pictures())
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
@@ -202,3 +207,93 @@ def test_a_parquet_file_that_goes_away(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(SourceError, match=r"a\.parquet: cannot be read"):
         list(group.pictures())
+
+
+# Footers that lie
+
+
+def varint(value: int) -> bytes:
+    """A number as Thrift's compact protocol writes it."""
+    value, found = (value << 1) ^ (value >> 63), bytearray()
+    while value > 0x7F:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*found, value])
+
+
+def with_footer(path: Path, true: int, false: int) -> Path:
+    """Replace a number in a Parquet file's footer."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[-8:-4], "little")
+    footer = content[-8 - length : -8]
+    assert varint(true) in footer
+    footer = footer.replace(varint(true), varint(false))
+    path.write_bytes(content[: -8 - length] + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+    return path
+
+
+def one_row_group(path: Path) -> tuple[Path, Any]:
+    """Bytes that no other number in the footer is like."""
+    column = pa.array([bytes([i % 256]) * 3_001 for i in range(1_234)], pa.binary())
+    parquet.write_table(pa.table({"image": column}), path, compression="none", use_dictionary=False)
+    return path, parquet.ParquetFile(path).metadata.row_group(0)
+
+
+def test_sizes_below_nothing(tmp_path: Path) -> None:
+    path, group = one_row_group(tmp_path / "a.parquet")
+    with_footer(path, group.total_byte_size, -1)
+    [picture] = all_rows(path)
+    assert picture.refused is not None
+    assert "there are fewer than no bytes" in picture.refused
+
+
+@pytest.mark.parametrize("rows", [10**12, -5])
+def test_rows_that_cannot_be(tmp_path: Path, rows: int) -> None:
+    path, group = one_row_group(tmp_path / "a.parquet")
+    with_footer(path, group.num_rows, rows)
+    [picture] = all_rows(path)
+    assert picture.refused is not None
+    assert picture.refused.startswith("not a Parquet file")
+
+
+def test_fewer_rows_than_promised(tmp_path: Path) -> None:
+    path, group = one_row_group(tmp_path / "a.parquet")
+    found = all_rows(with_footer(path, group.num_rows, 1_300))
+    assert [picture.source is None for picture in found] == [False] * 1_234 + [True] * 66
+    assert found[-1].refused is not None
+    assert "damaged" in found[-1].refused
+
+
+def test_a_column_that_is_larger_than_its_file(tmp_path: Path) -> None:
+    path, group = one_row_group(tmp_path / "a.parquet")
+    with_footer(path, group.column(0).total_compressed_size, 10**12)
+    [picture] = all_rows(path)
+    assert picture.refused is not None
+    assert "its footer says that a column has 1000000000000 bytes" in picture.refused
+
+
+def test_zeros_are_not_unpacked(tmp_path: Path) -> None:
+    """700 MB in 30 kB."""
+    path = tmp_path / "a.parquet"
+    column = pa.array([bytes(1_000_000)] * 700, pa.binary())
+    parquet.write_table(pa.table({"image": column}), path, compression="zstd", use_dictionary=False)
+    assert path.stat().st_size < 100_000
+    before = pa.total_allocated_bytes()
+    del column
+    [picture] = all_rows(path)
+    assert picture.refused is not None
+    assert "which no pictures do" in picture.refused
+    assert pa.total_allocated_bytes() < before
+
+
+def test_one_value_that_is_repeated_is_read_a_few_rows_at_a_time(tmp_path: Path) -> None:
+    """Its dictionary has it once: 700 rows of 1 MB."""
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"image": pa.array([bytes(1_000_000)] * 700, pa.binary())}), path, compression="zstd")
+    assert path.stat().st_size < 10_000
+    pool = pa.default_memory_pool()
+    most = 0
+    for picture in each_row(path):
+        assert picture.source == bytes(1_000_000)
+        most = max(most, pool.bytes_allocated())
+    assert most < 64_000_000
