@@ -1,8 +1,9 @@
 """Files and folders that are whole or not there, their hashes, and their removal.
 
-What is written has another name first, that of `partial_path`, and then takes its own. A process that is killed leaves
-the old one or the new one, never half of one. What is written is forced to the disk before it gets its name, so that
-the same holds for a power cut. What killed processes leave under partial names is removed by the next writer.
+What is written has another place first, in a hidden folder beside its own, and then takes its name. A process that is
+killed leaves the old one or the new one, never half of one. What is written is forced to the disk before it gets its
+name, so that the same holds for a power cut. The hidden folder is locked while its writer lives, on whatever machine;
+what killed writers leave is removed by the next one.
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ import errno
 import glob
 import hashlib
 import os
-import platform
+import secrets
 import shutil
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -25,8 +25,10 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 if TYPE_CHECKING:
     import _csv
 
-#: Remains of another machine are removed at this age, seconds. Whether its process still runs cannot be asked here.
+#: Hidden folders without a lock are removed at this age, in seconds: of writers that were killed as they began, and of
+#: older versions.
 _OLD: Final = 24 * 60 * 60
+_LOCK: Final = "lock"
 #: Longest field of a CSV, in characters. Columns beside those that are read may hold pages of text.
 _MAX_FIELD: Final = 1 << 30
 
@@ -60,12 +62,37 @@ def link_target(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
-def partial_path(path: Path) -> Path:
-    """Return the name that a file or folder has while this thread writes it: hidden, and in the same folder.
+def longest_path(path: Path) -> Path:
+    """Return the longest path that is made while a file or folder is written, to find out whether it can be."""
+    return _hidden(path, "0" * 8) / _LOCK
 
-    The name tells machines, processes and threads apart, because several may write one file on a shared disk.
-    """
-    return path.with_name(f".{path.name}.partial-{_machine()}-{os.getpid()}-{threading.get_native_id()}")
+
+@contextmanager
+def _partial(path: Path) -> Iterator[Path]:
+    """Make a hidden folder for what is being written, locked until the block ends, and then removed."""
+    from filelock import FileLock, Timeout
+
+    _remove_remains(path)
+    while True:
+        folder = _hidden(path, secrets.token_hex(4))
+        folder.mkdir()
+        lock = FileLock(folder / _LOCK)
+        try:
+            lock.acquire(blocking=False)
+        except (FileNotFoundError, Timeout):  # another writer took it for remains, between the two lines
+            continue
+        break
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
+        if folder.exists():  # over NFS it was not empty while the lock was open
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _hidden(path: Path, name: str) -> Path:
+    return path.with_name(f".{path.name}.partial-{name}")
 
 
 @contextmanager
@@ -78,18 +105,12 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         OSError: It cannot be written.
     """
     path = link_target(path)
-    _remove_remains(path)
-    partial = partial_path(path)
-    try:
-        with partial.open("wb") as file:
+    with _partial(path) as folder:
+        with (folder / "new").open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        rename(partial, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
+        rename(folder / "new", path)
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -128,22 +149,19 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: The parent folder cannot be written.
     """
-    _remove_remains(path)
-    partial = partial_path(path)
-    # Folders within the partial one: a server that watches the parent finds nothing it knows at the top of it.
-    new, old = partial / "new", partial / "replaced"
-    new.mkdir(parents=True)
-    try:
-        yield new
-        _sync_tree(new)
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
-        sync_folder(path.parent)
-    finally:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        remove(partial)
+    with _partial(path) as folder:
+        new, old = folder / "new", folder / "replaced"
+        new.mkdir()
+        try:
+            yield new
+            _sync_tree(new)
+            if path.exists():
+                path.rename(old)
+            new.rename(path)
+            sync_folder(path.parent)
+        finally:
+            if old.exists() and not path.exists():
+                old.rename(path)
 
 
 def _sync_tree(folder: Path) -> None:
@@ -165,41 +183,38 @@ def remove(path: Path) -> None:
 
 
 def _remove_remains(path: Path) -> None:
-    """Remove what writers that have ended left of a file or folder under partial names."""
+    """Remove what writers that have ended left of a file or folder."""
     for remains in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
-        if _is_ended(remains):
-            if (old := remains / "replaced").is_dir() and not path.exists():
-                old.rename(path)
-            remove(remains)
+        with _locked_if_ended(remains) as is_ended:
+            if is_ended:
+                if (old := remains / "replaced").is_dir() and not path.exists():
+                    old.rename(path)
+                remove(remains)
 
 
-def _machine() -> str:
-    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+@contextmanager
+def _locked_if_ended(remains: Path) -> Iterator[bool]:
+    """Yield whether a writer has ended; then no other one takes its remains for its own meanwhile."""
+    from filelock import FileLock, Timeout
 
-
-def _is_ended(partial: Path) -> bool:
-    """Return whether the writer of a file or folder under a partial name has ended."""
-    machine, *numbers = partial.name.rpartition(".partial-")[2].split("-")
-    if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
-        return False
-    process, thread = map(int, numbers)
-    if machine != _machine():
-        try:
-            return time.time() - partial.stat().st_mtime > _OLD
-        except OSError:
-            return False
-    if process == os.getpid():  # also one that had this number before, as in a container
-        return thread == threading.get_native_id() or thread not in {one.native_id for one in threading.enumerate()}
-    return not _is_running(process)
-
-
-def _is_running(process: int) -> bool:
-    if os.name == "nt":
-        return True  # signal 0 is Ctrl-C there
+    if not (remains / _LOCK).exists():
+        yield _age(remains) > _OLD
+        return
+    lock = FileLock(remains / _LOCK)
     try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
+        lock.acquire(blocking=False)
+    except (OSError, Timeout):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _age(path: Path) -> float:
+    """Return for how many seconds a file or folder has not changed, 0 if it has just been removed."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return 0.0

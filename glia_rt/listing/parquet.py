@@ -169,7 +169,7 @@ def _rows_at_once(group: Any, column: str, file_size: int) -> int:
         raise ValueError(f"{packed} bytes of it unpack to {unpacked}, which no pictures do")
     is_repeated = unpacked > _BYTES_AT_ONCE and any(chunk.has_dictionary_page for chunk in chunks)
     most = _ROWS_OF_REPEATED if is_repeated else _ROWS_AT_ONCE
-    return max(1, min(most, _BYTES_AT_ONCE // (unpacked // max(1, rows) + 1)))
+    return int(max(1, min(most, _BYTES_AT_ONCE // (unpacked // max(1, rows) + 1))))
 
 
 def is_of_the_system(error: BaseException) -> bool:

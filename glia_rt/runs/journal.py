@@ -36,7 +36,7 @@ _RUN: Final = "run.json"
 _LOCK: Final = "lock"
 _LISTING: Final = f"listing{ENDING}"
 _NAME_DIGITS: Final = 12
-_OURS: Final = re.compile(r"\.?(run\.json|listing\.jsonl\.zst|merged|\d{12}\.jsonl)(\.partial(-\d+)?)?")
+_OURS: Final = re.compile(r"\.?(run\.json|listing\.jsonl\.zst|merged|\d{12}\.jsonl)(\.partial(-[\da-f-]+)?)?")
 _CAUSE: Final = "mend the cause, and give the same command again with --resume"
 _AGAIN: Final = "mend the cause, and give the same command again"
 _ANEW: Final = "start anew, with --overwrite"
@@ -141,7 +141,7 @@ class Parts:
             self._write_run(is_starting=True, cause=_AGAIN)
         for path in left:
             if path.name != _RUN:
-                path.unlink(missing_ok=True)
+                files.remove(path)
         self._write_run(cause=_AGAIN)
 
     def freeze(self, pieces: Iterable[Piece], sources: str) -> Summary:
@@ -227,8 +227,7 @@ class Parts:
         turns = {_RUN: 0, _LOCK: 2}
         with contextlib.suppress(OSError):
             for path in sorted(self.folder.iterdir(), key=lambda path: turns.get(path.name, 1)):
-                with contextlib.suppress(OSError):
-                    path.unlink()
+                files.remove(path)
             self.folder.rmdir()
 
     def __enter__(self) -> Self:

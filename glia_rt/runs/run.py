@@ -358,7 +358,7 @@ def _exists(path: str | os.PathLike[str], what: str = "") -> OutputExistsError:
 def _require_name(path: Path) -> None:
     """Find out now, not once all is scored, that a file of this name cannot be made."""
     try:
-        os.lstat(files.partial_path(path))
+        os.lstat(files.longest_path(path))
     except FileNotFoundError:
         return
     except OSError as error:

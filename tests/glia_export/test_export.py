@@ -29,7 +29,7 @@ from glia_rt.bundle import GRAPHS, MANIFEST, Bundle
 from glia_rt.cli.main import main
 from glia_rt.contract import Contract
 from glia_rt.errors import BundleError, ParityError
-from glia_rt.files import partial_path, sha256
+from glia_rt.files import sha256
 from glia_rt.listing.folders import find_images
 from glia_rt.pixels.decode import read_image
 from glia_rt.pixels.views import make_inputs
@@ -131,11 +131,13 @@ def adapter_only(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Ad
     model, contract = untrained(SMALL)
     torch.save(model.backbone.state_dict(), backbone)
     make_checkpoint(model, contract, backbone.name, adapter_only=True).save(folder / "adapters.pt")
-    # An older bundle, and what a killed export by a process of this number left.
-    for old in (folder / "adapters.glia", partial_path(folder / "adapters.glia")):
-        old.mkdir()
+    # An older bundle, and what a killed export left.
+    killed = folder / ".adapters.glia.partial-01234567"
+    for old in (folder / "adapters.glia", killed / "new"):
+        old.mkdir(parents=True)
         (old / MANIFEST).write_text("{}")
         (old / "old").touch()
+    (killed / "lock").touch()
     two = tmp_path_factory.mktemp("two")
     for name in ("00.jpg", "31.jpg"):
         shutil.copy(pictures / name, two)

@@ -111,10 +111,41 @@ def test_threads_that_write_one_file_do_not_meet(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a.txt"]
 
 
+WRITER = """
+import pathlib, sys
+from glia_rt import files
+with files.whole_folder(pathlib.Path(sys.argv[1])) as folder:
+    (folder / "a").touch()
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("prefix", [(), ("unshare", "--user", "--pid", "--fork", "--kill-child")])
+def test_what_another_process_writes_is_left_until_it_has_ended(tmp_path: Path, prefix: tuple[str, ...]) -> None:
+    """Also one of another container, whose number is nobody's here."""
+    if prefix and subprocess.run([*prefix, "true"], capture_output=True).returncode:
+        pytest.skip("there are no namespaces here")
+    path, command = tmp_path / "a", [*prefix, sys.executable, "-c", WRITER, str(tmp_path / "a")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        files.write_whole(path, "text")
+        [remains] = tmp_path.glob(".a.partial-*")
+        assert (remains / "new" / "a").exists()
+        process.kill()
+        process.wait()
+        process.stdin.close()
+    time.sleep(0.2)  # its child dies with it
+    files.write_whole(path, "text")
+    assert names(tmp_path) == ["a"]
+
+
 @pytest.mark.parametrize(("age", "is_removed"), [(0, False), (2 * 24 * 60 * 60, True)])
-def test_what_another_machine_writes_is_left_for_a_day(tmp_path: Path, age: int, is_removed: bool) -> None:
+def test_what_has_no_lock_is_left_for_a_day(tmp_path: Path, age: int, is_removed: bool) -> None:
     other = tmp_path / ".a.txt.partial-01234567-1-1"
-    other.write_text("half")
+    other.mkdir()
     os.utime(other, (time.time() - age,) * 2)
     files.write_whole(tmp_path / "a.txt", "text")
     assert other.exists() != is_removed

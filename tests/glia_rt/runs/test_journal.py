@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import itertools
 import os
+import re
 import shutil
 import socket
 from collections.abc import Callable
@@ -17,7 +18,6 @@ from helpers.runs import BAD, ROWS, Stop, after, frozen, names
 
 from glia_rt import Result, Scorer
 from glia_rt.errors import GliaError, OutputExistsError, UsageError
-from glia_rt.files import partial_path
 from glia_rt.listing.pieces import Position
 from glia_rt.listing.sources import Sources
 from glia_rt.runs import journal as parts
@@ -47,7 +47,7 @@ def test_an_output_is_on_the_disk_before_its_parts_go(
     fsync, replace, unlink = os.fsync, os.replace, Path.unlink
 
     def named(path: Any) -> str:
-        return os.path.relpath(path, tmp_path)
+        return re.sub(r"\.partial-[0-9a-f]{8}", ".partial", os.path.relpath(path, tmp_path))
 
     def synced(descriptor: int) -> None:
         calls.append(("fsync", named(os.readlink(f"/proc/self/fd/{descriptor}"))))
@@ -65,20 +65,20 @@ def test_an_output_is_on_the_disk_before_its_parts_go(
     monkeypatch.setattr(os, "replace", replaced)
     monkeypatch.setattr(Path, "unlink", unlinked)
     score_to_file(scorer, listing, tmp_path / "scores.csv")
-    merged, partial = calls.index(("fsync", "scores.csv.parts/merged")), partial_path(Path("x")).name.removeprefix(".x")
+    merged = calls.index(("fsync", "scores.csv.parts/merged"))
     assert calls[merged:-3] == [
         ("fsync", "scores.csv.parts/merged"),
         # First this, so that killed in between the run takes the output for its own.
-        ("fsync", f"scores.csv.parts/.run.json{partial}"),
-        ("replace", f"scores.csv.parts/.run.json{partial}", "scores.csv.parts/run.json"),
+        ("fsync", "scores.csv.parts/.run.json.partial/new"),
+        ("replace", "scores.csv.parts/.run.json.partial/new", "scores.csv.parts/run.json"),
         ("fsync", "scores.csv.parts"),
         ("replace", "scores.csv.parts/merged", "scores.csv"),
         ("fsync", "."),
-        ("fsync", f".scores.csv.listing.jsonl.zst{partial}"),
-        ("replace", f".scores.csv.listing.jsonl.zst{partial}", "scores.csv.listing.jsonl.zst"),
+        ("fsync", ".scores.csv.listing.jsonl.zst.partial/new"),
+        ("replace", ".scores.csv.listing.jsonl.zst.partial/new", "scores.csv.listing.jsonl.zst"),
         ("fsync", "."),
-        ("fsync", f".scores.csv.meta.json{partial}"),
-        ("replace", f".scores.csv.meta.json{partial}", "scores.csv.meta.json"),
+        ("fsync", ".scores.csv.meta.json.partial/new"),
+        ("replace", ".scores.csv.meta.json.partial/new", "scores.csv.meta.json"),
         ("fsync", "."),
         ("unlink", "scores.csv.parts/run.json"),
     ]
