@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from glia_rt.backends.cuda.engine import TARGETS
-from glia_rt.cli.console import make_console, print_engine, say
+from glia_rt.cli.console import make_console, print_engine, say, tell
 from glia_rt.cli.options import grouped, needs, overwrite_option, parse_batch, parse_sizes
 from glia_rt.contract import GraphKind
 from glia_rt.errors import UsageError
@@ -80,7 +80,7 @@ def build(bundle: str, target: str | None, graph: BuildOptions, triton: str | No
             max_batch=batches[2],
             overwrite=overwrite,
         )
-        click.echo(f"wrote {model}; next:\n  tritonserver --model-repository {shlex.quote(triton)}")
+        tell(f"wrote {model}; next:\n  tritonserver --model-repository {shlex.quote(triton)}")
 
 
 def _build_engine(
@@ -109,5 +109,5 @@ def _build_engine(
     if done.record.precision != opened.gpu_precision(graph.input):
         where += f" --precision {done.record.precision}"
     where += " --input image" if graph.input == "image" else ""
-    click.echo(f"wrote {done.path}; next, on the GPU:\n  glia-rt verify {shlex.quote(bundle)} {where}")
+    tell(f"wrote {done.path}; next, on the GPU:\n  glia-rt verify {shlex.quote(bundle)} {where}")
     return done.path

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from glia_rt.backends.choose import AUTO
-from glia_rt.cli.console import escaped, make_console, make_table, say
+from glia_rt.cli.console import make_console, make_table, say
 from glia_rt.cli.evaluate import PartOptions, part_options, say_unreadable
 from glia_rt.cli.options import DatasetOptions, EngineOptions, dataset_options, engine_options
 from glia_rt.starter.paths import is_bundle
@@ -58,8 +58,8 @@ def compare(a: str, b: str, labelled: DatasetOptions, of: PartOptions, engine: E
     else:
         shown = "" if interval is None else f"{interval.low:+.4f} to {interval.high:+.4f}"
         rows = [
-            [escaped(f"A {first.model}"), f"{found.first:.4f}", ""],
-            [escaped(f"B {second.model}"), f"{found.second:.4f}", ""],
+            [f"A {first.model}", f"{found.first:.4f}", ""],
+            [f"B {second.model}", f"{found.second:.4f}", ""],
             ["A - B", f"{found.value:+.4f}", shown],
         ]
         console = make_console()

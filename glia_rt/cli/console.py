@@ -33,10 +33,20 @@ if TYPE_CHECKING:
     OnRow: TypeAlias = Callable[[run.Progress, Result], None]
 
 
+def escaped(text: str) -> str:
+    """Return a line whose characters that would command a terminal are escaped. Names of files may hold any."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def tell(message: str) -> None:
+    """Print lines on stdout, cleaned of what would command a terminal."""
+    click.echo("\n".join(map(escaped, message.split("\n"))))
+
+
 def say(message: str) -> None:
-    """Print a diagnostic on stderr, so that stdout holds nothing but what was asked for."""
+    """Print a diagnostic on stderr, so that stdout holds nothing but what was asked for; cleaned as by `tell`."""
     try:
-        click.echo(message, err=True)
+        click.echo("\n".join(map(escaped, message.split("\n"))), err=True)
     except OSError:  # the reader went away or the disk is full, and neither is a reason to stop
         drop(sys.stderr)
 
@@ -137,12 +147,12 @@ def make_console(*, stderr: bool = False) -> Console:
 
 
 def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Return a table without lines. Its cells are printed as they are."""
+    """Return a table without lines. Its cells are printed as they are, cleaned as by `tell`."""
     from rich.table import Table
 
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in rows:
-        table.add_row(*(cell.replace("[", "\\[") for cell in row))
+        table.add_row(*(escaped(cell).replace("[", "\\[") for cell in row))
     return table
 
 
@@ -180,11 +190,6 @@ def format_row(result: Result) -> str:
     else:
         line = f"{result.score:>10.4f}  {result.width:>5}x{result.height:<5}  {result.path}"
     return escaped(line)
-
-
-def escaped(line: str) -> str:
-    """Return a line whose characters that would command a terminal are escaped."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import click
 
-from glia_rt.cli.console import escaped, show_count
+from glia_rt.cli.console import show_count, tell
 from glia_rt.cli.options import needs, overwrite_option
 from glia_rt.machine import cpu_count
 from glia_rt.steps import step
@@ -76,7 +76,7 @@ def check(
         click.echo(json.dumps(found.to_dict(), indent=2))
     else:
         for line in _lines(found):
-            click.echo(escaped(line))
+            tell(line)
     return 0 if found.is_whole else SOME_BAD
 
 
@@ -119,12 +119,12 @@ def distort(
         synthetic.distort_photographs(
             found, out, seed=seed, metric=metric, max_side=max_side, workers=threads, done=done
         )
-    click.echo(f"wrote {total} pictures of {len(found)} photographs to {escaped(out)}; next:")
+    tell(f"wrote {total} pictures of {len(found)} photographs to {out}; next:")
     if metric:
-        click.echo(f"  {shlex.join(['glia-rt', 'data', 'check', 'kadid10k', '--root', out])}")
+        tell(f"  {shlex.join(['glia-rt', 'data', 'check', 'kadid10k', '--root', out])}")
     else:
         listed = os.fspath(Path(out) / synthetic.PICTURES)
-        click.echo(f"  {shlex.join(['glia-rt', 'score', 'model.glia', '--list', listed, '-o', 'scores.csv'])}")
+        tell(f"  {shlex.join(['glia-rt', 'score', 'model.glia', '--list', listed, '-o', 'scores.csv'])}")
 
 
 def _lines(found: Check) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from glia_rt import files
-from glia_rt.cli.console import escaped, make_console, make_table, say, say_backend, show_count
+from glia_rt.cli.console import make_console, make_table, say, say_backend, show_count, tell
 from glia_rt.cli.options import (
     DatasetOptions,
     EngineOptions,
@@ -145,10 +145,7 @@ def print_evaluation(found: Any) -> None:
     """Print the tables of a `glia_train.evaluate.Evaluation`."""
     console, metrics = make_console(), found.overall.metrics
     part = "all parts" if found.selection.part == "all" else f"the {found.selection.part} part"
-    console.print(
-        escaped(f"{found.overall.pictures} pictures, {part} of {found.selection.dataset}"),
-        highlight=False, markup=False,
-    )  # fmt: skip
+    tell(f"{found.overall.pictures} pictures, {part} of {found.selection.dataset}")
     rows = [
         [name.upper(), _figure(getattr(metrics, name)), _interval(found.overall.intervals.get(name))]
         for name in ("srcc", "krcc", "plcc", "rmse")
@@ -172,7 +169,7 @@ def print_evaluation(found: Any) -> None:
 def _share(name: str, agreement: Any) -> list[str]:
     metrics = agreement.metrics
     return [
-        escaped(name),
+        name,
         str(agreement.pictures),
         _figure(metrics.srcc),
         _interval(agreement.intervals.get("srcc")),
@@ -196,7 +193,7 @@ def say_unreadable(chosen: Any, *models: Any) -> int:
         return 0
     say(f"{len(unreadable)} of {len(chosen.pictures)} pictures could not be read and are left out:")
     for name, error in list(unreadable.items())[:_LISTED]:
-        say(f"  {escaped(f'{name}: {error}')}")
+        say(f"  {name}: {error}")
     if len(unreadable) > _LISTED:
         say(f"  and {len(unreadable) - _LISTED} more; --json lists them")
     return SOME_BAD

@@ -6,7 +6,7 @@ import shlex
 
 import click
 
-from glia_rt.cli.console import make_console, make_table, print_parity, say
+from glia_rt.cli.console import make_console, make_table, print_parity, say, tell
 from glia_rt.cli.options import needs, overwrite_option
 from glia_rt.errors import ParityError, UsageError
 
@@ -56,4 +56,4 @@ def export(
     console.print(make_table(["file", "MB"], [[name, f"{size / 1e6:.1f}"] for name, size in done.sizes.items()]))
     print_parity(console, done.parity)
     path = shlex.quote(str(done.path))
-    click.echo(f"wrote {done.path}; next:\n  glia-rt verify {path}\n  glia-rt score {path} PICTURE_OR_FOLDER")
+    tell(f"wrote {done.path}; next:\n  glia-rt verify {path}\n  glia-rt score {path} PICTURE_OR_FOLDER")

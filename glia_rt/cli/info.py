@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from glia_rt.backends.cuda.engine import EngineRecord, engines
-from glia_rt.cli.console import escaped
+from glia_rt.cli.console import tell
 from glia_rt.cli.options import needs
 from glia_rt.contract import Contract
 from glia_rt.errors import BundleError, EngineError
@@ -31,7 +31,7 @@ def info(path: str, as_json: bool) -> None:
     else:
         width = max(len(name) for name, _ in rows) + 2
         for name, text in rows:
-            click.echo(f"{escaped(name):<{width}}{escaped(text)}")
+            tell(f"{name:<{width}}{text}")
 
 
 def _describe_bundle(path: str) -> tuple[dict[str, Any], list[list[str]]]:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import click
 
-from glia_rt.cli.console import make_console
+from glia_rt.cli.console import make_console, tell
 from glia_rt.cli.options import DatasetOptions, dataset_options, grouped, needs, overwrite_option
 from glia_rt.errors import UsageError
 
@@ -189,4 +189,4 @@ def train(
     command = ["glia-rt", "export", str(result.checkpoint)]
     if options["adapter_only"]:
         command += ["--backbone-weights", backbone_weights or "SOURCE"]
-    click.echo(f"wrote {result.checkpoint}; next:\n  {shlex.join(command)}")
+    tell(f"wrote {result.checkpoint}; next:\n  {shlex.join(command)}")

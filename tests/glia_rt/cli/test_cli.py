@@ -635,6 +635,19 @@ def test_names_do_not_command_the_terminal(plain_bundle: Path, tmp_path: Path, c
     (tmp_path / "a\x1b[2J\nb.jpg").write_text("no picture")
     assert main(["score", str(plain_bundle), str(tmp_path)]) == 3
     assert capsys.readouterr().out.splitlines()[1].endswith(r"a\x1b[2J\nb.jpg: not a picture Pillow can read")
+    hostile = str(tmp_path / "\x1b[2J.glia")
+    commands = [["score", hostile, "x.jpg"], ["info", hostile], ["score", str(plain_bundle), "x.jpg", "-o", hostile]]
+    commands += [
+        ["score", hostile, "--shard", "\x1b[2J"],
+        ["score", hostile, "x.jpg", "--workers", "\x1b[2J"],
+        [hostile],
+    ]
+    commands += [["data", "check", hostile], ["compare", hostile, hostile], ["export", hostile]]
+    for command in commands:
+        assert main(command) != 0
+        shown = capsys.readouterr()
+        assert "\x1b" not in shown.out + shown.err
+        assert r"\x1b[2J" in shown.err
 
 
 def test_a_log_has_a_line_of_progress_now_and_then(
