@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from glia_rt.versions import install_command
+
 
 class GliaError(Exception):
     """Base of all errors raised on purpose."""
@@ -94,7 +96,7 @@ class MissingPackageError(BackendError):
     """A package of an extra is not installed; the message is the command that installs it."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f'{package} is not installed: pip install "glia-rt[{extra}]"')
+        super().__init__(f"{package} is not installed: {install_command(extra)}")
         self.package = package
         self.extra = extra
 

@@ -1,4 +1,4 @@
-"""The version of glia-rt, and those of the packages that took part in what is written down."""
+"""The version of glia-rt, those of the packages that took part in what is written down, and what installs more."""
 
 from __future__ import annotations
 
@@ -22,3 +22,21 @@ def installed_versions(*names: str) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found | {"python": platform.python_version()}
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs the packages of an extra of glia-rt, or of several as "export,cpu".
+
+    It names the packages themselves, because no index has glia-rt.
+    """
+    import importlib.metadata
+    import shlex
+
+    try:
+        required = importlib.metadata.requires("glia-rt") or []
+    except importlib.metadata.PackageNotFoundError:  # run from its sources, without being installed
+        return f'pip install ".[{extra}]", in a clone of glia-rt'
+    markers = {f"extra == '{one}'" for one in extra.split(",")}
+    lines = [line.replace('"', "'").partition(";") for line in required]
+    packages = dict.fromkeys(package.strip() for package, _, marker in lines if marker.strip() in markers)
+    return f"pip install {' '.join(map(shlex.quote, packages))}"

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from glia_rt import Scorer, __version__
+from glia_rt.versions import install_command
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {
@@ -138,4 +139,4 @@ def test_what_is_missing_is_named_with_the_command_that_installs_it(
     done = environment.run("glia-rt", *command)
     assert (done.returncode, done.stdout) == (6, "")
     [line] = done.stderr.splitlines()
-    assert line.endswith(f' is not installed: pip install "glia-rt[{extra}]"')
+    assert line.endswith(f" is not installed: {install_command(extra)}")

@@ -28,7 +28,7 @@ from glia_rt.bundle import Bundle
 from glia_rt.cli.main import main
 from glia_rt.contract import GraphKind
 from glia_rt.errors import BackendError, BundleError, OutputExistsError, UsageError
-from glia_rt.versions import __version__
+from glia_rt.versions import __version__, install_command
 
 GliaRt = Callable[..., "subprocess.CompletedProcess[str]"]
 EditedBundle = Callable[[Callable[[Path, "dict[str, Any]"], None]], Path]
@@ -264,7 +264,7 @@ def test_a_missing_library_names_its_extra(tiny_bundle: Path, without_packages: 
         command, capture_output=True, text=True, timeout=60, env=env | {"PYTHONPATH": paths}, check=False
     )
     assert done.returncode == 6, done.stderr
-    assert done.stderr == 'glia-rt: tensorrt_rtx is not installed: pip install "glia-rt[rtx]"\n'
+    assert done.stderr == f"glia-rt: tensorrt_rtx is not installed: {install_command('rtx')}\n"
 
 
 def test_a_damaged_graph_is_not_built(bundle: Path) -> None:

@@ -33,6 +33,7 @@ from glia_rt.files import sha256
 from glia_rt.listing.folders import find_images
 from glia_rt.pixels.decode import read_image
 from glia_rt.pixels.views import make_inputs
+from glia_rt.versions import install_command
 from glia_train.checkpoint import Checkpoint, make_checkpoint
 from glia_train.models.glianet import GLIANet, ModelConfig
 from glia_train.models.table import untrained
@@ -380,7 +381,7 @@ def test_without_onnxruntime_the_message_is_the_install_command(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     ran = glia_rt("export", small_checkpoint)
     assert ran.status == 6
-    assert 'pip install "glia-rt[export,cpu]"' in ran.stderr
+    assert f"{install_command('export,cpu')}" in ran.stderr
     assert not small_checkpoint.with_suffix(".glia").exists()
 
 

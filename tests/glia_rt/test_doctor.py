@@ -13,6 +13,7 @@ import pytest
 import glia_rt
 from glia_rt.backends.choose import BACKENDS, CPU_BACKENDS, default_precision
 from glia_rt.doctor import examine
+from glia_rt.versions import install_command
 
 EXAMINE = """
 import dataclasses, json
@@ -58,7 +59,7 @@ def test_packages_are_those_installed() -> None:
 def test_what_is_missing_is_said_with_its_cure(examine_without: Callable[..., dict[str, Any]]) -> None:
     found = examine_without("openvino", "torch")
     assert found["backends"][-2:] == [
-        ["openvino", "no", "", 'openvino is not installed: pip install "glia-rt[cpu]"'],
+        ["openvino", "no", "", f"openvino is not installed: {install_command('cpu')}"],
         ["onnxruntime", "yes", "fp32", ""],
     ]
     packages = dict(found["packages"])

@@ -20,6 +20,7 @@ from glia_rt.backends.quiet import import_engine
 from glia_rt.bundle import GRAPHS, Bundle
 from glia_rt.contract import DTYPE, SCORE
 from glia_rt.errors import BackendError, GliaError
+from glia_rt.versions import install_command
 
 if TYPE_CHECKING:
     from cuda.core import Stream
@@ -102,7 +103,7 @@ def require_cuda(session: Any) -> None:
     if (provider := session.get_providers()[0]) != PROVIDER:
         raise BackendError(
             f"backend {NAME}: ONNX Runtime fell back to {provider}, because CUDA 13 or cuDNN 9 cannot be loaded: "
-            'pip install "glia-rt[gpu]"'
+            f"{install_command('gpu')}"
         )
 
 
@@ -114,8 +115,7 @@ def unavailable() -> str | None:
 
     if PROVIDER not in ort.get_available_providers():
         return (
-            "the onnxruntime that is installed is the CPU's: pip uninstall onnxruntime, then "
-            'pip install "glia-rt[gpu]"'
+            f"the onnxruntime that is installed is the CPU's: pip uninstall onnxruntime, then {install_command('gpu')}"
         )
     return None
 

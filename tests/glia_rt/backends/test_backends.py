@@ -24,6 +24,7 @@ from glia_rt.errors import BackendError, UsageError
 from glia_rt.pixels.decode import read_image
 from glia_rt.pixels.views import make_inputs
 from glia_rt.verify import SCORE_LIMITS
+from glia_rt.versions import install_command
 from glia_train.models.base import Model
 
 Scores = npt.NDArray[np.float32]
@@ -334,8 +335,8 @@ def choose(tiny_bundle: Path, without_packages: Callable[..., dict[str, str]]) -
     return run
 
 
-OPENVINO = 'openvino is not installed: pip install "glia-rt[cpu]"'
-ONNXRUNTIME = 'onnxruntime is not installed: pip install "glia-rt[cpu]"'
+OPENVINO = f"openvino is not installed: {install_command('cpu')}"
+ONNXRUNTIME = f"onnxruntime is not installed: {install_command('cpu')}"
 
 
 def test_auto_says_what_it_passed_over(choose: Callable[..., list[Any]]) -> None:

@@ -23,6 +23,7 @@ from glia_rt import Scorer
 from glia_rt.backends.choose import default_precision
 from glia_rt.cli.main import cli, main
 from glia_rt.results import COLUMNS
+from glia_rt.versions import install_command
 
 GliaRt = Callable[..., "subprocess.CompletedProcess[str]"]
 Capture = pytest.CaptureFixture[str]
@@ -209,7 +210,7 @@ def test_status_6_says_what_to_install(
         command, capture_output=True, text=True, timeout=60, env=environment, cwd=tmp_path, check=False
     )
     assert (done.returncode, done.stdout) == (6, "")
-    assert f'{missing[0]} is not installed: pip install "glia-rt[{extra}]"' in done.stderr
+    assert f"{missing[0]} is not installed: {install_command(extra)}" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -636,13 +637,12 @@ def test_names_do_not_command_the_terminal(plain_bundle: Path, tmp_path: Path, c
     assert main(["score", str(plain_bundle), str(tmp_path)]) == 3
     assert capsys.readouterr().out.splitlines()[1].endswith(r"a\x1b[2J\nb.jpg: not a picture Pillow can read")
     hostile = str(tmp_path / "\x1b[2J.glia")
-    commands = [["score", hostile, "x.jpg"], ["info", hostile], ["score", str(plain_bundle), "x.jpg", "-o", hostile]]
-    commands += [
-        ["score", hostile, "--shard", "\x1b[2J"],
-        ["score", hostile, "x.jpg", "--workers", "\x1b[2J"],
-        [hostile],
-    ]
-    commands += [["data", "check", hostile], ["compare", hostile, hostile], ["export", hostile]]
+    plain, code = str(plain_bundle), "\x1b[2J"
+    commands = [
+        ["score", hostile, "x.jpg"], ["score", plain, "x.jpg", "-o", hostile], ["score", plain, "x.jpg", "--shard", code],
+        ["score", plain, "x.jpg", "--workers", code], ["info", hostile], ["export", hostile], [hostile],
+        ["data", "check", "biq2021", "--root", hostile], ["compare", hostile, hostile, "--data", hostile],
+    ]  # fmt: skip
     for command in commands:
         assert main(command) != 0
         shown = capsys.readouterr()

@@ -18,6 +18,7 @@ from pyarrow import parquet
 
 from glia_rt.cli import data
 from glia_rt.cli.main import main
+from glia_rt.versions import install_command
 
 Capture = pytest.CaptureFixture[str]
 GliaRt = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -245,7 +246,7 @@ def test_a_missing_package_is_named(biq2021: Path, without_packages: Callable[..
         check=False,
     )
     assert (done.returncode, done.stdout) == (6, "")
-    assert done.stderr == 'glia-rt: skimage is not installed: pip install "glia-rt[train]"\n'
+    assert done.stderr == f"glia-rt: skimage is not installed: {install_command('train')}\n"
 
 
 def test_help() -> None:

@@ -9,9 +9,12 @@ import subprocess
 import sys
 import tarfile
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pillow_heif
 import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
 from PIL import Image
@@ -21,6 +24,7 @@ from glia_rt.errors import SourceError, UsageError
 from glia_rt.listing.folders import find_images
 from glia_rt.listing.lists import names
 from glia_rt.listing.sources import Sources
+from glia_rt.pixels.decode import read_image
 
 
 def make(folder: Path, *names: str) -> None:
@@ -392,20 +396,39 @@ def test_one_shard_without_the_column_is_a_row(tmp_path: Path) -> None:
 
 
 def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
-    make(tmp_path, "a.jpg", "IMG_1.HEIC", "IMG_2.heic", ".b.jpg", ".git/c.jpg", "deep/d.cr2", "notes.txt")
+    make(tmp_path, "a.jpg", "IMG_1.JXL", "IMG_2.jxl", ".b.jpg", ".git/c.jpg", "deep/d.cr2", "notes.txt")
     (tmp_path / "link").symlink_to(tmp_path / "deep")
     sources = Sources([tmp_path])
     assert listed(sources) == [f"{tmp_path}/a.jpg"]
     assert sources.say_left_out() == (
-        "left out: 1 .cr2 file, 2 .heic files, 1 hidden folder, 1 hidden picture, 1 link to a folder (pip install "
-        "pillow-heif, and HEIC is read)"
+        "left out: 1 .cr2 file, 2 .jxl files, 1 hidden folder, 1 hidden picture, 1 link to a folder"
     )
     assert listed(sources) == [f"{tmp_path}/a.jpg"]
-    assert sources.left_out[".heic file"] == 2, "of one walk"
+    assert sources.left_out[".jxl file"] == 2, "of one walk"
     assert Sources([tmp_path / "a.jpg"]).say_left_out() == ""
     pattern = Sources([tmp_path / "*.jpg"])
     assert listed(pattern) == [f"{tmp_path}/a.jpg"]
     assert pattern.say_left_out() == "", "of what no one asked for"
+
+
+def test_heic_is_read_where_a_package_reads_it_and_counted_where_none_does(
+    tmp_path: Path, without_packages: Callable[..., dict[str, str]]
+) -> None:
+    (tmp_path / "album").mkdir()
+    path = tmp_path / "album" / "IMG_1.HEIC"
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8).repeat(10, 0).repeat(10, 1)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a phone that is held upright
+    pillow_heif.from_pillow(Image.fromarray(pixels)).save(path, quality=95, exif=exif.tobytes())
+    assert listed(Sources([tmp_path / "album"])) == [str(path)]
+    found = read_image(path)
+    assert found.shape == (80, 60, 3)
+    assert np.abs(found.astype(int) - np.rot90(pixels, 3)).mean() < 20
+    program = "import sys; from glia_rt.listing.sources import Sources\n"
+    program += "sources = Sources(sys.argv[1:]); print(len(list(sources.pictures())), sources.say_left_out())"
+    command = [sys.executable, "-S", "-c", program, str(tmp_path / "album")]
+    done = subprocess.run(command, env=without_packages("pillow_heif"), capture_output=True, text=True, check=False)
+    assert done.stdout == "0 left out: 1 .heic file (pip install pillow-heif, and HEIC is read)\n", done.stderr
 
 
 def test_archives_of_other_kinds_say_so(tmp_path: Path) -> None:

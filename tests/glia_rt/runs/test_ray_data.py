@@ -24,6 +24,7 @@ from glia_rt.errors import UsageError
 from glia_rt.results import Result
 from glia_rt.runs.outputs import METADATA_KEY
 from glia_rt.runs.ray_data import score_dataset
+from glia_rt.versions import install_command
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -315,6 +316,4 @@ def test_without_ray(without_packages: Callable[..., dict[str, str]]) -> None:
     program = "from glia_rt.runs import ray_data; ray_data.score_dataset(None, 'a.glia', actors=1)"
     command = [sys.executable, "-S", "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=without_packages("ray"), check=False)
-    assert done.stderr.splitlines()[-1].endswith(
-        'MissingPackageError: ray is not installed: pip install "glia-rt[ray]"'
-    )
+    assert done.stderr.splitlines()[-1].endswith(f"MissingPackageError: ray is not installed: {install_command('ray')}")

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from glia_rt.versions import install_command
+
 GpuMachine = Callable[..., dict[str, str]]
 GliaRt = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -78,5 +80,5 @@ def test_doctor_lists_gpus(gpu_machine: GpuMachine, glia_rt_command: GliaRt) -> 
     assert "0    NVIDIA L4  8.9         13.0" in done.stdout
     works = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines() if line.split()[1:]}
     assert (works["tensorrt-rtx"], works["tensorrt"], works["onnxruntime-cuda"]) == ("yes", "no", "no")
-    assert 'tensorrt is not installed: pip install "glia-rt[tensorrt]"' in done.stdout
+    assert f"tensorrt is not installed: {install_command('tensorrt')}" in done.stdout
     assert "the onnxruntime that is installed is the CPU's" in done.stdout

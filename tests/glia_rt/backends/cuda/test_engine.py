@@ -28,6 +28,7 @@ from glia_rt.backends.cuda.engine import (
 )
 from glia_rt.bundle import MANIFEST, Bundle
 from glia_rt.errors import BackendError, EngineError
+from glia_rt.versions import install_command
 
 GpuMachine = Callable[..., dict[str, str]]
 GliaRt = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -350,7 +351,7 @@ def test_auto_says_what_would_be_faster(
     assert done.returncode == 0
     assert done.stderr.startswith("backend openvino")
     assert f"glia-rt build {plain_bundle} --target tensorrt-rtx" in done.stderr
-    assert 'not tensorrt: tensorrt is not installed: pip install "glia-rt[tensorrt]"' in done.stderr
+    assert f"not tensorrt: tensorrt is not installed: {install_command('tensorrt')}" in done.stderr
 
 
 def test_without_a_gpu_every_gpu_backend_is_refused(
