@@ -5,6 +5,7 @@ It computes in bfloat16 where the processor multiplies bfloat16 in hardware, els
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Mapping
@@ -27,8 +28,8 @@ _HINTS = {"fp32": "f32", "bf16": "bf16"}
 class OpenVinoBackend:
     """A graph on OpenVINO, compiled for single pictures, for larger batches, or for both.
 
-    A single picture runs on one stream, which uses all cores. Larger batches run on one stream per core. Each form is
-    compiled when it is first needed.
+    A single picture runs on one stream, which uses all cores, while no other one does. Larger batches, and single
+    pictures beside others, run on one stream per core. Each form is compiled when it is first needed.
     """
 
     name = "openvino"
@@ -47,8 +48,7 @@ class OpenVinoBackend:
 
     def run(self, inputs: Mapping[str, npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
         """Score a batch; see `Backend.run`."""
-        idle = self._idle_requests(len(next(iter(inputs.values()))))
-        request = idle.get()
+        idle, request = self._take(len(next(iter(inputs.values()))))
         try:
             request.infer(dict(inputs), share_inputs=True)
             return np.array(request.get_tensor(SCORE).data, np.float32)
@@ -56,6 +56,15 @@ class OpenVinoBackend:
             raise BackendError(f"backend openvino: {_reason(error)}") from error
         finally:
             idle.put(request)
+
+    def _take(self, batch_size: int) -> tuple[queue.SimpleQueue[Any], Any]:
+        """Return an inference request, and the queue to put it back into."""
+        if batch_size == 1:
+            idle = self._idle_requests(1)
+            with contextlib.suppress(queue.Empty):
+                return idle, idle.get_nowait()
+        idle = self._idle_requests(self.parallel)
+        return idle, idle.get()
 
     def close(self) -> None:
         """Free the compiled graphs."""
@@ -68,14 +77,13 @@ class OpenVinoBackend:
         Raises:
             BackendError: OpenVINO cannot compile it.
         """
-        self._idle_requests(batch_size)
+        self._idle_requests(1 if batch_size == 1 else self.parallel)
 
-    def _idle_requests(self, batch_size: int) -> queue.SimpleQueue[Any]:
-        """Return the queue of idle inference requests for batches of this size.
+    def _idle_requests(self, streams: int) -> queue.SimpleQueue[Any]:
+        """Return the queue of idle inference requests of so many streams, one a stream.
 
-        There is one request per stream. The first call compiles the graph.
+        The first call compiles the graph.
         """
-        streams = 1 if batch_size == 1 else self.parallel
         with self._opening:
             if self._closed:
                 raise BackendError("backend openvino: closed")

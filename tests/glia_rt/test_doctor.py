@@ -68,18 +68,32 @@ def test_what_is_missing_is_said_with_its_cure(examine_without: Callable[..., di
     assert "torch" not in packages
 
 
+@pytest.mark.parametrize(
+    ("raised", "reason"),
+    [
+        ("ImportError('libtbb.so.12: cannot open')", "libtbb.so.12: cannot open"),
+        ("RuntimeError('no such CPU')", "no such CPU"),
+        ("SystemExit(3)", "3"),
+        ("ZeroDivisionError", "ZeroDivisionError"),
+    ],
+)
 def test_a_package_that_does_not_import_is_said_to_be_broken(
-    without_packages: Callable[..., dict[str, str]], tmp_path: Path
+    without_packages: Callable[..., dict[str, str]], tmp_path: Path, plain_bundle: Path, raised: str, reason: str
 ) -> None:
     environment = without_packages("openvino")
     (tmp_path / "site" / "openvino").mkdir()
-    (tmp_path / "site" / "openvino" / "__init__.py").write_text("raise ImportError('libtbb.so.12: cannot open')")
+    (tmp_path / "site" / "openvino" / "__init__.py").write_text(f"raise {raised}")
     command = [sys.executable, "-S", "-c", EXAMINE]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=True)
     openvino, onnxruntime = json.loads(done.stdout)["backends"][-2:]
-    reason = "openvino is installed but cannot be imported (libtbb.so.12: cannot open): install it again"
-    assert openvino == ["openvino", "no", "", reason]
+    message = f"openvino is installed but cannot be imported ({reason}): install it again"
+    assert openvino == ["openvino", "no", "", message]
     assert onnxruntime[1] == "yes"
+    program = "import sys; from glia_rt import Scorer; scorer = Scorer.open(sys.argv[1]); "
+    program += "print(scorer.backend.name, scorer.passed_over[-1])"
+    command = [sys.executable, "-S", "-c", program, str(plain_bundle)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=True)
+    assert done.stdout == f"onnxruntime openvino: {message}\n"
 
 
 def test_two_packages_that_overwrite_each_other_are_a_warning(examine_without: Callable[..., dict[str, Any]]) -> None:

@@ -639,8 +639,8 @@ def test_names_do_not_command_the_terminal(plain_bundle: Path, tmp_path: Path, c
     hostile = str(tmp_path / "\x1b[2J.glia")
     plain, code = str(plain_bundle), "\x1b[2J"
     commands = [
-        ["score", hostile, "x.jpg"], ["score", plain, "x.jpg", "-o", hostile], ["score", plain, "x.jpg", "--shard", code],
-        ["score", plain, "x.jpg", "--workers", code], ["info", hostile], ["export", hostile], [hostile],
+        ["score", hostile, "x.jpg"], ["score", plain, "x.jpg", "-o", hostile], ["info", hostile], ["export", hostile],
+        ["score", plain, "x.jpg", "--shard", code], ["score", plain, "x.jpg", "--workers", code], [hostile],
         ["data", "check", "biq2021", "--root", hostile], ["compare", hostile, hostile, "--data", hostile],
     ]  # fmt: skip
     for command in commands:
