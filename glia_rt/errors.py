@@ -61,6 +61,9 @@ class MachineError(GliaError):
         self.reason = reason
         self.name = name
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.reason, self.name)  # errors cross processes, for example on a Ray cluster
+
 
 class ParityError(GliaError):
     """Scores differ from the reference by more than the limit.

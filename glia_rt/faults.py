@@ -12,14 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-_ERRNOS: Final = frozenset(
-    {
-        errno.EAGAIN, errno.EBUSY, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EDQUOT,
-        errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EINTR, errno.EIO, errno.EMFILE, errno.ENETDOWN, errno.ENETRESET,
-        errno.ENETUNREACH, errno.ENFILE, errno.ENOBUFS, errno.ENODEV, errno.ENOLINK, errno.ENOMEM, errno.ENOSPC,
-        errno.ENOTCONN, errno.ENXIO, errno.EREMOTEIO, errno.ESHUTDOWN, errno.ESTALE, errno.ETIMEDOUT,
-    }
+_NAMES: Final = (
+    "EAGAIN", "EBUSY", "ECONNABORTED", "ECONNREFUSED", "ECONNRESET", "EDQUOT", "EHOSTDOWN", "EHOSTUNREACH", "EINTR",
+    "EIO", "EMFILE", "ENETDOWN", "ENETRESET", "ENETUNREACH", "ENFILE", "ENOBUFS", "ENODEV", "ENOLINK", "ENOMEM",
+    "ENOSPC", "ENOTCONN", "ENXIO", "EREMOTEIO", "ESHUTDOWN", "ESTALE", "ETIMEDOUT",
 )  # fmt: skip
+#: Not every system has all of them.
+_ERRNOS: Final = frozenset(getattr(errno, name) for name in _NAMES if hasattr(errno, name))
 
 
 def is_machine_fault(error: BaseException | None) -> bool:

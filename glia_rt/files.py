@@ -79,9 +79,12 @@ def _partial(path: Path) -> Iterator[Path]:
         lock = FileLock(folder / _LOCK)
         try:
             lock.acquire(blocking=False)
+            break
         except (FileNotFoundError, Timeout):  # another writer took it for remains, between the two lines
             continue
-        break
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
     try:
         yield folder
     finally:

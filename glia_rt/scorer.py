@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from glia_rt.backends.cuda.lanes import GpuBackend
 
 
-#: The number of the host's memory in DLPack.
-_DLPACK_CPU: Final = 1
+#: The numbers of the host's memory in DLPack: plain, pinned for CUDA or ROCm, and managed by CUDA.
+_DLPACK_HOST: Final = (1, 3, 11, 13)
 
 
 def on_host(array: Any) -> Any:
@@ -55,7 +55,7 @@ def on_host(array: Any) -> Any:
     """
     if isinstance(array, np.ndarray) or not hasattr(array, "__dlpack_device__"):
         return array
-    if array.__dlpack_device__()[0] != _DLPACK_CPU:
+    if array.__dlpack_device__()[0] not in _DLPACK_HOST:
         return array
     try:
         return np.from_dlpack(array)

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from typing import Any, Final
 _OPENVINO_TELEMETRY: Final = "openvino_telemetry"
 #: ONNX Runtime reads this when it loads. It would keep an identifier and events in the user's cache.
 _ONNXRUNTIME_SWITCH: Final = "ORT_DISABLE_TELEMETRY"
+_LOCK: Final = threading.RLock()
 
 
 def import_engine(name: str) -> Any:
@@ -32,11 +34,12 @@ def import_engine(name: str) -> Any:
 @contextlib.contextmanager
 def _hidden(name: str) -> Iterator[None]:
     """Have imports of a module fail inside the block, unless the program has imported it before."""
-    if name in sys.modules:
-        yield
-        return
-    sys.modules[name] = None  # type: ignore[assignment]  # which is how Python marks a module that is not to be had
-    try:
-        yield
-    finally:
-        sys.modules.pop(name, None)
+    with _LOCK:
+        if name in sys.modules:
+            yield
+            return
+        sys.modules[name] = None  # type: ignore[assignment]  # which is how Python marks a module that is not to be had
+        try:
+            yield
+        finally:
+            sys.modules.pop(name, None)

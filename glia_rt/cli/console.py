@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO, TypeAlias
 
 import click
 
+from glia_rt.pixels.names import printable
+
 #: Between lines of progress where there is no terminal.
 LOG_SECONDS = 60.0
 
@@ -33,20 +35,15 @@ if TYPE_CHECKING:
     OnRow: TypeAlias = Callable[[run.Progress, Result], None]
 
 
-def escaped(text: str) -> str:
-    """Return a line whose characters that would command a terminal are escaped. Names of files may hold any."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-
-
 def tell(message: str) -> None:
     """Print lines on stdout, cleaned of what would command a terminal."""
-    click.echo("\n".join(map(escaped, message.split("\n"))))
+    click.echo("\n".join(map(printable, message.split("\n"))))
 
 
 def say(message: str) -> None:
     """Print a diagnostic on stderr, so that stdout holds nothing but what was asked for; cleaned as by `tell`."""
     try:
-        click.echo("\n".join(map(escaped, message.split("\n"))), err=True)
+        click.echo("\n".join(map(printable, message.split("\n"))), err=True)
     except OSError:  # the reader went away or the disk is full, and neither is a reason to stop
         drop(sys.stderr)
 
@@ -152,7 +149,7 @@ def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
 
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in rows:
-        table.add_row(*(escaped(cell).replace("[", "\\[") for cell in row))
+        table.add_row(*(printable(cell).replace("[", "\\[") for cell in row))
     return table
 
 
@@ -189,7 +186,7 @@ def format_row(result: Result) -> str:
         line = f"{'-':>10}  {'-':>11}  {result.path}: {result.error}"
     else:
         line = f"{result.score:>10.4f}  {result.width:>5}x{result.height:<5}  {result.path}"
-    return escaped(line)
+    return printable(line)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from typing import TextIO
 
 import click
 
@@ -73,9 +74,25 @@ def main(args: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         drop(sys.stdout)  # its reader went away, as `| head` does
         return 0
+    except OSError as error:
+        if not _is_stuck(sys.stdout):
+            raise
+        drop(sys.stdout)
+        say(f"glia-rt: standard output cannot be written: {error.strerror}")
+        return GliaError.exit_status
     finally:
         state.close()
     return status if isinstance(status, int) else 0
+
+
+def _is_stuck(stream: TextIO) -> bool:
+    """Return whether nothing can be written to a stream."""
+    try:
+        stream.write("\n")
+        stream.flush()
+    except OSError:
+        return True
+    return False
 
 
 def _interrupt(number: int, _frame: object) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glia_rt.cli.console import drop, format_row, is_terminal, say, say_backend, show_progress
+from glia_rt.cli.console import format_row, is_terminal, say, say_backend, show_progress
 from glia_rt.cli.options import (
     DecodingOptions,
     EngineOptions,
@@ -19,7 +19,6 @@ from glia_rt.cli.options import (
     output_options,
 )
 from glia_rt.cli.streams import can_write_all
-from glia_rt.errors import GliaError
 from glia_rt.pixels.decode import configure_pillow
 
 if TYPE_CHECKING:
@@ -91,22 +90,12 @@ def _score_to_terminal(scorer: Scorer, sources: Sources, *, workers: int | None,
 
     ascii_only = not can_write_all(sys.stdout)
     if not as_json:
-        _print(f"{'score':>10}  {'size':>11}  path")
+        click.echo(f"{'score':>10}  {'size':>11}  path")
     # Rows on a terminal are progress enough, and a bar would run into them.
     with show_progress(hidden=is_terminal(sys.stdout)) as (on_start, show):
 
         def on_row(_: Position, progress: Progress, result: Result) -> None:
-            _print(json_line(result, ascii_only=ascii_only) if as_json else format_row(result))
+            click.echo(json_line(result, ascii_only=ascii_only) if as_json else format_row(result))
             show(progress, result)
 
         return run.score_to_terminal(scorer, sources, on_row, on_start=on_start, workers=workers)
-
-
-def _print(line: str) -> None:
-    try:
-        click.echo(line)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        drop(sys.stdout)
-        raise GliaError(f"standard output cannot be written: {error.strerror}") from error

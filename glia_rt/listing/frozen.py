@@ -31,6 +31,10 @@ ENDING: Final = ".jsonl.zst"
 SCHEMA: Final = 1
 _KINDS: Final[dict[str, type[Any]]] = {"file": File, "refused": Refused, "tar": TarArchive, "row_group": RowGroup}
 _NAMES: Final = {kind: name for name, kind in _KINDS.items()}
+#: By the annotation of a field.
+_TYPES: Final[dict[str, tuple[type, ...]]] = {
+    "str": (str,), "int": (int,), "str | None": (str, type(None)), "int | None": (int, type(None)),
+}  # fmt: skip
 Made = TypeVar("Made")
 #: Lines that are compressed at once.
 _LINES: Final = 4096
@@ -43,7 +47,7 @@ class Summary:
     Attributes:
         pieces: Number of pieces.
         pictures: Number of pictures; None where a tar archive is among the pieces, which does not say.
-        sha256: Of the lines of the pieces.
+        sha256: Of the lines of the pieces, without numbers of rows.
     """
 
     pieces: int
@@ -81,9 +85,8 @@ def freeze(path: Path, pieces: Iterable[Piece], sources: str, rows: Iterable[int
     ):
         stream.write(_line({"glia_rt_listing": SCHEMA, "sources": sources}))
         while part := list(itertools.islice(entries, _LINES)):
-            lines = b"".join(map(_line, part))
-            digest.update(lines)
-            stream.write(lines)
+            stream.write(b"".join(map(_line, part)))
+            digest.update(b"".join(_line({**entry, "rows": None}) for entry in part))
             count += len(part)
             counts = [entry.get("count", _KINDS[entry["kind"]].count) for entry in part]
             pictures = None if pictures is None or None in counts else pictures + sum(counts)
@@ -120,11 +123,14 @@ class FrozenListing:
         """Yield the pieces with the numbers of their rows, 0 where no output was written; raises as `pieces` does."""
         lines = self._lines()
         next(lines)
-        for line in lines:
-            kind = _KINDS.get(line.pop("kind", ""))
-            if kind is None:
-                return  # the totals
+        for count, line in enumerate(lines):
+            if "kind" not in line:  # the totals
+                if self._made(Summary, line).pieces != count or next(lines, None) is not None:
+                    raise self._damaged("its totals are others")
+                return
             rows = line.pop("rows", 0)
+            if (kind := _KINDS.get(str(line.pop("kind")))) is None or not isinstance(rows, int):
+                raise self._damaged("a line of a kind that is not known")
             yield self._made(kind, line), rows
 
     def count_new(self, pieces: Iterable[Piece]) -> int:
@@ -144,12 +150,18 @@ class FrozenListing:
         return read_pieces(self.pieces(), start)
 
     def _made(self, kind: type[Made], values: dict[str, Any]) -> Made:
+        types = {field.name: _TYPES[str(field.type)] for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+        if wrong := [name for name, value in values.items() if not isinstance(value, types.get(name, ()))]:
+            raise self._damaged(f"{wrong[0]} is {values[wrong[0]]!r}")
         try:
             return kind(**values)
         except TypeError as error:
-            raise UsageError(
-                f"{display_name(str(self.path))}: a damaged listing ({error}): make it with `glia-rt list`"
-            ) from error
+            raise self._damaged(str(error)) from error
+
+    def _damaged(self, reason: str) -> UsageError:
+        return UsageError(
+            f"{display_name(str(self.path))}: a damaged listing ({reason[:200]}): make it with `glia-rt list`"
+        )
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         """Yield all lines, the header and the totals too."""
@@ -160,6 +172,8 @@ class FrozenListing:
             with open_arrow(str(self.path)) as file, pa.CompressedInputStream(file, "zstd") as stream:
                 for number, text in enumerate(io.BufferedReader(stream)):
                     line = json.loads(text)
+                    if not isinstance(line, dict):
+                        raise ValueError("a line that is no object")
                     if number == 0 and line.get("glia_rt_listing") != SCHEMA:
                         raise UsageError(f"{name}: not a listing that this glia-rt reads: make it with `glia-rt list`")
                     yield line
@@ -168,7 +182,7 @@ class FrozenListing:
         except (OSError, ValueError, AttributeError) as error:
             if getattr(error, "errno", None) is not None:
                 raise gone(str(self.path), error) from error
-            raise UsageError(f"{name}: a damaged listing ({first_line(error)}): make it with `glia-rt list`") from error
+            raise self._damaged(first_line(error)) from error
         if "pieces" not in line:
             raise UsageError(f"{name}: a listing that is cut off: make it with `glia-rt list`")
 

@@ -84,7 +84,14 @@ def _decoded(found: list[bytes], called: str, null_separated: bool) -> Iterator[
 def _column(path: str, column: str, dialect: str) -> Iterator[str | Refused]:
     # Bytes that are not UTF-8 stand as lone surrogates, as everywhere in `os`.
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        rows = csv_rows(file, dialect)
+        taken: list[str] = []  # lines of the row that is being read
+
+        def lines() -> Iterator[str]:
+            for text in file:
+                taken.append(text)
+                yield text
+
+        rows = csv_rows(lines(), dialect)
         try:
             header = next(rows, [])
         except csv.Error as error:
@@ -99,13 +106,27 @@ def _column(path: str, column: str, dialect: str) -> Iterator[str | Refused]:
         place = header.index(column)
         while True:
             line = rows.line_num + 1  # on which the row begins
+            taken.clear()
             try:
                 row = next(rows)
             except StopIteration:
                 return
             except csv.Error as error:
                 yield Refused(f"{path}, line {line}", str(error))
+                # A quote that was left open has taken in lines that are rows of their own.
+                for number, text in enumerate(taken[1:], line + 1):
+                    value = _value_of_line(text, dialect, len(header), place)
+                    yield value or Refused(f"{path}, line {number}", f"in the row of line {line}")
                 continue
             if row:
                 value = row[place] if place < len(row) else ""
                 yield value or Refused(f"{path}, line {line}", f"no value in column {column!r}")
+
+
+def _value_of_line(text: str, dialect: str, columns: int, place: int) -> str | None:
+    """Return the value of a column, if a line is a whole row by itself."""
+    try:
+        [row] = csv_rows([text], dialect)
+    except (csv.Error, ValueError):
+        return None
+    return row[place] if len(row) == columns else None

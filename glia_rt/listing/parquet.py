@@ -26,7 +26,7 @@ _ROWS_OF_REPEATED: Final = 4
 _MOST_UNPACKED: Final = 200
 _UNPACKED_ANYWAY: Final = 1 << 26
 #: Rows that a row group may have: so many, and so many a byte of the column.
-_ROWS_ANYWAY: Final = 1 << 20
+_ROWS_ANYWAY: Final = 1 << 24
 _ROWS_A_BYTE: Final = 64
 
 
@@ -62,7 +62,7 @@ class RowGroup:
                 row += 1
             if row < self.count:
                 raise ValueError(f"{row} rows where its footer says {self.count}")
-        except (pa.ArrowException, OSError, ValueError) as error:
+        except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
             # The file may be readable again later, if it is an error of the system. Damage that a decompressor finds
             # becomes rows.
             if is_of_the_system(error) or not os.path.exists(self.path):
@@ -115,16 +115,17 @@ def row_groups(path: str, column: str) -> Iterator[RowGroup | Refused]:
     try:
         with open_arrow(path) as opened, parquet.ParquetFile(opened) as file:
             schema, metadata = file.schema_arrow, file.metadata
-    except (pa.ArrowException, OSError) as error:
+            names = schema.names
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if is_of_the_system(error):
             raise gone(path, error) from error
         yield Refused(path, f"not a Parquet file, or damaged at its end ({first_line(error)})")
         return
-    if column not in schema.names:
+    if column not in names:
         raise UsageError(
-            f"{display_name(path)}: no column {column!r}; it has {', '.join(schema.names)}: name one with --column"
+            f"{display_name(path)}: no column {column!r}; it has {', '.join(names)}: name one with --column"
         )
-    if schema.names.count(column) > 1:
+    if names.count(column) > 1:
         raise UsageError(f"{display_name(path)}: several columns are called {column!r}; rename all but one")
     if not holds_pictures(schema.field(column).type):
         raise UsageError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import itertools
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,8 @@ from glia_rt.pixels.names import display_name, is_picture_name
 
 STANDARD_INPUT: Final = "-"
 DEFAULT_COLUMN: Final = "path"
+#: Names of files that a process has opened.
+_OPENED: Final = re.compile(r"/dev/stdin|/dev/fd/|/proc/[^/]+/fd/")
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,7 @@ class Sources:
                 yield from FrozenListing(Path(list_file)).pieces()
                 return
             # A list that comes through a pipe lies in no folder of its own: its names are of the working folder.
-            folder = "" if list_file.startswith(("/dev/", "/proc/")) or self.is_stream else os.path.dirname(list_file)
+            folder = "" if _OPENED.match(list_file) or self.is_stream else os.path.dirname(list_file)
             for entry in list_entries(list_file, self.column, self.null_separated):
                 yield from walk_once.file(entry if isinstance(entry, Refused) else os.path.join(folder, entry))
 

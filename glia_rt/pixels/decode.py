@@ -70,6 +70,8 @@ _TURNS: Final[Mapping[int, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint
 _DECODERS: Final = {"AVIF": 5, "HEIF": 8, "JPEG2000": 16, "WEBP": 12}
 #: glibc gives blocks of memory back to the system at once if they are larger than 32 MB.
 _BLOCK_BYTES: Final = 1 << 26
+#: With less room than so many bytes, nothing is said against a picture that cannot be read.
+_ROOM: Final = 1 << 28
 #: Pixels that Pillow converts at a time, so that what it makes on the way stays small.
 _STRIP_PIXELS: Final = 1 << 20
 
@@ -107,11 +109,19 @@ def read_image(
         raise UsageError(
             f"a picture is a path, bytes, an open file, a PIL image or an array, not {type(source).__name__}"
         )
+    taken = 0
+
+    def reserve_and_note(size: int) -> None:
+        nonlocal taken
+        taken = 0
+        reserve(size)
+        taken = size
+
     try:
         if isinstance(source, np.ndarray):
             return _checked_array(source)
         if isinstance(source, Image.Image):
-            return _decode(source, max_pixels, None, reserve)
+            return _decode(source, max_pixels, None, reserve_and_note)
         # Pillow registers its formats on first use. A thread that looks one up meanwhile may not find it.
         Image.preinit()
         Image.init()
@@ -120,18 +130,30 @@ def read_image(
             if not file.read(1):
                 raise ValueError("empty file")
             try:
-                return _decode_file(file, max_pixels, reserve)
+                return _decode_file(file, max_pixels, reserve_and_note)
             except Exception as error:
                 if is_machine_fault(error) or (sound := _without_metadata(file)) is None:
                     raise
                 try:
-                    return _decode_file(io.BytesIO(sound), max_pixels, reserve)
+                    return _decode_file(io.BytesIO(sound), max_pixels, reserve_and_note)
                 except Exception as still:  # noqa: BLE001 - as below
                     raise still if is_machine_fault(still) else error from None
     except Exception as error:  # a decoder that is fed hostile bytes may raise nearly anything
         if is_machine_fault(error):
             raise MachineError(_reason(error), display_name(source)) from error
+        # Some decoders call a lack of memory a damaged picture, WebP's even before the header tells the size.
+        if not _has_room(max(taken, _ROOM)):
+            raise MachineError("out of memory", display_name(source)) from error
         raise BadImageError(_reason(error), display_name(source)) from error
+
+
+def _has_room(size: int) -> bool:
+    """Return whether there is room for so many bytes."""
+    try:
+        np.empty(size, np.uint8)
+    except MemoryError:
+        return False
+    return True
 
 
 def decoder() -> str:

@@ -40,6 +40,11 @@ def display_name(source: ImageSource) -> str:
     return f"<{type(source).__name__}>"
 
 
+def printable(text: str) -> str:
+    """Return a line whose characters that would command a terminal are escaped. Names of files may hold any."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 def named_path(name: str) -> str:
     """Return the path that `display_name` shows as `name`.
 
@@ -52,7 +57,7 @@ def named_path(name: str) -> str:
 def register_heif() -> None:
     """Have Pillow read HEIC, if pillow-heif or pi-heif is installed."""
     for name in ("pillow_heif", "pi_heif"):
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(Exception):  # code of others, which may raise anything where it does not fit
             importlib.import_module(name).register_heif_opener()
             return
 

@@ -7,6 +7,7 @@ refuses a JPEG that lacks its end marker only.
 
 from __future__ import annotations
 
+import itertools
 import re
 import struct
 import zlib
@@ -17,7 +18,10 @@ _PNG: Final = b"\x89PNG\r\n\x1a\n"
 #: Chunks that a decoder may pass over by the rules of PNG, but that say what the pixels are: the transparent colour,
 #: the frames of an animation, and the orientation.
 _KEPT_CHUNKS: Final = frozenset({b"tRNS", b"acTL", b"fcTL", b"fdAT", b"eXIf"})
+_HEAD: Final = 8
 _XMP: Final = b"XML:com.adobe.xmp\0\0"
+#: Where such chunks may begin, behind a chunk whose length is wrong. So many places are tried.
+_LANDMARKS: Final = 64
 _LANDMARK: Final = re.compile(rb"PLTE|tRNS|acTL|fcTL|fdAT|eXIf|iTXt|IDAT|IEND")
 
 _JPEG: Final = b"\xff\xd8"
@@ -41,14 +45,16 @@ def without_metadata(encoded: bytes) -> bytes | None:
     if encoded.startswith(_PNG):
         kept = b"".join([_PNG, *_pixel_chunks(encoded)])
     elif encoded.startswith(_JPEG):
-        kept = _JPEG
+        parts = [_JPEG]
         for marker, start, end in _segments(encoded):
             if marker == _SCAN:
-                kept += encoded[start:]
+                parts.append(encoded[start:])
                 break
-            kept += b"" if marker in _METADATA else encoded[start:end]
+            if marker not in _METADATA:
+                parts.append(encoded[start:end])
         else:
             return None
+        kept = b"".join(parts)
     else:
         return None
     return kept if len(kept) < len(encoded) else None
@@ -68,10 +74,15 @@ def with_end(jpeg: bytes) -> bytes | None:
             components = jpeg[start + 10 : end : 3]
             missing = {component: [1] * _COEFFICIENTS for component in components}
         elif marker == _SCAN:
-            count = jpeg[start + 4]
-            first, last, bits = jpeg[start + 5 + 2 * count : start + 8 + 2 * count]
-            for component in jpeg[start + 5 : start + 5 + 2 * count : 2]:
-                missing.get(component, [0] * _COEFFICIENTS)[first : last + 1] = [bits & 15] * (last + 1 - first)
+            count = int.from_bytes(jpeg[start + 4 : start + 5])
+            components = jpeg[start + 5 : start + 5 + 2 * count : 2]
+            spectrum = jpeg[start + 5 + 2 * count : start + 8 + 2 * count]
+            if len(spectrum) < 3:
+                return None
+            first, last, bits = spectrum
+            for component in components:
+                if component in missing and first <= last < _COEFFICIENTS:
+                    missing[component][first : last + 1] = [bits & 15] * (last + 1 - first)
         elif marker == _END[1]:
             return None
     is_whole = missing and not any(any(bits) for bits in missing.values())
@@ -85,19 +96,25 @@ def _pixel_chunks(png: bytes) -> Iterator[bytes]:
         chunk, name = _chunk(png, at), png[at + 4 : at + 8]
         is_pixels = not name[0] & 0x20 or name == b"tRNS"
         is_sound = _is_sound(chunk)
+        if is_pixels and len(chunk) == _HEAD:
+            yield png[at:]
+            return
         if is_pixels or (is_sound and (name in _KEPT_CHUNKS or chunk[8:].startswith(_XMP))):
             yield chunk
         if is_pixels or is_sound:
             at += len(chunk)
             continue
         # Its length may be what is wrong: behind it, the next sound chunk that may be kept is looked for.
-        found = (one.start() - 4 for one in _LANDMARK.finditer(png, at + 8))
-        at = next((start for start in found if _is_sound(_chunk(png, start))), len(png))
+        found = itertools.islice(_LANDMARK.finditer(png, at + 8), _LANDMARKS)
+        starts = (one.start() - 4 for one in found)
+        at = next((start for start in starts if _is_sound(_chunk(png, start))), len(png))
 
 
 def _chunk(png: bytes, at: int) -> bytes:
+    """Return a chunk; its head alone, if the file ends before it does."""
     [length] = struct.unpack_from(">I", png, at)
-    return png[at : at + 12 + length]
+    end = at + 12 + length
+    return png[at : end if end <= len(png) else at + _HEAD]
 
 
 def _is_sound(chunk: bytes) -> bool:

@@ -37,7 +37,6 @@ _LOCK: Final = "lock"
 _LISTING: Final = f"listing{ENDING}"
 _NAME_DIGITS: Final = 12
 _OURS: Final = re.compile(r"\.?(run\.json|listing\.jsonl\.zst|merged|\d{12}\.jsonl)(\.partial(-[\da-f-]+)?)?")
-_CAUSE: Final = "mend the cause, and give the same command again with --resume"
 _AGAIN: Final = "mend the cause, and give the same command again"
 _ANEW: Final = "start anew, with --overwrite"
 _REPLACES: Final = "replaces_output"
@@ -63,7 +62,14 @@ class Parts:
     """
 
     def __init__(
-        self, output: Path, run: Mapping[str, Any], *, resume: bool, overwrite: bool, is_stream: bool = False
+        self,
+        output: Path,
+        run: Mapping[str, Any],
+        *,
+        resume: bool,
+        overwrite: bool,
+        is_stream: bool = False,
+        option: str = "--resume",
     ) -> None:
         """Start a run, or resume one.
 
@@ -73,6 +79,7 @@ class Parts:
             resume: Go on with the run that is there; if there is none, start.
             overwrite: Drop the run that is there.
             is_stream: Whether what is scored can be listed once only. Such a run cannot go on before it is listed.
+            option: The option with which the same command goes on, for messages.
 
         Raises:
             OutputExistsError: A run is there and neither was asked for, or another process has it.
@@ -83,6 +90,7 @@ class Parts:
         self.listing = FrozenListing(self.folder / _LISTING)
         self.start, self.replaces = START, overwrite
         self._output = output
+        self._option = option
         self._run = json.loads(json.dumps(run))
         self._is_stream = is_stream
         self._committed = 0
@@ -247,7 +255,7 @@ class Parts:
             if not self._committed and (not to_replace or is_lost):
                 self.remove()
             elif error is not None and not isinstance(error, _DamagedError):
-                goes_on = "the same command with --resume goes on"
+                goes_on = f"the same command with {self._option} goes on"
                 error.add_note(f"{count_rows(self._committed)} kept in {self.folder}: {goes_on}")
         finally:
             self._lock.release()
@@ -273,7 +281,7 @@ class Parts:
             raise _DamagedError(f"{self.folder / _RUN} is damaged: {_ANEW}")
         return found
 
-    def _write_run(self, *, is_starting: bool = False, cause: str = _CAUSE) -> None:
+    def _write_run(self, *, is_starting: bool = False, cause: str | None = None) -> None:
         with self._reporting(cause):
             content = self._run | {_REPLACES: self.replaces, _STARTING: is_starting}
             files.write_whole(self.folder / _RUN, json.dumps(content, indent=2))
@@ -302,7 +310,8 @@ class Parts:
         return self.folder / f"{first_row:0{_NAME_DIGITS}}.jsonl"
 
     @contextlib.contextmanager
-    def _reporting(self, cause: str = _CAUSE) -> Iterator[None]:
+    def _reporting(self, cause: str | None = None) -> Iterator[None]:
+        cause = cause or f"{_AGAIN} with {self._option}"
         try:
             yield
         except OSError as error:

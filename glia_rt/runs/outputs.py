@@ -123,7 +123,13 @@ def json_line(result: Result, *, ascii_only: bool = False) -> str:
         result: The result.
         ascii_only: Write other characters as escapes of JSON.
     """
-    return json.dumps(_record(result), ensure_ascii=ascii_only, allow_nan=False)
+    line = json.dumps(_record(result), ensure_ascii=ascii_only, allow_nan=False)
+    return line if line.isprintable() else "".join(map(_json_escaped, line))
+
+
+def _json_escaped(char: str) -> str:
+    """Return a character as JSON escapes it, if it would command a terminal."""
+    return char if char.isprintable() else json.dumps(char)[1:-1].replace("\x7f", "\\u007f")
 
 
 def _record(result: Result) -> dict[str, Any]:

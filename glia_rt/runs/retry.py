@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
-from itertools import islice, zip_longest
+from itertools import groupby, islice, zip_longest
 
 from glia_rt.listing.frozen import FrozenListing
 from glia_rt.listing.pieces import START, Picture, Position, read_piece
@@ -30,12 +31,12 @@ def pictures_to_retry(
     """
     rows = iter(rows)
     for number, (piece, count) in enumerate(listing.pieces_and_rows()):
-        first = 0 if number > start.piece else count if number < start.piece else min(start.picture, count)
-        for _ in islice(rows, first):
-            pass
         if number < start.piece:
+            deque(islice(rows, count), maxlen=0)
             continue
-        old = islice(rows, count - first)
+        first = start.picture if number == start.piece else 0
+        deque(islice(rows, min(first, count)), maxlen=0)
+        old = islice(rows, max(0, count - first))
         is_read = errors[number] and piece.changed() is None
         pictures = read_piece(number, piece, first) if is_read else ()
         for i, (row, found) in enumerate(zip_longest(old, pictures), first):
@@ -46,7 +47,20 @@ def pictures_to_retry(
 
 
 def pieces_with_errors(listing: FrozenListing, rows: Iterable[Result]) -> bytearray:
-    """Return for each piece of an output's listing whether a row of it is an error, as 0 or 1."""
+    """Return for each piece of an output's listing whether it has an error, as 0 or 1.
+
+    An archive of several pieces that could not be read has one row, which counts to its last piece. The pieces before
+    it that have no rows have its error, too.
+    """
     rows = iter(rows)
-    errors = (sum(row.status != "ok" for row in islice(rows, count)) for _, count in listing.pieces_and_rows())
-    return bytearray(count > 0 for count in errors)
+    errors = bytearray()
+    for _, group in groupby(listing.pieces_and_rows(), key=lambda item: item[0].path):
+        without_rows: list[int] = []
+        for _, count in group:
+            errors.append(sum(row.status != "ok" for row in islice(rows, count)) > 0)
+            if count == 0:
+                without_rows.append(len(errors) - 1)
+            elif errors[-1]:
+                for number in without_rows:
+                    errors[number] = 1
+    return errors

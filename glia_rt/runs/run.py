@@ -5,6 +5,7 @@ Rows go into OUTPUT.parts/ while the run lasts (`journal`), and from there into 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -102,9 +103,17 @@ def score_to_file(
     if retry_errors:
         kept, whole = _require_kept(output, run)
         if not whole.bad:
+            _require_written(output, report)
             return whole
     facts = run if kept is None else run | {"retries_errors": True}
-    with Parts(output, facts, resume=resume or retry_errors, overwrite=overwrite, is_stream=sources.is_stream) as parts:
+    with Parts(
+        output,
+        facts,
+        resume=resume or retry_errors,
+        overwrite=overwrite,
+        is_stream=sources.is_stream,
+        option="--resume" if kept is None else "--retry-errors",
+    ) as parts:
         if kept is not None:
             parts.replace_output()
         # Only now, since another run may have made it meanwhile. Of a run that may replace it there are rows to go on
@@ -112,10 +121,7 @@ def score_to_file(
         if os.path.lexists(output) and not parts.replaces:
             if not resume or parts.rows or (finished := _finished(output, run)) is None:
                 raise _exists(output, ", and is not of this run" if resume else "")
-            if report is not None and not os.path.exists(report):
-                raise UsageError(
-                    f"{output} is whole, and {report} was not asked for when it was made: give --overwrite"
-                )
+            _require_written(output, report)
             return finished
         with step("list what is to be scored"):
             summary = parts.freeze((kept or sources).pieces(), str(sources))
@@ -279,7 +285,10 @@ def count_new(sources: Sources, listing: FrozenListing) -> int:
 def describe(scorer: Scorer, sources: Sources) -> dict[str, Any]:
     """Return all that the rows depend on and that is known before anything is listed."""
     i, n = sources.shard
-    listing = {"sources": str(sources), "shard": f"{i}/{n}", "column": sources.column}
+    list_file = None if sources.list_file is None or sources.is_stream else os.fspath(sources.list_file)
+    named = json.dumps([[os.fspath(path) for path in sources.paths], list_file, sources.null_separated]).encode()
+    listing = {"sources": str(sources), "named": hashlib.sha256(named).hexdigest()[:16]}
+    listing |= {"shard": f"{i}/{n}", "column": sources.column}
     if sources.is_frozen and sources.list_file is not None:
         listing["of"] = FrozenListing(Path(sources.list_file)).summary().sha256
     return scorer.resolved | {"listing": listing}
@@ -349,6 +358,11 @@ def _finished(output: Path, run: dict[str, Any]) -> Outcome | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return outcome if upgraded(before) == json.loads(json.dumps(run)) else None
+
+
+def _require_written(output: Path, report: str | os.PathLike[str] | None) -> None:
+    if report is not None and not os.path.exists(report):
+        raise UsageError(f"{output} is whole, and {report} was not asked for when it was made: give --overwrite")
 
 
 def _exists(path: str | os.PathLike[str], what: str = "") -> OutputExistsError:

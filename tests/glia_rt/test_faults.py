@@ -138,6 +138,20 @@ def test_too_little_memory_for_one_picture(plain_bundle: Path, album: Path, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ending", ["avif", "webp"])
+def test_decoders_that_call_a_lack_of_memory_damage(
+    plain_bundle: Path, album: Path, tmp_path: Path, ending: str
+) -> None:
+    (album / "01b.png").unlink()
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
+    picture.resize((6000, 5000)).save(album / f"01b.{ending}", **({"speed": 10} if ending == "avif" else {}))
+    command = ["score", plain_bundle, album, "-o", tmp_path / "scores.jsonl", "--backend", "onnxruntime"]
+    done = limited("RLIMIT_AS", 200_000_000, album / "00.jpg", *command)
+    assert done.returncode == 3, done.stderr
+    assert rows(tmp_path / "scores.jsonl")[2] == (f"01b.{ending}", "machine_error", "out of memory")
+
+
+@pytest.mark.slow
 def test_too_few_open_files_are_enough_one_after_the_other(plain_bundle: Path, pictures: Path, tmp_path: Path) -> None:
     command = ["score", plain_bundle, pictures, "-o", tmp_path / "scores.jsonl", "--backend", "onnxruntime"]
     done = limited("RLIMIT_NOFILE", 24, pictures / "00.jpg", *command, "--workers", "32")

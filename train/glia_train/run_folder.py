@@ -14,6 +14,7 @@ import torch
 
 from glia_rt import files
 from glia_rt.errors import BundleError, OutputExistsError, UsageError
+from glia_rt.pixels.names import printable
 from glia_train import curves
 from glia_train.checkpoint import Checkpoint
 from glia_train.datasets.splits import Split
@@ -66,7 +67,7 @@ class RunFolder:
     def say(self, line: str) -> None:
         """Print a line."""
         if self._console is not None:
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
     def require_room(self, *, overwrite: bool, resume: bool) -> None:
         """Refuse a folder that holds a run, unless it is to be replaced or resumed.

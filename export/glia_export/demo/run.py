@@ -21,6 +21,7 @@ from glia_export.demo.data import (
 )
 from glia_export.demo.score import Scored, score_copies
 from glia_rt.errors import OutputExistsError, UsageError
+from glia_rt.pixels.names import printable
 from glia_rt.runs.outputs import listing_path, metadata_path
 from glia_rt.scorer import Scorer
 from glia_rt.starter.paths import STARTER
@@ -106,7 +107,8 @@ def run(out: Path, *, overwrite: bool, console: Console) -> Path:
     )
     write_report(out / REPORT, report)
     stages.done()
-    console.print(f"{sum(stages.seconds.values()):.0f} s in all. Open {out / REPORT}", highlight=False)
+    last = printable(f"{sum(stages.seconds.values()):.0f} s in all. Open {out / REPORT}")
+    console.print(last, highlight=False, markup=False)
     return out / REPORT
 
 

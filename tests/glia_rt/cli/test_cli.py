@@ -636,6 +636,11 @@ def test_names_do_not_command_the_terminal(plain_bundle: Path, tmp_path: Path, c
     (tmp_path / "a\x1b[2J\nb.jpg").write_text("no picture")
     assert main(["score", str(plain_bundle), str(tmp_path)]) == 3
     assert capsys.readouterr().out.splitlines()[1].endswith(r"a\x1b[2J\nb.jpg: not a picture Pillow can read")
+    (tmp_path / "\u009b2J\x7f\u202e.jpg").write_text("no picture")
+    assert main(["score", str(plain_bundle), str(tmp_path), "--json"]) == 3
+    printed = capsys.readouterr().out.strip()
+    assert all(line.isprintable() for line in printed.splitlines())
+    assert {json.loads(line)["path"] for line in printed.splitlines()} == {str(path) for path in tmp_path.iterdir()}
     hostile = str(tmp_path / "\x1b[2J.glia")
     plain, code = str(plain_bundle), "\x1b[2J"
     commands = [

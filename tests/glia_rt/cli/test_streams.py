@@ -44,6 +44,13 @@ def test_so_is_anything_else_that_is_printed(plain_bundle: Path, command: tuple[
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
 
 
+@pytest.mark.parametrize("command", [("info", "starter"), ("doctor",), ("info", "starter", "--json")])
+def test_a_standard_output_without_room(command: tuple[str, ...]) -> None:
+    done = shell('"$@" > /dev/full', *command)
+    assert done.returncode == 1
+    assert done.stderr == "glia-rt: standard output cannot be written: No space left on device\n"
+
+
 def test_a_run_into_a_file_needs_no_streams(plain_bundle: Path, picture: Path, tmp_path: Path) -> None:
     output = tmp_path / "scores.csv"
     assert shell('"$@" <&- >&- 2>&-', "score", plain_bundle, picture, "-o", output).returncode == 0

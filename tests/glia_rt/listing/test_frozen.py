@@ -148,6 +148,30 @@ def test_rows_are_kept_with_the_pieces(listing: FrozenListing, tmp_path: Path) -
     freeze(again, listing.pieces(), "", rows=range(7))
     assert [rows for _, rows in FrozenListing(again).pieces_and_rows()] == list(range(7))
     assert list(FrozenListing(again).pieces()) == list(listing.pieces())
+    assert FrozenListing(again).summary() == listing.summary(), "rows are not of the listing"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"[1]\n",
+        b"5\n",
+        b'{"kind": []}\n',
+        b'{"kind": "zip", "path": "a"}\n',
+        b'{"kind": "file", "path": 5}\n',
+        b'{"kind": "file", "path": "b", "rows": "2"}\n',
+        b'{"pieces": 1, "pictures": 1, "sha256": ""}\n',
+        b"",
+    ],
+    ids=["a list", "a number", "a kind of another type", "a kind of later", "a path", "rows", "totals", "one too few"],
+)
+def test_a_listing_with_a_wrong_line(listing: FrozenListing, lines: bytes) -> None:
+    """One that is passed over would be pictures that nobody misses."""
+    head, first = b'{"glia_rt_listing": 1}\n', b'{"kind": "file", "path": "a"}\n'
+    last = b'{"pieces": 2, "pictures": 2, "sha256": ""}\n'
+    listing.path.write_bytes(pa.compress(head + first + lines + last, "zstd", asbytes=True))
+    with pytest.raises(UsageError, match="a damaged listing"):
+        list(listing.pieces())
 
 
 @pytest.mark.parametrize(

@@ -71,20 +71,24 @@ def test_a_csv_that_is_none(tmp_path: Path, name: str, content: str, message: st
 
 
 @pytest.mark.parametrize(
-    ("content", "row"),
+    ("content", "rows"),
     [
-        ("id,path\n1,a.jpg\n2,\n3,b.jpg\n", "line 3: no value in column 'path'"),
-        ("id,path\n1,a.jpg\n2\n3,b.jpg\n", "line 3: no value in column 'path'"),
-        ('path,note\na.jpg,"two\nlines"\nc.jpg,"a" b\nb.jpg,x\n', "line 4: ',' expected after '\"'"),
-        ('path\na.jpg\nb.jpg\n"c.jpg\nd.jpg\n', "line 4: unexpected end of data"),
+        ("id,path\n1,a.jpg\n2,\n3,b.jpg\n", ["line 3: no value in column 'path'"]),
+        ("id,path\n1,a.jpg\n2\n3,b.jpg\n", ["line 3: no value in column 'path'"]),
+        ('path,note\na.jpg,"two\nlines"\nc.jpg,"a" b\nb.jpg,x\n', ["line 4: ',' expected after '\"'"]),
+        ('path\n"c.jpg\na.jpg\nb.jpg\n', ["line 2: unexpected end of data"]),
+        (
+            'path,size\nc.jpg,"5 in\na.jpg,4\nno row\nb.jpg,"6"\n',
+            ["line 2: ',' expected after '\"'", "line 4: in the row of line 2"],
+        ),
     ],
-    ids=["empty", "short", "badly quoted", "a quote left open"],
+    ids=["empty", "short", "badly quoted", "a quote left open", "a stray quote"],
 )
-def test_a_bad_row_of_a_csv_is_a_row(tmp_path: Path, content: str, row: str) -> None:
+def test_a_bad_row_of_a_csv_is_a_row(tmp_path: Path, content: str, rows: list[str]) -> None:
     (tmp_path / "l.csv").write_text(content)
     found = list(Sources(list_file=tmp_path / "l.csv").pictures())
     refused = [f"{picture.name}: {picture.refused}" for picture in found if picture.refused]
-    assert refused == [f"{tmp_path}/l.csv, {row}"]
+    assert refused == [f"{tmp_path}/l.csv, {row}" for row in rows]
     assert [Path(picture.name).name for picture in found if not picture.refused] == ["a.jpg", "b.jpg"]
 
 

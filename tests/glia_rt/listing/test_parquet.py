@@ -264,6 +264,15 @@ def test_fewer_rows_than_promised(tmp_path: Path) -> None:
     assert "damaged" in found[-1].refused
 
 
+def test_a_name_of_a_column_that_is_not_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"image": [b"x"]}), path, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(b"image", b"\xffmage"))
+    [picture] = all_rows(path)
+    assert picture.refused is not None
+    assert picture.refused.startswith("not a Parquet file")
+
+
 def test_a_column_that_is_larger_than_its_file(tmp_path: Path) -> None:
     path, group = one_row_group(tmp_path / "a.parquet")
     with_footer(path, group.column(0).total_compressed_size, 10**12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import time
 import zlib
 from typing import Any
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 from glia_rt.errors import BadImageError
 from glia_rt.pixels.decode import read_image
-from glia_rt.pixels.sound import without_metadata
+from glia_rt.pixels.sound import with_end, without_metadata
 
 ORIENTATION = 0x0112
 
@@ -113,6 +114,24 @@ def test_a_jpeg_that_lacks_its_end_marker(photo: Image.Image, mode: str, options
     for cut in range(3, len(jpeg) - 2):
         with pytest.raises(BadImageError):
             read_image(jpeg[:-cut])
+
+
+def test_files_made_to_take_long_do_not() -> None:
+    """Each of some megabytes, and of minutes where the time goes with the square."""
+    count = 300_000
+    nothing = struct.pack(">I4sI", 0, b"tRNS", zlib.crc32(b"tRNS"))
+    wrong = struct.pack(">I4sI", 0, b"pHYs", 1)
+    hostile = (
+        b"\xff\xd8\xff\xe0\0\2" + b"\xff\xdb\0\2" * count + b"\xff\xda\0\2",
+        b"\xff\xd8\xff\xc2\0\x0b\x08\0\1\0\1\1\1\x11\0" + b"\xff\xda\0\x08\1\1\0\0\x3f\0" * count,
+        b"\x89PNG\r\n\x1a\n" + wrong + b"IDAT" * count,
+        b"\x89PNG\r\n\x1a\n" + (wrong + nothing) * count,
+    )
+    for content in hostile:
+        began = time.process_time()
+        without_metadata(content)
+        with_end(content)
+        assert time.process_time() - began < 10
 
 
 def test_other_formats_are_left_alone(photo: Image.Image) -> None:

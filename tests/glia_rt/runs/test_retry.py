@@ -7,8 +7,10 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
 from helpers.runs import BAD, FORMATS, ROWS, Stop, after, names
+from pyarrow import parquet
 
 from glia_rt import Scorer
 from glia_rt.errors import UsageError
@@ -88,6 +90,31 @@ def test_a_retry_that_breaks_off_goes_on(
     assert score_to_file(scorer, sources, output, retry_errors=True) == Outcome(36, 1), "and once more"
 
 
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("name", ["0.tar", "0.parquet"])
+def test_an_archive_that_was_away_is_read_whole(scorer: Scorer, pictures: Path, tmp_path: Path, name: str) -> None:
+    """It has one row while it is away, and six later; the Parquet file is three pieces."""
+    paths = sorted(pictures.iterdir())[:6]
+    archive, away, output = tmp_path / name, tmp_path / "away", tmp_path / "scores.csv"
+    if name.endswith(".tar"):
+        with tarfile.open(archive, "w") as tar:
+            for path in paths:
+                tar.add(path, path.name)
+    else:
+        table = pa.table({"image": [path.read_bytes() for path in paths]})
+        parquet.write_table(table, archive, row_group_size=2)
+    sources = Sources([pictures / "31.jpg", archive, pictures / "30.jpg"], column="image")
+    assert score_to_file(scorer, sources, output, on_start=lambda *_: archive.rename(away)) == Outcome(3, 1)
+    assert score_to_file(scorer, sources, output, retry_errors=True) == Outcome(3, 1), "still away"
+    away.rename(archive)
+    with pytest.raises(Stop) as stopped:
+        score_to_file(scorer, sources, output, retry_errors=True, on_row=after(4, Stop()))
+    assert stopped.value.__notes__[0].endswith("the same command with --retry-errors goes on")
+    assert score_to_file(scorer, sources, output, retry_errors=True) == Outcome(8, 0)
+    score_to_file(scorer, sources, tmp_path / "anew.csv")
+    assert output.read_bytes() == (tmp_path / "anew.csv").read_bytes()
+
+
 def test_an_archive_that_has_changed_keeps_its_rows(scorer: Scorer, pictures: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
         tar.add(pictures / "00.jpg", "00.jpg")
@@ -124,8 +151,9 @@ def test_what_cannot_be_retried(scorer: Scorer, listing: Sources, pictures: Path
     assert score_to_file(scorer, listing, output, resume=True) == Outcome(ROWS, BAD)
     with pytest.raises(UsageError, match="resume, overwrite and retry_errors: give one of them"):
         retry(resume=True)
-    with pytest.raises(UsageError, match=r"scores\.csv is not of this run"):
-        retry(Sources([pictures]))
+    for others in ([pictures], [*listing.paths, pictures / "00.jpg"]):
+        with pytest.raises(UsageError, match=r"scores\.csv is not of this run"):
+            retry(Sources(others, column="image"))
     (tmp_path / "scores.csv.listing.jsonl.zst").unlink()
     with pytest.raises(UsageError, match=r"scores\.csv\.listing\.jsonl\.zst is missing"):
         retry()
