@@ -188,6 +188,8 @@ def ordered_map(
                     del item
                 except Exception as error:  # noqa: BLE001 - StopIteration, or an error of `items`, raised in its turn
                     ended = error
+                    if isinstance(error, RuntimeError) and "new thread" in str(error):
+                        ended = MachineError(f"{error}: there are too many, or too little memory", "a pool of threads")
             if not pending:
                 break
             yield pending.popleft()[0].result()

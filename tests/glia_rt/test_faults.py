@@ -146,7 +146,7 @@ def test_decoders_that_call_a_lack_of_memory_damage(
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
     picture.resize((6000, 5000)).save(album / f"01b.{ending}", **({"speed": 10} if ending == "avif" else {}))
     command = ["score", plain_bundle, album, "-o", tmp_path / "scores.jsonl", "--backend", "onnxruntime"]
-    done = limited("RLIMIT_AS", 200_000_000, album / "00.jpg", *command)
+    done = limited("RLIMIT_AS", 240_000_000, album / "00.jpg", *command, "--workers", "1")
     assert done.returncode == 3, done.stderr
     assert rows(tmp_path / "scores.jsonl")[2] == (f"01b.{ending}", "machine_error", "out of memory")
 
