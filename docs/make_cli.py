@@ -18,7 +18,7 @@ HEAD = """\
 | exit status | means |
 |---|---|
 | 0 | done |
-| 1 | what is to be scored has gone, the disk is full, or the error is an unexpected one |
+| 1 | what is to be scored has gone, the machine fails, the disk is full, or the error is an unexpected one |
 | 2 | usage, or the output exists |
 | 3 | done, but some pictures are missing or cannot be read |
 | 4 | parity |

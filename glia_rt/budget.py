@@ -37,7 +37,10 @@ class Budget:
             share.release()
 
     def want_next(self) -> None:
-        """Let the next picture in order go on, whatever is held: the others are waiting for it, and hold theirs."""
+        """Let the oldest picture that is not yet taken go on, whatever is held.
+
+        Results leave in order. If that picture waited for room, it would wait for pictures that are behind it.
+        """
         with self._changed:
             self._wanted += 1
             self._changed.notify_all()

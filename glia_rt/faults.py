@@ -22,7 +22,10 @@ _ERRNOS: Final = frozenset(getattr(errno, name) for name in _NAMES if hasattr(er
 
 
 def is_machine_fault(error: BaseException | None) -> bool:
-    """Return whether an error, or one that caused it, is of the machine: no memory, or a system call that failed so."""
+    """Return whether an error is of the machine: a lack of memory, or a system call that failed for such a reason.
+
+    An error that was caused by one of these is of the machine, too.
+    """
     while error is not None:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _ERRNOS):
             return True
@@ -53,7 +56,10 @@ class Gate:
 
     @contextmanager
     def stepped_out(self) -> Iterator[None]:
-        """Let others be alone inside meanwhile, and then be inside again beside others."""
+        """Count as outside while the block lasts.
+
+        A thread that waits for memory steps out, so that it does not keep another one from being alone.
+        """
         with self._changed:
             self._inside -= 1
             self._changed.notify_all()

@@ -73,8 +73,9 @@ def is_foreign(image: Any) -> bool:
 class Scorer:
     """A bundle on an engine.
 
-    Threads may share it, processes may not. All their calls share the threads that decode and the streams of the
-    engine. Close it, or use it as a context manager.
+    Threads may share it, processes may not. All their calls share the streams of the engine. Those with several
+    pictures share the threads that decode; one picture is decoded by its caller. Close it, or use it as a context
+    manager.
 
     Attributes:
         bundle: What was opened.
@@ -349,7 +350,7 @@ class Scorer:
         )
 
     def close(self) -> None:
-        """Free the engine, once calls of other threads are done."""
+        """Free the engine. Lists that other threads are having scored are finished first."""
         self._closed = True
         self._readers.shutdown()
         self._runners.shutdown()

@@ -1,8 +1,8 @@
 """The command line as a whole. Errors become one line on stderr and an exit status here, and only here.
 
-Exit status: 0 done; 1 what is to be scored has gone, the disk is full, or unexpected; 2 usage, or the output exists;
-3 done, but some pictures are missing or cannot be read; 4 parity; 5 checkpoint, bundle or engine; 6 backend, or a
-package that is not installed; 130 interrupted.
+Exit status: 0 done; 1 what is to be scored has gone, the machine fails, the disk is full, or unexpected; 2 usage, or
+the output exists; 3 done, but some pictures are missing or cannot be read; 4 parity; 5 checkpoint, bundle or engine;
+6 backend, or a package that is not installed; 130 interrupted.
 """
 
 from __future__ import annotations

@@ -64,8 +64,8 @@ def with_end(jpeg: bytes) -> bytes | None:
     """Return a JPEG that may lack its end marker only, with that marker.
 
     Returns:
-        The picture; None if the marker is there, or a scan is missing. Whether the last scan is whole only its decoding
-        tells.
+        The picture; None if the marker is there, or a scan is missing. The last scan may still be cut off: decoding
+        finds that out.
     """
     #: By component, the lowest bit of each coefficient that is still missing.
     missing: dict[int, list[int]] = {}

@@ -145,7 +145,7 @@ class Parts:
         left = [path for path in self.folder.iterdir() if path.name != _LOCK]
         if any(not _OURS.fullmatch(path.name) for path in left):
             raise UsageError(f"{self.folder} holds files that no run wrote: move them, or name another output")
-        if left:  # which killed meanwhile must not pass for rows of this run
+        if left:  # killed while these are removed, what is left must not pass for rows of this run
             self._write_run(is_starting=True, cause=_AGAIN)
         for path in left:
             if path.name != _RUN:

@@ -249,8 +249,8 @@ def score_each(
         pictures: The pictures, with their positions.
         on_row: Called with each result in order, where its picture stands, and how far the run is.
         rows: How many there are already.
-        workers: As `Scorer.score_pictures` has it; so is `read_from`.
-        read_from: See `workers`.
+        workers: As for `Scorer.score_pictures`.
+        read_from: As for `Scorer.score_pictures`.
 
     Raises:
         SourceError: What is to be scored has gone.
@@ -342,7 +342,10 @@ def _require_kept(output: Path, run: dict[str, Any]) -> tuple[FrozenListing, Out
         raise UsageError(f"{output} is not there yet: errors of a whole output are retried; give --resume instead")
     finished = _finished(output, run)
     if finished is None:
-        raise UsageError(f"{output} is not of this run: give the command that made it, with --retry-errors")
+        raise UsageError(
+            f"{output} is not of this run: give the command that made it, with --retry-errors; another "
+            "version of a library makes another run, too"
+        )
     kept = FrozenListing(listing_path(output))
     if not kept.path.exists():
         raise UsageError(f"{kept.path} is missing, which says what the rows of {output} are of: give --overwrite")
