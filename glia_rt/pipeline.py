@@ -29,6 +29,8 @@ Inputs: TypeAlias = Mapping[str, npt.NDArray[np.uint8]]
 
 #: While encoded pictures of more than this many bytes are held, no more are pulled ahead.
 MAX_BYTES_AHEAD: Final = 1 << 28
+#: Known results that wait until it is known whether the machine has failed for good.
+_MOST_WAITING: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +50,23 @@ class Sample:
     inputs: Inputs
 
 
-#: A picture that was read, and the memory that it may still hold.
-_Read: TypeAlias = tuple[Sample | Result, Share]
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A result for which nothing was read. It says nothing of the machine."""
+
+    result: Result
+
+
+#: What reading a picture gives.
+Found: TypeAlias = Sample | Result | Known
+#: That, and the memory that the picture may still hold.
+_Read: TypeAlias = tuple[Found, Share]
 
 
 def score_stream(
     sources: Iterable[Source],
     *,
-    read: Callable[[Source, Reserve], Sample | Result],
+    read: Callable[[Source, Reserve], Found],
     run: Callable[[Inputs], npt.NDArray[np.float32]],
     batch_size: int,
     parallel: int,
@@ -68,9 +79,9 @@ def score_stream(
 
     Args:
         sources: What to read. Sources are pulled only as far ahead as the engine needs.
-        read: Source -> sample, or the result of a picture that cannot be read. Called in `workers` threads. Before it
-            decodes, it calls what it is given with the bytes that this takes. If it raises MachineError, it is called
-            once more, while nothing else is read or run.
+        read: Source -> sample, or the result of a picture that cannot be read, or one that is known. Called in
+            `workers` threads. Before it decodes, it calls what it is given with the bytes that this takes. If it raises
+            MachineError, it is called once more, while nothing else is read or run.
         run: Inputs (N, ...) -> scores, float32 (N,). Called in threads: `parallel` calls at once, and one more waits.
         batch_size: N of every call of `run`. A shorter batch is padded, so that no score depends on the other pictures
             of its batch. Whole pictures are not padded: N is at most so many.
@@ -106,7 +117,7 @@ def score_stream(
                     result = read(source, partial(share.take, waits=False))
         except MachineError as error:
             result = Result(error.name, None, "machine_error", error.reason, None, None)
-        if not whole_pictures or isinstance(result, Result):
+        if not whole_pictures or not isinstance(result, Sample):
             share.release()
         return result, share
 
@@ -119,7 +130,7 @@ def score_stream(
             except StopIteration:
                 return
 
-    def score(batch: Sequence[_Read]) -> list[Result]:
+    def score(batch: Sequence[_Read]) -> list[Result | Known]:
         with gate.beside_others():
             scored = _score_batch([one for one, _ in batch], run, None if whole_pictures else batch_size)
         for _, share in batch:
@@ -141,25 +152,32 @@ def score_stream(
         yield from _until_the_machine_fails(result for results in scored for result in results)
 
 
-def _until_the_machine_fails(results: Iterable[Result]) -> Iterator[Result]:
-    """Yield results. One of a machine that failed waits for the next, which says whether it has failed for good.
+def _until_the_machine_fails(results: Iterable[Result | Known]) -> Iterator[Result]:
+    """Yield results. One of a machine that failed waits for the next that was read.
+
+    That one says whether the machine has failed for good.
 
     Raises:
-        MachineError: Two results in a row are of a machine that failed. Neither is yielded.
+        MachineError: Two in a row of those that were read are of a machine that failed. Neither is yielded.
     """
-    waiting: Result | None = None
-    for result in results:
-        if waiting is not None:
+    waiting: list[Result] = []  # one of a machine that failed, and the known ones behind it
+    for found in results:
+        is_read = isinstance(found, Result)
+        result = found if isinstance(found, Result) else found.result
+        if waiting and is_read:
             if result.status == "machine_error":
-                raise MachineError(f"{waiting.error}, and so for the next picture", waiting.path)
-            yield waiting
-            waiting = None
-        if result.status == "machine_error":
-            waiting = result
+                raise MachineError(f"{waiting[0].error}, and so for the next picture", waiting[0].path)
+            yield from waiting
+            waiting = []
+        if waiting or (is_read and result.status == "machine_error"):
+            waiting.append(result)
+            if len(waiting) <= _MOST_WAITING:
+                continue
+            yield from waiting
+            waiting = []
         else:
             yield result
-    if waiting is not None:
-        yield waiting
+    yield from waiting
 
 
 def ordered_map(
@@ -229,8 +247,8 @@ def _batches(samples: Iterable[_Read], batch_size: int, most_bytes: int) -> Gene
 
 
 def _score_batch(
-    batch: Sequence[Sample | Result], run: Callable[[Inputs], npt.NDArray[np.float32]], padded: int | None
-) -> list[Result]:
+    batch: Sequence[Found], run: Callable[[Inputs], npt.NDArray[np.float32]], padded: int | None
+) -> list[Result | Known]:
     """Return the results of a batch. Samples of one shape share a run, padded to `padded` pictures if given."""
     by_shape: dict[tuple[tuple[int, ...], ...], list[Sample]] = {}
     for one in batch:

@@ -28,7 +28,7 @@ from glia_rt.listing.missing import Trail
 from glia_rt.listing.pieces import Picture
 from glia_rt.listing.sources import Sources
 from glia_rt.machine import cpu_count, memory_size
-from glia_rt.pipeline import Inputs, Sample, check_finite, ordered_map, score_stream, stack
+from glia_rt.pipeline import Found, Inputs, Known, Sample, check_finite, ordered_map, score_stream, stack
 from glia_rt.pixels.bicubic import Pixels
 from glia_rt.pixels.decode import DEFAULT_MAX_PIXELS, decoder, read_image
 from glia_rt.pixels.names import ImageSource
@@ -374,7 +374,7 @@ class Scorer:
         if self._closed:
             raise BackendError(f"backend {self.backend.name}: closed")
 
-    def _read(self, trail: Trail, picture: Picture, reserve: Reserve) -> Sample | Result:
+    def _read(self, trail: Trail, picture: Picture, reserve: Reserve) -> Found:
         if self.input == "image":  # which holds the pixels, and then once more in a batch
 
             def reserve_twice(size: int) -> None:
@@ -431,7 +431,7 @@ def read_sample(
     trail: Trail,
     make: Callable[[Pixels], Inputs],
     max_pixels: int = DEFAULT_MAX_PIXELS,
-) -> Sample | Result:
+) -> Found:
     """Decode a picture and make the model's inputs of it, as `score_stream` reads pictures.
 
     Args:
@@ -442,20 +442,21 @@ def read_sample(
         max_pixels: As for `read_image`.
 
     Returns:
-        The inputs; or a row of status "bad_image", if the picture cannot be read.
+        The inputs; or a row of status "bad_image", if the picture cannot be read; or a row that is known without
+        reading it.
 
     Raises:
         SourceError: The source has gone.
         MachineError: The machine failed.
     """
     if picture.row is not None:
-        return picture.row
+        return Known(picture.row)
     if picture.failed is not None:
         raise MachineError(picture.failed, picture.name)
     if picture.source is None:
         if picture.folder is not None:
             trail.require(picture.folder)
-        return Result(picture.name, None, "bad_image", picture.refused, None, None)
+        return Known(Result(picture.name, None, "bad_image", picture.refused, None, None))
     try:
         pixels = read_image(picture.source, max_pixels=max_pixels, reserve=reserve)
         inputs = make(pixels)

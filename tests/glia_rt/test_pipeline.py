@@ -14,7 +14,7 @@ import pytest
 
 from glia_rt.budget import Reserve
 from glia_rt.errors import BackendError, MachineError
-from glia_rt.pipeline import Inputs, Sample, ordered_map, score_stream, stack
+from glia_rt.pipeline import Found, Inputs, Known, Sample, ordered_map, score_stream, stack
 from glia_rt.results import Result
 
 Scores = npt.NDArray[np.float32]
@@ -401,6 +401,25 @@ def test_a_machine_that_fails_while_others_wait_for_memory() -> None:
             whole_pictures=whole_pictures,
         )  # fmt: skip
         assert [result.score for result in results] == list(range(50))
+
+
+def test_known_results_say_nothing_of_the_machine() -> None:
+    """Here all but the rows known before fail, as on a disk that is dead."""
+
+    def dead(i: int, _: Reserve) -> Found:
+        if i % 3:
+            return Known(bad(i) if i % 2 else Result(str(i), None, "machine_error", "before", None, None))
+        raise MachineError("Input/output error", str(i))
+
+    results = score_stream(range(30), read=dead, run=run, batch_size=4, parallel=2, workers=3, memory=1 << 30)
+    with pytest.raises(MachineError, match="0: Input/output error, and so for the next picture"):
+        list(results)
+
+    def once(i: int, reserve: Reserve) -> Found:
+        return dead(i, reserve) if i % 3 or i == 9 else read(i)
+
+    results = score_stream(range(30), read=once, run=run, batch_size=4, parallel=2, workers=3, memory=1 << 30)
+    assert [result.path for result in results] == [str(i) for i in range(30)]
 
 
 def test_a_stream_that_is_closed_does_not_wait_for_memory() -> None:
