@@ -274,6 +274,9 @@ class Tripwire:
     def flush(self) -> None:
         pass
 
+    def isatty(self) -> bool:
+        return False
+
 
 def test_the_console_gets_a_line_an_epoch(labels: Path, tmp_path: Path) -> None:
     file = Tripwire()

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 
 from glia_rt import Scorer
 from glia_rt.backends.base import Backend, BackendOptions
@@ -151,9 +150,21 @@ def test_engines_that_were_opened_are_closed_if_another_cannot_be(opened: list[W
     assert [engine.is_closed for engine in opened] == [True, True]
 
 
+class OnGpu:
+    """What a library says of an array in a GPU's memory."""
+
+    shape, dtype = (1, 224, 224, 3), "uint8"
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+    def __dlpack__(self, **_: Any) -> Any:
+        raise AssertionError("read on the host")
+
+
 def test_arrays_on_a_gpu_are_for_one_gpu(two: tuple[Watched, Watched], tiny_bundle: Path) -> None:
     scorer = scorer_of(SeveralBackend(two), tiny_bundle)
-    tensor = torch.zeros((1, 224, 224, 3), dtype=torch.uint8)
-    for call in (lambda: scorer.score_views(global_view=tensor, fragments=tensor), lambda: scorer.score(tensor[0])):
+    tensor: Any = OnGpu()
+    for call in (lambda: scorer.score_views(global_view=tensor, fragments=tensor), lambda: scorer.score(tensor)):
         with pytest.raises(UsageError, match="several devices take arrays on the host"):
             call()
