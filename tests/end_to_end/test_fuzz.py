@@ -85,6 +85,7 @@ FILES: dict[str, Callable[[], bytes]] = {
 }
 
 
+@pytest.mark.timeout(0)  # the process has a limit of its own, by the number of copies
 @pytest.mark.parametrize("name", FILES)
 def test_damaged_copies(name: str, tmp_path: Path, pytestconfig: pytest.Config) -> None:
     count = pytestconfig.getoption("--fuzz")
