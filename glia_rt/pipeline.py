@@ -6,10 +6,11 @@ with the number of pictures. Closing the iterator early ends both pools.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeAlias, TypeVar
@@ -141,6 +142,8 @@ def score_stream(
     with (
         ThreadPoolExecutor(workers, "glia-read") as readers,
         ThreadPoolExecutor(parallel + 1, "glia-run") as runners,
+        _all_started(readers, workers),
+        _all_started(runners, parallel + 1),
         closing(budget),  # before the threads are waited for, which may wait for it
         # Samples are read far enough ahead to fill a batch while the engine works on others.
         closing(
@@ -150,6 +153,23 @@ def score_stream(
         closing(ordered_map(runners, score, batches, ahead=parallel + 1)) as scored,
     ):
         yield from _until_the_machine_fails(result for results in scored for result in results)
+
+
+@contextmanager
+def _all_started(pool: ThreadPoolExecutor, count: int) -> Iterator[None]:
+    """Start all threads of a pool before the block: later there may be no memory for them.
+
+    Raises:
+        MachineError: One cannot be started.
+    """
+    together = threading.Barrier(count)
+    try:
+        for _ in range(count):
+            pool.submit(together.wait)
+    except RuntimeError as error:
+        together.abort()
+        raise MachineError(f"{error}: take fewer --workers", "the threads") from error
+    yield
 
 
 def _until_the_machine_fails(results: Iterable[Result | Known]) -> Iterator[Result]:
@@ -206,8 +226,6 @@ def ordered_map(
                     del item
                 except Exception as error:  # noqa: BLE001 - StopIteration, or an error of `items`, raised in its turn
                     ended = error
-                    if isinstance(error, RuntimeError) and "new thread" in str(error):
-                        ended = MachineError(f"{error}: there are too many, or too little memory", "a pool of threads")
             if not pending:
                 break
             yield pending.popleft()[0].result()
