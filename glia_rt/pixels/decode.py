@@ -39,6 +39,7 @@ import PIL
 import simplejpeg
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from glia_rt.budget import Reserve
 from glia_rt.contract import MAX_SIDE
 from glia_rt.errors import BadImageError, MachineError, UsageError
 from glia_rt.faults import is_machine_fault
@@ -77,7 +78,7 @@ _STRIP_PIXELS: Final = 1 << 20
 
 
 def read_image(
-    source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS, reserve: Callable[[int], None] = lambda size: None
+    source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS, reserve: Reserve = lambda size: None
 ) -> npt.NDArray[np.uint8]:
     """Return the RGB pixels of a picture, by the rules of this module.
 
@@ -216,16 +217,14 @@ def _without_metadata(file: BinaryIO) -> bytes | None:
     return without_metadata(file.read())
 
 
-def _decode_file(file: BinaryIO, max_pixels: int, reserve: Callable[[int], None]) -> npt.NDArray[np.uint8]:
+def _decode_file(file: BinaryIO, max_pixels: int, reserve: Reserve) -> npt.NDArray[np.uint8]:
     with Image.open(file) as image:
         if image.format in _RUN_PROGRAMS:
             raise ValueError(f"{image.format} is not read: Pillow would run a program")
         return _decode(image, max_pixels, file, reserve)
 
 
-def _decode(
-    image: Image.Image, max_pixels: int, file: BinaryIO | None, reserve: Callable[[int], None]
-) -> npt.NDArray[np.uint8]:
+def _decode(image: Image.Image, max_pixels: int, file: BinaryIO | None, reserve: Reserve) -> npt.NDArray[np.uint8]:
     _require_size(*image.size, max_pixels)
     reserve(image.width * image.height * _bytes_per_pixel(image))
     pixels = _decode_jpeg(image, file)

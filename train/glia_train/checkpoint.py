@@ -125,6 +125,8 @@ class Checkpoint:
             raise BundleError(f"{path}: no such checkpoint")
         try:
             record = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except MemoryError:  # which says nothing of the file
+            raise
         except Exception as error:  # of damaged bytes the unpickler raises nearly anything
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise BundleError(f"{path}: not a checkpoint of glia-rt, or damaged ({reason[:200]})") from error
