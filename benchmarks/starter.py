@@ -2,14 +2,16 @@
 
     python benchmarks/starter.py name starter=run/checkpoint.pt ridge=ridge/checkpoint.pt ...
     python benchmarks/starter.py measure --root BIQ2021 starter=run/checkpoint.pt ridge=ridge/checkpoint.pt ...
+    python benchmarks/starter.py against --root BIQ2021 NAME
     python benchmarks/starter.py ship run/checkpoint.pt
     python benchmarks/starter.py speed
 
 `name` writes the hash and the options of each checkpoint to benchmarks/results/starter/models.json, which is committed
 before anything is measured. `measure` takes these checkpoints and no others, scores BIQ2021's official test part with
-all of them, and writes predictions.csv (without labels) and figures.json beside it. It refuses to measure twice. `ship`
-exports a checkpoint and fills glia_rt/starter/; what card.json there says goes into the manifest. `speed` measures what
-is there beside a GLIANet on ViT-B, and writes speed.json.
+all of them, and writes predictions.csv (without labels) and figures.json beside it. It refuses to measure twice.
+`against` reads the predictions again, and writes by how much the other models are ahead of one to against_NAME.json.
+`ship` exports a checkpoint and fills glia_rt/starter/; what card.json there says goes into the manifest. `speed`
+measures what is there beside a GLIANet on ViT-B, and writes speed.json.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from glia_rt import Scorer
 from glia_rt.bundle import GRAPHS, MANIFEST, write_manifest
 from glia_rt.files import sha256
 from glia_rt.runs.outputs import format_score
-from glia_rt.starter.paths import BUNDLE, CHECKPOINT, FOLDER, STARTER
+from glia_rt.starter.paths import BUNDLE, CHECKPOINT, FOLDER
 from glia_rt.versions import installed_versions
 from glia_train import evaluate
 from glia_train.bootstrap import interval, srcc
@@ -67,6 +69,9 @@ def main() -> None:
         command.add_argument("models", nargs="+", metavar="NAME=CHECKPOINT")
         if name == "measure":
             command.add_argument("--root", required=True, help="the folder of BIQ2021")
+    command = commands.add_parser("against")
+    command.add_argument("name", help="a model of predictions.csv")
+    command.add_argument("--root", required=True, help="the folder of BIQ2021")
     command = commands.add_parser("ship")
     command.add_argument("checkpoint", type=Path)
     commands.add_parser("speed")
@@ -76,6 +81,9 @@ def main() -> None:
         return
     if arguments.command == "speed":
         measure_speed()
+        return
+    if arguments.command == "against":
+        compare_predictions(arguments.name, arguments.root)
         return
     models = dict(text.partition("=")[::2] for text in arguments.models)
     if not all(models.values()) or BASELINE not in models:
@@ -131,6 +139,21 @@ def measure(models: Mapping[str, str], root: str) -> None:
             writer.writerow([picture.name, *(format_score(scores[name][i]) for name in models)])
     FIGURES.write_text(json.dumps(figures, indent=2) + "\n")
     print(f"wrote {PREDICTIONS} and {FIGURES}")
+
+
+def compare_predictions(name: str, root: str) -> None:
+    """Write by how much each model's figures are over those of one, by the predictions that were written."""
+    with PREDICTIONS.open(newline="") as file:
+        rows = {row.pop("path"): row for row in csv.DictReader(file)}
+    chosen = evaluate.select(read_dataset("biq2021", root), "test", evaluate.SEED)
+    models = list(next(iter(rows.values())))
+    if name not in models:
+        raise SystemExit(f"{PREDICTIONS} has no {name}, but {', '.join(models)}")
+    scores = {one: np.array([float(rows[picture.name][one]) for picture in chosen.pictures]) for one in models}
+    found = {one: against(chosen, scores[one], scores[name]) for one in models if one != name}
+    path = RESULTS / f"against_{name}.json"
+    path.write_text(json.dumps(found, indent=2) + "\n")
+    print(f"wrote {path}")
 
 
 def require_unmeasured() -> None:
@@ -230,7 +253,7 @@ def measure_speed() -> None:
         common.make_jpegs(photographs, SIZE, SIZE, PICTURES)
         one = next(photographs.iterdir())
         scorers = {
-            "starter": stack.enter_context(Scorer.open(STARTER)),
+            "starter": stack.enter_context(Scorer.open(BUNDLE)),
             "ViT-B": stack.enter_context(Scorer.open(vit_b)),
         }
         rates: dict[str, list[float]] = {name: [] for name in scorers}
@@ -243,10 +266,10 @@ def measure_speed() -> None:
         found["backend"] = {name: f"{s.backend.name}, {s.backend.precision}" for name, s in scorers.items()}
         found[f"JPEGs of {SIZE}x{SIZE}, pictures/s"] = {name: statistics.median(each) for name, each in rates.items()}
         found["ratio"] = statistics.median(a / b for a, b in zip(rates["starter"], rates["ViT-B"], strict=True))
-        program = "import sys; from glia_rt import Scorer; Scorer.open('starter').score(sys.argv[1])"
+        program = "import sys; from glia_rt import Scorer; Scorer.open(sys.argv[1]).score(sys.argv[2])"
         commands = {
-            "from Python": [sys.executable, "-c", program, str(one)],
-            "glia-rt score": [sys.executable, "-m", "glia_rt", "score", STARTER, str(one)],
+            "from Python": [sys.executable, "-c", program, str(BUNDLE), str(one)],
+            "glia-rt score": [sys.executable, "-m", "glia_rt", "score", str(BUNDLE), str(one)],
         }
         found["first score of a new process, s"] = {name: seconds(command) for name, command in commands.items()}
     SPEED.write_text(json.dumps(found, indent=2) + "\n")

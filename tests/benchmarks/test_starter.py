@@ -119,6 +119,16 @@ def test_the_test_part_is_measured_once_and_without_labels(script: Any, models: 
         script.measure(models, str(root))
 
 
+def test_written_predictions_give_the_measured_differences(script: Any, models: dict[str, str], root: Path) -> None:
+    script.name_models(models)
+    script.measure(models, str(root))
+    script.compare_predictions("ridge", str(root))
+    found = json.loads((script.RESULTS / "against_ridge.json").read_text())
+    assert found == json.loads(script.FIGURES.read_text())["against ridge"]
+    with pytest.raises(SystemExit, match="has no tree, but starter, ridge"):
+        script.compare_predictions("tree", str(root))
+
+
 def test_only_the_named_checkpoints_are_measured(script: Any, models: dict[str, str], root: Path) -> None:
     script.name_models(models)
     with pytest.raises(SystemExit, match="names starter, ridge: give each of them"):

@@ -24,6 +24,7 @@ from glia_rt.errors import OutputExistsError, UsageError
 from glia_rt.pixels.names import printable
 from glia_rt.runs.outputs import listing_path, metadata_path
 from glia_rt.scorer import Scorer
+from glia_rt.starter.paths import BUNDLE as STARTER_BUNDLE
 from glia_rt.starter.paths import STARTER
 from glia_rt.steps import Stages
 from glia_rt.versions import installed_versions
@@ -121,7 +122,7 @@ def score_with_starter(out: Path, stages: Stages) -> tuple[list[Copy], list[Scor
     stages("distort photographs")
     copies = make_copies(out / PICTURES, PHOTOGRAPHS, DISTORTED)
     stages(f"score {len(copies)} pictures with the starter")
-    with Scorer.open(STARTER) as scorer:
+    with Scorer.open(STARTER_BUNDLE) as scorer:  # by its path: the demo's own folder may be called starter
         scored = score_copies(scorer, copies, out / SCORES)
         return copies, scored, f"{scorer.backend.name}, {scorer.backend.precision}"
 

@@ -16,7 +16,7 @@ from glia_export.demo.score import Scored, score_copies
 from glia_export.export import export
 from glia_rt.errors import MissingPackageError
 from glia_rt.scorer import Scorer
-from glia_rt.starter.paths import STARTER
+from glia_rt.starter.paths import CHECKPOINT
 from glia_rt.verify import Parity, require, selftest
 from glia_train.checkpoint import Checkpoint
 from glia_train.datasets.base import COLUMNS
@@ -72,11 +72,11 @@ def tune(copies: Sequence[Copy], out: Path, seconds: float, stage: Callable[[str
     usable = [copy for copy in copies if copy.distortion not in UNORDERED]
     (out / LABELS).write_text(_to_csv(usable, out), encoding="utf-8")
     # The stem stays as it is: a step then takes a third of the time, and a minute is short.
-    config = dataclasses.replace(Checkpoint.load(STARTER).config, tune_backbone=False)
+    config = dataclasses.replace(Checkpoint.load(CHECKPOINT).config, tune_backbone=False)
     options = TrainOptions(
         epochs=100, batch_size=32, lr=3e-4, score_range=(0.0, 100.0), seed=SEED, time_limit_s=seconds, cache=False
     )
-    trained = train(read_labels(out / LABELS), out / RUN, config, options, Origin(None, Path(STARTER)), console=console)
+    trained = train(read_labels(out / LABELS), out / RUN, config, options, Origin(None, CHECKPOINT), console=console)
     stage("export it")
     exported = export(trained.checkpoint, out / BUNDLE, report=lambda name: console.print(f"  {name}"))
     stage("verify it")
