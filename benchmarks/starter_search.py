@@ -25,6 +25,7 @@ import numpy as np
 from rich.console import Console
 
 from glia_rt.versions import installed_versions
+from glia_train.checkpoint import Checkpoint
 from glia_train.datasets.base import Dataset, LabelledPicture, Part
 from glia_train.datasets.splits import Split, split_dataset
 from glia_train.datasets.table import read_dataset
@@ -62,10 +63,10 @@ class Training:
     without: str | None = None
 
 
-def ridge(pictures: int | None = None) -> Training:
+def ridge(pictures: int | None = None, without: str | None = None) -> Training:
     """Return the baseline, which has no step of training."""
     options = {"epochs": 0, "warmup_epochs": 0.0, "backbone_lr": None, "ranking": 0.0, "ema": None}
-    return Training(pictures, "ridge", options=options)
+    return Training(pictures, "ridge", options=options, without=without)
 
 
 def ablation(**model: Any) -> Training:
@@ -130,7 +131,8 @@ class Search:
         """Run a training, or go on with it, and return its validation figures."""
         pictures, config, options = self.plan(TRAININGS[name])
         out = self._train(name, self._dataset(pictures, self._split.validation), config, options)
-        return {"pictures": len(pictures)} | self._measure(out, self._split.validation)
+        precision = Checkpoint.load(out).trained_on["machine"]["precision"]
+        return {"pictures": len(pictures), "precision": precision} | self._measure(out, self._split.validation)
 
     def plan(self, training: Training) -> tuple[list[LabelledPicture], Any, TrainOptions]:
         """Return the pictures that a training takes, its config and its options."""

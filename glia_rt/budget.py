@@ -7,8 +7,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 
+from glia_rt.machine import memory_left
+
 #: Called with the bytes that a picture takes, before it takes them; it may wait.
 Reserve = Callable[[int], None]
+
+
+class NoRoomError(MemoryError):
+    """A picture takes more memory than the machine has."""
 
 
 class Budget:
@@ -16,6 +22,7 @@ class Budget:
 
     def __init__(self, size: int) -> None:
         self._size = size
+        self._most = memory_left()
         self._held = 0
         self._shares = 0
         self._wanted = -1
@@ -65,15 +72,26 @@ class Share:
 
         Raises:
             CancelledError: The budget is closed.
+            NoRoomError: The machine, or the container, has less memory. The system would end the process.
         """
         self.release()
         budget = self._budget
+        if size > budget._most:
+            raise NoRoomError(
+                f"decoding takes up to {size / 1e6:,.0f} MB, and {budget._most / 1e6:,.0f} MB are left: score it where "
+                "there is more memory"
+            )
         with budget._changed:
             budget._changed.wait_for(lambda: budget._is_closed or not waits or self._fits(size))
             if budget._is_closed:
                 raise CancelledError
             budget._held += size
             self._held = size
+
+    @property
+    def held(self) -> int:
+        """Bytes that it holds."""
+        return self._held
 
     def release(self) -> None:
         """Hold nothing any more."""

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from glia_rt.errors import MachineError
+
 _NAMES: Final = (
     "EAGAIN", "EBUSY", "ECONNABORTED", "ECONNREFUSED", "ECONNRESET", "EDQUOT", "EHOSTDOWN", "EHOSTUNREACH", "EINTR",
     "EIO", "EMFILE", "ENETDOWN", "ENETRESET", "ENETUNREACH", "ENFILE", "ENOBUFS", "ENODEV", "ENOLINK", "ENOMEM",
@@ -31,6 +33,19 @@ def is_machine_fault(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
+
+
+@contextmanager
+def reported(what: str) -> Iterator[None]:
+    """Turn a lack of memory or of threads into a MachineError about something."""
+    try:
+        yield
+    except MemoryError as error:
+        raise MachineError("out of memory", what) from error
+    except RuntimeError as error:
+        if "can't start new thread" not in str(error):
+            raise
+        raise MachineError(str(error), what) from error
 
 
 class Gate:

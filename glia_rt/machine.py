@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +37,23 @@ def memory_size(system: Path = _ROOT) -> int:
     except (AttributeError, ValueError):  # Windows
         physical = 8 << 30
     return min([physical, *(limit for group in _groups(system, "memory") for limit in _limit(group))])
+
+
+def memory_left(system: Path = _ROOT) -> int:
+    """Return the memory that this process may take beyond what it holds now, in bytes.
+
+    Other processes may hold some of it.
+
+    Args:
+        system: As for `cpu_count`.
+    """
+    try:
+        status = (system / "proc/self/status").read_text()
+    except OSError:  # not Linux
+        status = ""
+    # Without the files that are mapped into memory, such as libraries, which the system may drop.
+    found = re.search(r"^RssAnon:\s*(\d+) kB", status, re.MULTILINE)
+    return max(0, memory_size(system) - 1024 * int(found[1] if found else 0))
 
 
 def _groups(system: Path, controller: str) -> Iterator[Path]:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from glia_rt.budget import Budget, Reserve, Share
 from glia_rt.errors import BackendError, MachineError
-from glia_rt.faults import Gate
+from glia_rt.faults import Gate, reported
 from glia_rt.results import Result
 
 Source = TypeVar("Source")
@@ -132,7 +132,7 @@ def score_stream(
                 return
 
     def score(batch: Sequence[_Read]) -> list[Result | Known]:
-        with gate.beside_others():
+        with gate.beside_others(), reported("a batch"):
             scored = _score_batch([one for one, _ in batch], run, None if whole_pictures else batch_size)
         for _, share in batch:
             share.release()
@@ -241,7 +241,7 @@ def _held(pending: Iterable[tuple[Future[Out], int]]) -> int:
 
 
 def _batches(samples: Iterable[_Read], batch_size: int, most_bytes: int) -> Generator[list[_Read]]:
-    """Yield batches of at most `batch_size` samples, which end when their inputs have `most_bytes`.
+    """Yield batches of at most `batch_size` samples, which end when their shares hold `most_bytes`.
 
     The results of pictures that cannot be read stay in their places between the samples.
     """
@@ -251,7 +251,7 @@ def _batches(samples: Iterable[_Read], batch_size: int, most_bytes: int) -> Gene
         for sample, share in samples:
             batch.append((sample, share))
             if isinstance(sample, Sample):
-                count, size = count + 1, size + sum(array.nbytes for array in sample.inputs.values())
+                count, size = count + 1, size + share.held
             # The batch is full. Or it has so many unreadable pictures that the other results would wait too long.
             if count == batch_size or len(batch) == 4 * batch_size or size >= most_bytes:
                 yield batch

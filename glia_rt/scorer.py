@@ -10,8 +10,9 @@ import dataclasses
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
+from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -20,10 +21,11 @@ import numpy.typing as npt
 
 from glia_rt.backends.base import Backend, BackendOptions
 from glia_rt.backends.choose import AUTO, open_backend
-from glia_rt.budget import Budget, Reserve
+from glia_rt.budget import Budget, NoRoomError, Reserve
 from glia_rt.bundle import Bundle
 from glia_rt.contract import DTYPE, IMAGE, Contract, GraphKind
 from glia_rt.errors import BackendError, BadImageError, MachineError, UsageError
+from glia_rt.faults import Gate, reported
 from glia_rt.listing.missing import Trail
 from glia_rt.listing.pieces import Picture
 from glia_rt.listing.sources import Sources
@@ -55,9 +57,9 @@ def on_host(array: Any) -> Any:
     """
     if isinstance(array, np.ndarray) or not hasattr(array, "__dlpack_device__"):
         return array
-    if array.__dlpack_device__()[0] not in _DLPACK_HOST:
-        return array
     try:
+        if array.__dlpack_device__()[0] not in _DLPACK_HOST:
+            return array
         return np.from_dlpack(array)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise UsageError(f"{type(array).__name__} cannot be read as an array of numpy: {error}") from error
@@ -111,6 +113,7 @@ class Scorer:
         self._budget = Budget(self.memory)
         self._process = os.getpid()
         self._closed = False
+        self._gate = Gate()  # those that score beside each other, and the one that closes alone
         # Of `score_batch` and `score_views`. A thread starts when it is first needed.
         self._readers = ThreadPoolExecutor(cpu_count(), "scorer-read")
         self._runners = ThreadPoolExecutor(backend.parallel, "scorer-run")
@@ -199,6 +202,7 @@ class Scorer:
         Raises:
             BadImageError: It cannot be turned into pixels; the message names it and the reason.
             MachineError: The machine failed: it has no memory left, for example, or too many files are open.
+            BackendError: The scorer is closed, or the engine failed.
         """
         return float(self.score_batch([image])[0])
 
@@ -209,8 +213,7 @@ class Scorer:
         it is, and is not padded.
 
         Args:
-            images: As `score` takes them; of any sizes, which with input="image" makes a batch of each run of equal
-                sizes.
+            images: As `score` takes them; of any sizes. With input="image" those of one size share a run.
 
         Returns:
             float32 (N,), in order.
@@ -218,32 +221,33 @@ class Scorer:
         Raises:
             BadImageError: One cannot be turned into pixels. There are no scores then. The message has its path, or its
                 number from 0.
+            MachineError: The machine failed, as for `score`.
+            BackendError: The scorer is closed, or the engine failed.
             UsageError: `images` is one picture, not several; or some are in a GPU's memory and the others are not, or
                 the backend does not run there.
         """
-        self._require_usable()
         is_one = isinstance(images, (str, bytes, bytearray, memoryview, os.PathLike)) or hasattr(images, "read")
         if is_one or not isinstance(images, Iterable) or getattr(images, "ndim", 4) == 3:
             raise UsageError("score_batch takes a list of pictures; score takes one")
         images = [on_host(image) for image in images]
-        if any(is_foreign(image) for image in images):
-            return check_finite(self._score_on_gpu(images))
-
-        def read(numbered: tuple[int, ImageSource]) -> Inputs:
-            number, image = numbered
-            try:
+        with self._scoring():
+            if any(is_foreign(image) for image in images):
+                return check_finite(self._score_on_gpu(images))
+            if len(images) == 1:  # which needs no other thread
                 with self._budget.hold() as reserve:
-                    return self._inputs(read_image(image, max_pixels=self.max_pixels, reserve=reserve))
-            except (BadImageError, MachineError) as error:
-                if isinstance(image, (str, os.PathLike)) or len(images) == 1:
-                    raise
-                raise type(error)(error.reason, f"images[{number}] ({error.name})") from error
+                    pixels = read_image(images[0], max_pixels=self.max_pixels, reserve=reserve)
+                    return check_finite(self.backend.run(stack([self._inputs(pixels)])))
+            if self.input == "image":
+                return self._score_whole(images)
 
-        if len(images) == 1:  # which needs no other thread
-            return check_finite(self.backend.run(stack([read((0, images[0]))])))
-        ahead = self.batch_size * self.backend.parallel
-        with closing(ordered_map(self._readers, read, enumerate(images), ahead=ahead)) as samples:
-            return self._run_each(stack(batch) for batch in self._equal_shapes(samples))
+            def read(numbered: tuple[int, ImageSource]) -> Inputs:
+                number, image = numbered
+                with self._budget.hold() as reserve, _naming(image, number):
+                    return self._inputs(read_image(image, max_pixels=self.max_pixels, reserve=reserve))
+
+            ahead = self.batch_size * self.backend.parallel
+            with closing(ordered_map(self._readers, read, enumerate(images), ahead=ahead)) as samples:
+                return self._run_each(stack(batch) for batch in _in_batches(samples, self.batch_size))
 
     def score_views(self, /, **inputs: Any) -> npt.NDArray[np.float32]:
         """Score pictures whose inputs were made elsewhere.
@@ -259,13 +263,14 @@ class Scorer:
         Raises:
             UsageError: The scorer was opened with input="image", or these are not the model's inputs.
         """
-        self._require_usable()
         if self.input != "views":
             raise UsageError('score_views needs a scorer opened with input="views"')
         shapes = self.contract.shapes("views")
         inputs = {name: on_host(array) for name, array in inputs.items()}
         if set(inputs) != set(shapes):
             raise UsageError(f"score_views takes {', '.join(shapes)} by name, not {', '.join(inputs) or 'nothing'}")
+        if wrong := [name for name, array in inputs.items() if not hasattr(array, "shape")]:
+            raise UsageError(f"{wrong[0]} is a {type(inputs[wrong[0]]).__name__}; it must be an array")
         counts = {array.shape[0] if len(array.shape) else 0 for array in inputs.values()}
         for name, shape in shapes.items():
             array = inputs[name]
@@ -278,14 +283,15 @@ class Scorer:
                 raise UsageError(f"{name} is {array.dtype}; inputs are {DTYPE}")
         ordered = {name: inputs[name] for name in shapes}
         [count] = counts
-        if count == 0:
-            return np.zeros(0, np.float32)
-        if count <= self.batch_size or any(is_foreign(array) for array in inputs.values()):
-            return check_finite(self.backend.run(ordered))
-        return self._run_each(
-            {name: array[first : first + self.batch_size] for name, array in ordered.items()}
-            for first in range(0, count, self.batch_size)
-        )
+        with self._scoring():
+            if count == 0:
+                return np.zeros(0, np.float32)
+            if count <= self.batch_size or any(is_foreign(array) for array in inputs.values()):
+                return check_finite(self.backend.run(ordered))
+            return self._run_each(
+                {name: array[first : first + self.batch_size] for name, array in ordered.items()}
+                for first in range(0, count, self.batch_size)
+            )
 
     def score_files(
         self, paths: Iterable[str | os.PathLike[str]] | Sources, *, workers: int | None = None
@@ -310,7 +316,7 @@ class Scorer:
             BackendError: The engine failed.
             MachineError: The machine failed at two pictures in a row, each tried again with nothing else in flight.
             SourceError: What is to be scored has gone.
-            UsageError: A folder cannot be listed, or a list or Parquet file is none.
+            UsageError: A pattern matches nothing, or a list or Parquet file is none.
         """
         if isinstance(paths, (str, bytes, os.PathLike)):
             raise UsageError(f"score_files takes a list of paths: give [{paths!r}]")
@@ -351,10 +357,11 @@ class Scorer:
 
     def close(self) -> None:
         """Free the engine. Lists that other threads are having scored are finished first."""
-        self._closed = True
-        self._readers.shutdown()
-        self._runners.shutdown()
-        self.backend.close()
+        with self._gate.alone():
+            self._closed = True
+            self._readers.shutdown()
+            self._runners.shutdown()
+            self.backend.close()
 
     def __enter__(self) -> Self:
         return self
@@ -373,6 +380,43 @@ class Scorer:
             raise UsageError("this scorer was opened before the process forked: open one in the process that uses it")
         if self._closed:
             raise BackendError(f"backend {self.backend.name}: closed")
+
+    @contextmanager
+    def _scoring(self) -> Iterator[None]:
+        """Keep the scorer open while a list is scored, and report what the machine lacks."""
+        self._require_usable()
+        with self._gate.beside_others(), reported("the pictures"):
+            self._require_usable()
+            yield
+
+    def _score_whole(self, images: Sequence[ImageSource]) -> npt.NDArray[np.float32]:
+        """Return the scores of pictures that go whole into the graph, and hold their memory until they are scored."""
+
+        def read(numbered: tuple[int, ImageSource], reserve: Reserve) -> Sample:
+            number, image = numbered
+            with _naming(image, number):
+                pixels = read_image(image, max_pixels=self.max_pixels, reserve=lambda size: reserve(2 * size))
+            height, width, _ = pixels.shape
+            return Sample(f"images[{number}]", width, height, self._inputs(pixels))
+
+        scores = []
+        with closing(
+            score_stream(
+                enumerate(images),
+                read=read,
+                run=self.backend.run,
+                batch_size=self.batch_size,
+                parallel=self.backend.parallel,
+                workers=cpu_count(),
+                memory=self.memory,
+                whole_pictures=True,
+            )
+        ) as results:
+            for result in results:
+                if result.score is None:
+                    raise MachineError(str(result.error), result.path)
+                scores.append(result.score)
+        return np.asarray(scores, np.float32)
 
     def _read(self, trail: Trail, picture: Picture, reserve: Reserve) -> Found:
         if self.input == "image":  # which holds the pixels, and then once more in a batch
@@ -412,16 +456,21 @@ class Scorer:
             found = list(scores)
         return check_finite(np.concatenate(found)) if found else np.zeros(0, np.float32)
 
-    def _equal_shapes(self, samples: Iterable[Inputs]) -> Iterator[list[Inputs]]:
-        batch: list[Inputs] = []
-        for sample in samples:
-            same = batch and all(a.shape == b.shape for a, b in zip(batch[0].values(), sample.values(), strict=True))
-            if batch and (not same or len(batch) == self.batch_size):
-                yield batch
-                batch = []
-            batch.append(sample)
-        if batch:
-            yield batch
+
+@contextmanager
+def _naming(image: ImageSource, number: int) -> Iterator[None]:
+    """Let an error name a picture of a list by its number from 0, unless it has a path."""
+    try:
+        yield
+    except (BadImageError, MachineError) as error:
+        if isinstance(image, (str, os.PathLike)):
+            raise
+        raise type(error)(error.reason, f"images[{number}] ({error.name})") from error
+
+
+def _in_batches(samples: Iterator[Inputs], size: int) -> Iterator[list[Inputs]]:
+    while batch := list(islice(samples, size)):
+        yield batch
 
 
 def read_sample(
@@ -465,9 +514,12 @@ def read_sample(
             trail.check(picture.source, picture.folder)
         return Result(picture.name, None, "bad_image", error.reason, None, None)
     except (MachineError, MemoryError) as error:
-        raise MachineError(getattr(error, "reason", "out of memory"), picture.name) from error
+        reason = getattr(error, "reason", "out of memory")
+        if isinstance(error.__cause__, NoRoomError):  # a second try would not help, and the next picture may fit
+            return Known(Result(picture.name, None, "machine_error", reason, None, None))
+        raise MachineError(reason, picture.name) from error
     if isinstance(picture.source, str):
-        trail.add(picture.source)
+        trail.add(picture.source, picture.folder)
     height, width, _ = pixels.shape
     return Sample(picture.name, width, height, inputs)
 

@@ -76,16 +76,21 @@ class Backend(Protocol):
         """Free what the backend holds. It cannot run again."""
 
 
-def why_not_importable(package: str, extra: str) -> str | None:
+def why_not_importable(package: str, extra: str, *names: str) -> str | None:
     """Return why a package, or a module of it, cannot be imported and what to do about it; None if it can.
 
     Args:
         package: The package, or the module, that a backend imports.
         extra: The extra of glia-rt that installs it.
+        names: What a backend uses of it. An installation that broke off may lack them.
     """
     try:
-        import_engine(package)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - code of others, which may raise anything
+        module = import_engine(package)
+        for name in names:
+            getattr(module, name)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - code of others, which may raise anything, as Rust's panics
         if isinstance(error, ModuleNotFoundError) and error.name in (package, package.partition(".")[0]):
             return str(MissingPackageError(package, extra))
         reason = " ".join(str(error).split()) or type(error).__name__

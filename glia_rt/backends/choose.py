@@ -68,7 +68,13 @@ def open_backend(name: str, bundle: Bundle, options: BackendOptions) -> tuple[Ba
 
 def unavailable(name: str) -> str | None:
     """Return why a backend cannot be used on this machine and what to do about it, in words; None if it can."""
-    reason: str | None = _module(name).unavailable()
+    backend = _module(name)
+    try:
+        reason: str | None = backend.unavailable()
+        if reason is None:
+            backend.default_precision()  # a package that is installed in half may fail only when it is used
+    except Exception as error:  # noqa: BLE001 - code of others, which may raise anything
+        return f"its package does not work ({' '.join(str(error).split()) or type(error).__name__}): install it again"
     return reason
 
 

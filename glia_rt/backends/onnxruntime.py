@@ -73,7 +73,7 @@ def open(bundle: Bundle, options: BackendOptions) -> OnnxRuntimeBackend:
 
 def unavailable() -> str | None:
     """Return why this backend cannot be used here; None if it can."""
-    return why_not_importable("onnxruntime", "cpu")
+    return why_not_importable("onnxruntime", "cpu", "InferenceSession")
 
 
 def default_precision() -> str:

@@ -137,7 +137,7 @@ def open(bundle: Bundle, options: BackendOptions) -> OpenVinoBackend:
 
 def unavailable() -> str | None:
     """Return why this backend cannot be used here; None if it can."""
-    return why_not_importable("openvino", "cpu")
+    return why_not_importable("openvino", "cpu", "Core")
 
 
 def default_precision() -> str:

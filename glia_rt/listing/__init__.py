@@ -6,6 +6,6 @@ and `parquet` are two kinds of them. `folders` and `lists` find names. `missing`
 has gone.
 
 Other folders use: Sources, DEFAULT_COLUMN of sources; FrozenListing, Summary, freeze, is_frozen, ENDING of frozen;
-Picture, Piece, Position, START, read_piece of pieces; find_images of folders; Trail, FOLDERS of missing; read_cell,
-holds_bytes, holds_pictures, open_arrow, first_line of parquet.
+Picture, Piece, Position, Refused, START, read_piece of pieces; find_images of folders; Trail, FOLDERS of missing;
+read_cell, holds_bytes, holds_pictures, open_arrow, first_line of parquet.
 """

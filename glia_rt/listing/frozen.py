@@ -12,8 +12,9 @@ import io
 import itertools
 import json
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -21,7 +22,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from glia_rt import files
-from glia_rt.errors import UsageError
+from glia_rt.errors import SourceError, UsageError
 from glia_rt.listing.parquet import RowGroup, first_line, open_arrow
 from glia_rt.listing.pieces import START, File, Picture, Piece, Position, Refused, gone, read_pieces
 from glia_rt.listing.tar import TarArchive
@@ -136,18 +137,21 @@ class FrozenListing:
     def count_new(self, pieces: Iterable[Piece]) -> int:
         """Return how many files of other pieces are not in this listing; raises as `pieces` does.
 
-        Eight bytes for each piece are held in memory.
+        Refused pieces are no files. If `pieces` raises, the files before that count. Eight bytes for each piece are
+        held in memory.
         """
         known = np.sort(np.fromiter((_digest(piece.path) for piece in self.pieces()), np.uint64))
-        paths = (path for path, _ in itertools.groupby(piece.path for piece in pieces))
+        paths = _paths_of_files(pieces)
         new = 0
         while part := [_digest(path) for path in itertools.islice(paths, _LINES)]:
             new += int(np.isin(np.array(part, np.uint64), known, invert=True).sum())
         return new
 
-    def pictures(self, start: Position = START) -> Iterator[tuple[Position, Picture]]:
-        """Yield the pictures in order, from a position on; raises as `pieces` and `read_pieces` do."""
-        return read_pieces(self.pieces(), start)
+    def pictures(
+        self, start: Position = START, left_out: Counter[str] | None = None
+    ) -> Iterator[tuple[Position, Picture]]:
+        """Yield the pictures in order, as `read_pieces` does for these pieces; raises as `pieces` does."""
+        return read_pieces(self.pieces(), start, left_out)
 
     def _made(self, kind: type[Made], values: dict[str, Any]) -> Made:
         types = {field.name: _TYPES[str(field.type)] for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
@@ -185,6 +189,13 @@ class FrozenListing:
             raise self._damaged(first_line(error)) from error
         if "pieces" not in line:
             raise UsageError(f"{name}: a listing that is cut off: make it with `glia-rt list`")
+
+
+def _paths_of_files(pieces: Iterable[Piece]) -> Iterator[str]:
+    files_only = (piece.path for piece in pieces if not isinstance(piece, Refused))
+    with suppress(SourceError, UsageError):
+        for path, _ in itertools.groupby(files_only):
+            yield path
 
 
 def _digest(path: str) -> int:

@@ -1,6 +1,6 @@
 """Names of pictures in a list: a name a line, names that end in NUL, or a column of a CSV.
 
-A list is never held in memory whole.
+A list is never held in memory whole: of a list of names one block is, of a CSV one row, which has a limit.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import csv
 import os
 from collections.abc import Iterator
 from io import BufferedReader
-from typing import Final
+from typing import Final, TextIO
 
 from glia_rt.errors import SourceError, UsageError
 from glia_rt.files import csv_rows
@@ -19,12 +19,16 @@ from glia_rt.pixels.names import display_name
 
 #: Longest name, in bytes. No system opens a file with a name this long.
 MAX_NAME: Final = 1 << 16
+#: Most characters and lines in a row of a CSV. A row may have a whole picture in base64 beside its path. A row that is
+#: longer begins with a quote that nothing closes.
+MAX_ROW: Final = 1 << 24
+MAX_LINES: Final = 10_000
 
 
 def list_entries(path: str, column: str, null_separated: bool) -> Iterator[str | Refused]:
     """Yield the names in a list. In a .csv or .tsv file, they are the values of a column.
 
-    A row of such a file that has no value, or is badly quoted, is refused.
+    A row of such a file that has no value, is badly quoted or is too long is refused.
 
     Raises:
         UsageError: The file is not a list, or has no such column.
@@ -84,14 +88,8 @@ def _decoded(found: list[bytes], called: str, null_separated: bool) -> Iterator[
 def _column(path: str, column: str, dialect: str) -> Iterator[str | Refused]:
     # Bytes that are not UTF-8 stand as lone surrogates, as everywhere in `os`.
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        taken: list[str] = []  # lines of the row that is being read
-
-        def lines() -> Iterator[str]:
-            for text in file:
-                taken.append(text)
-                yield text
-
-        rows = csv_rows(lines(), dialect)
+        lines = _Lines(file)
+        rows = csv_rows(lines, dialect)
         try:
             header = next(rows, [])
         except csv.Error as error:
@@ -105,8 +103,7 @@ def _column(path: str, column: str, dialect: str) -> Iterator[str | Refused]:
             raise UsageError(f"{display_name(path)}: several columns are called {column!r}; rename all but one")
         place = header.index(column)
         while True:
-            line = rows.line_num + 1  # on which the row begins
-            taken.clear()
+            line = lines.begin_row()
             try:
                 row = next(rows)
             except StopIteration:
@@ -114,13 +111,56 @@ def _column(path: str, column: str, dialect: str) -> Iterator[str | Refused]:
             except csv.Error as error:
                 yield Refused(f"{path}, line {line}", str(error))
                 # A quote that was left open has taken in lines that are rows of their own.
-                for number, text in enumerate(taken[1:], line + 1):
+                for number, text in enumerate(lines.taken[1:], line + 1):
                     value = _value_of_line(text, dialect, len(header), place)
                     yield value or Refused(f"{path}, line {number}", f"in the row of line {line}")
                 continue
             if row:
                 value = row[place] if place < len(row) else ""
                 yield value or Refused(f"{path}, line {line}", f"no value in column {column!r}")
+
+
+class _Lines:
+    """The lines of a CSV. Those of one row are kept until the next row begins.
+
+    Attributes:
+        taken: The lines of the row so far.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self.taken: list[str] = []
+        self._file = file
+        self._before = 0  # lines before this row
+        self._size = 0  # of the row, in characters
+
+    def begin_row(self) -> int:
+        """Forget the lines of the row before; returns the number of the line on which the next row begins."""
+        self._before += len(self.taken)
+        self._size = 0
+        self.taken.clear()
+        return self._before + 1
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        """Return the next line.
+
+        Raises:
+            csv.Error: The row is longer than a row may be. The lines after it can still be read.
+        """
+        if len(self.taken) == MAX_LINES:
+            raise csv.Error(f"a row of over {MAX_LINES} lines: a quote is not closed")
+        text = self._file.readline(MAX_ROW - self._size)
+        if not text:
+            raise StopIteration
+        self.taken.append(text)
+        self._size += len(text)
+        if self._size < MAX_ROW:
+            return text
+        while text and not text.endswith(("\n", "\r")):
+            text = self._file.readline(MAX_ROW)
+        raise csv.Error(f"a row of over {MAX_ROW} characters")
 
 
 def _value_of_line(text: str, dialect: str, columns: int, place: int) -> str | None:

@@ -5,29 +5,28 @@ Each row group is a piece. It is read a few rows at a time.
 
 from __future__ import annotations
 
+import functools
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 from glia_rt.errors import UsageError
+from glia_rt.listing.pages import UnreadPageError, check_footer, largest_page
 from glia_rt.listing.pieces import Picture, Refused, changed_archive, gone, require_file, too_large
 from glia_rt.pixels.names import display_name
 
 #: What a Parquet reader decodes at once: so many rows, or so many bytes if that is less. No row group is held whole.
-#: Reading and decoding took 49 ms a picture of 12 MP with 64 MB at once, 42 ms with 4 MB, and 43 ms from a tar archive.
+#: No value is larger than the largest page. Reading pictures of 100 kB or 1 MB one by one takes no longer than 16 at
+#: once.
 _ROWS_AT_ONCE: Final = 16
-_BYTES_AT_ONCE: Final = 1 << 22
-#: Where values are kept once and repeated by number, nothing says how large a value is.
-_ROWS_OF_REPEATED: Final = 4
-
-#: Pages are decompressed whole. What a column of a row group unpacks to may be so many times as large as it is in the
-#: file, if it is over so many bytes. Encoded pictures hardly shrink further; a file of zeros does, 30,000 times.
-_MOST_UNPACKED: Final = 200
-_UNPACKED_ANYWAY: Final = 1 << 26
-#: Rows that a row group may have: so many, and so many a byte of the column.
-_ROWS_ANYWAY: Final = 1 << 24
+_BYTES_AT_ONCE: Final = 1 << 25
+#: Rows that a file may have: so many, and so many a byte. Rows without a value take next to none of the file.
+_ROWS_ANYWAY: Final = 1 << 20
 _ROWS_A_BYTE: Final = 64
+#: Row groups of a file, and columns.
+_MOST_IN_A_LIST: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +44,13 @@ class RowGroup:
     count: int
     size: int
     mtime_ns: int
+    folder: str | None = None  # whose search found it; None if it was named
 
     def changed(self) -> Picture | None:
         """See `Piece`."""
-        return changed_archive(self.path, self.size, self.mtime_ns)
+        return changed_archive(self.path, self.size, self.mtime_ns, self.folder)
 
-    def pictures(self, first: int = 0) -> Iterator[Picture]:
+    def pictures(self, first: int = 0, left_out: Counter[str] | None = None) -> Iterator[Picture]:
         """See `Piece`."""
         import pyarrow as pa
 
@@ -64,25 +64,42 @@ class RowGroup:
                 raise ValueError(f"{row} rows where its footer says {self.count}")
         except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
             # The file may be readable again later, if it is an error of the system. Damage that a decompressor finds
-            # becomes rows.
+            # is a row for all that is left of the row group.
             if is_of_the_system(error) or not os.path.exists(self.path):
                 raise gone(self.path, error) from error
-            reason = f"a damaged Parquet file ({first_line(error)})"
-            for lost in range(max(row, first), self.count):
-                yield Picture(self._name(lost), None, reason, done=(lost + 1) / self.count)
+            if row >= first:
+                last = f"up to row {self.first_row + self.count - 1}"
+                if isinstance(error, UnreadPageError):
+                    reason = f"not read, {last}: {error}"
+                else:
+                    reason = f"a damaged Parquet file, not read {last} ({first_line(error)})"
+                yield Picture(self._name(row), None, reason)
 
     def _cells(self) -> Iterator[Any]:
         """Yield the Arrow scalars of the column."""
         from pyarrow import parquet
+        from pyarrow.types import is_struct
 
         # Without pre_buffer, and with a buffer, each page is read only when its turn comes.
         with (
             open_arrow(self.path) as opened,
-            parquet.ParquetFile(opened, pre_buffer=False, buffer_size=1 << 20) as file,
+            parquet.ParquetFile(
+                opened, metadata=_footer(self.path, self.size, self.mtime_ns), pre_buffer=False, buffer_size=1 << 20
+            ) as file,
         ):
-            at_once = _rows_at_once(file.metadata.row_group(self.index), self.column, self.size)
-            for batch in file.iter_batches(at_once, row_groups=[self.index], columns=[self.column], use_threads=False):
-                yield from batch.column(0)
+            # Other fields of a struct are not read. Lists among them would have no bounds.
+            kind = file.schema_arrow.field(self.column).type
+            fields = [f"{self.column}.{name}" for name in _fields_of_pictures(kind)] if is_struct(kind) else []
+            columns = fields or [self.column]
+            chunks = [one for name in columns for one in _chunks(file.metadata.row_group(self.index), name)]
+            with open(self.path, "rb") as pages:
+                sizes = [
+                    largest_page(pages, _start(one), one.total_compressed_size, beside=len(chunks) - 1)
+                    for one in chunks
+                ]
+            at_once = max(1, min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // max(1, sum(sizes))))
+            for batch in file.iter_batches(at_once, row_groups=[self.index], columns=columns, use_threads=False):
+                yield from batch.column(self.column)
 
     def _picture(self, row: int, cell: Any) -> Picture:
         done, (source, refused) = (row + 1) / self.count, read_cell(cell)
@@ -109,14 +126,14 @@ def row_groups(path: str, column: str) -> Iterator[RowGroup | Refused]:
         SourceError: The file cannot be opened.
     """
     import pyarrow as pa
-    from pyarrow import parquet
 
     found = require_file(path)
     try:
-        with open_arrow(path) as opened, parquet.ParquetFile(opened) as file:
-            schema, metadata = file.schema_arrow, file.metadata
-            names = schema.names
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        _footer.cache_clear()  # a file that is written again at once may have the same time
+        metadata = _footer(path, found.st_size, found.st_mtime_ns)
+        schema = metadata.schema.to_arrow_schema()
+        names = schema.names
+    except (pa.ArrowException, OSError, ValueError) as error:
         if is_of_the_system(error):
             raise gone(path, error) from error
         yield Refused(path, f"not a Parquet file, or damaged at its end ({first_line(error)})")
@@ -132,45 +149,69 @@ def row_groups(path: str, column: str) -> Iterator[RowGroup | Refused]:
             f"{display_name(path)}: column {column!r} is {schema.field(column).type}; pictures are bytes, or strings "
             "that are their paths: name such a column with --column, or cast this one to binary"
         )
-    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     try:
-        for group in groups:
-            _rows_at_once(group, column, found.st_size)
+        _check_footer(metadata, column, found.st_size)
     except ValueError as error:
-        yield Refused(path, f"not a Parquet file of pictures: {error}")
+        yield Refused(path, f"not a Parquet file of pictures: its footer says that {error}")
         return
     row = 0
-    for index, group in enumerate(groups):
-        if group.num_rows:
-            yield RowGroup(path, column, index, row, group.num_rows, found.st_size, found.st_mtime_ns)
-        row += group.num_rows
+    for index in range(metadata.num_row_groups):
+        count = metadata.row_group(index).num_rows
+        if count:
+            yield RowGroup(path, column, index, row, count, found.st_size, found.st_mtime_ns)
+        row += count
 
 
-def _rows_at_once(group: Any, column: str, file_size: int) -> int:
-    """Return how many rows of a row group are decoded at once.
+@functools.lru_cache(maxsize=1)
+def _footer(path: str, size: int, mtime_ns: int) -> Any:
+    """Return what the footer of a file says. The row groups of a file, which are read in turn, share it."""
+    from pyarrow import parquet
+
+    with open(path, "rb") as file:
+        check_footer(file, size)
+    with (
+        open_arrow(path) as opened,
+        parquet.ParquetFile(opened, thrift_container_size_limit=_MOST_IN_A_LIST) as found,
+    ):
+        return found.metadata
+
+
+def _check_footer(metadata: Any, column: str, file_size: int) -> None:
+    """Find out whether what a footer says can be true.
 
     Raises:
-        ValueError: What the footer says of the group cannot be true, or it unpacks to too much.
+        ValueError: It cannot be true.
     """
-    rows = group.num_rows
-    if rows < 0:
-        raise ValueError(f"its footer says that there are {rows} rows")
-    chunks = [group.column(i) for i in range(group.num_columns)]
-    chunks = [chunk for chunk in chunks if f"{chunk.path_in_schema}.".startswith(f"{column}.")]
-    packed = sum(chunk.total_compressed_size for chunk in chunks)
-    unpacked = sum(chunk.total_uncompressed_size for chunk in chunks)
-    sizes = [size for chunk in chunks for size in (chunk.total_compressed_size, chunk.total_uncompressed_size)]
-    if min([group.total_byte_size, *sizes]) < 0:
-        raise ValueError("its footer says that there are fewer than no bytes")
-    if packed > file_size:
-        raise ValueError(f"its footer says that a column has {packed} bytes, and the file has {file_size}")
-    if rows > _ROWS_ANYWAY + _ROWS_A_BYTE * packed:
-        raise ValueError(f"its footer says that there are {rows} rows in {packed} bytes")
-    if unpacked > max(_UNPACKED_ANYWAY, _MOST_UNPACKED * packed):
-        raise ValueError(f"{packed} bytes of it unpack to {unpacked}, which no pictures do")
-    is_repeated = unpacked > _BYTES_AT_ONCE and any(chunk.has_dictionary_page for chunk in chunks)
-    most = _ROWS_OF_REPEATED if is_repeated else _ROWS_AT_ONCE
-    return int(max(1, min(most, _BYTES_AT_ONCE // (unpacked // max(1, rows) + 1))))
+    rows = packed = 0
+    for group in (metadata.row_group(index) for index in range(metadata.num_row_groups)):
+        if group.num_rows < 0:
+            raise ValueError(f"there are {group.num_rows} rows")
+        rows += group.num_rows
+        if group.num_columns != metadata.num_columns:  # pyarrow ends the process if one is asked for that is not there
+            raise ValueError(f"a row group has {group.num_columns} columns, and the file has {metadata.num_columns}")
+        chunks = _chunks(group, column)
+        packed += sum(chunk.total_compressed_size for chunk in chunks)
+        sizes = [size for chunk in chunks for size in (chunk.total_compressed_size, chunk.total_uncompressed_size)]
+        if min([group.total_byte_size, *sizes]) < 0:
+            raise ValueError("there are fewer than no bytes")
+        if packed > file_size:
+            raise ValueError(f"a column has {packed} bytes, and the file has {file_size}")
+    if rows > _ROWS_ANYWAY + _ROWS_A_BYTE * file_size:
+        raise ValueError(f"there are {rows} rows, and the file has {file_size} bytes")
+
+
+def _chunks(group: Any, column: str) -> list[Any]:
+    """Return the column chunks of a row group that are of a column, or of the fields of a struct."""
+    chunks = (group.column(index) for index in range(group.num_columns))
+    return [chunk for chunk in chunks if f"{chunk.path_in_schema}.".startswith(f"{column}.")]
+
+
+def _start(chunk: Any) -> int:
+    """Return where Arrow begins to read a column chunk."""
+    start = chunk.data_page_offset
+    if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < start:
+        start = chunk.dictionary_page_offset
+    return int(start)
 
 
 def is_of_the_system(error: BaseException) -> bool:

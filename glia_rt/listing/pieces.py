@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Final, NamedTuple, Protocol
@@ -82,10 +83,11 @@ class Piece(Protocol):
     def changed(self) -> Picture | None:
         """Return the refused picture that stands for an archive that is not what the listing found; None if it is."""
 
-    def pictures(self, first: int = 0) -> Iterator[Picture]:
+    def pictures(self, first: int = 0, left_out: Counter[str] | None = None) -> Iterator[Picture]:
         """Yield the pictures of the piece in order, from the one numbered `first`.
 
-        A damaged archive raises no error. It yields refused pictures, which become rows that say so.
+        A damaged archive raises no error. It yields a refused picture for what it does not yield otherwise, which
+        becomes a row that says so. If `left_out` is given, it counts by kind what looks like pictures and is left out.
 
         Raises:
             SourceError: The piece cannot be read.
@@ -103,7 +105,7 @@ class File:
     def changed(self) -> Picture | None:
         """Return None: whatever the file holds when its turn comes is the picture."""
 
-    def pictures(self, first: int = 0) -> Iterator[Picture]:
+    def pictures(self, first: int = 0, left_out: Counter[str] | None = None) -> Iterator[Picture]:
         """See `Piece`."""
         if first == 0:
             yield Picture(display_name(self.path), self.path, folder=self.folder)
@@ -120,20 +122,23 @@ class Refused:
     def changed(self) -> Picture | None:
         """Return None."""
 
-    def pictures(self, first: int = 0) -> Iterator[Picture]:
+    def pictures(self, first: int = 0, left_out: Counter[str] | None = None) -> Iterator[Picture]:
         """See `Piece`."""
         if first == 0:
             yield Picture(display_name(self.path), None, self.reason)
 
 
-def read_pieces(pieces: Iterable[Piece], start: Position = START) -> Iterator[tuple[Position, Picture]]:
-    """Yield the pictures of pieces in order, with their positions, from a position on.
+def read_pieces(
+    pieces: Iterable[Piece], start: Position = START, left_out: Counter[str] | None = None
+) -> Iterator[tuple[Position, Picture]]:
+    """Yield the pictures of pieces in order, with their positions, from a position on. `left_out` is as for `Piece`.
 
     An archive that has changed since it was listed, or has gone, is one picture, which is refused. What else is listed
     of it is passed over. The picture stands before the next piece.
 
     Raises:
-        SourceError: As `Piece.pictures`.
+        UsageError: As `pieces` raises.
+        SourceError: As `pieces` raises.
     """
     for _, group in itertools.groupby(enumerate(pieces), key=lambda item: item[1].path):
         for number, piece in group:
@@ -143,29 +148,33 @@ def read_pieces(pieces: Iterable[Piece], start: Position = START) -> Iterator[tu
                 last = max([number, *(number for number, _ in group)])
                 yield Position(last + 1, -1), refused
                 break
-            yield from read_piece(number, piece, start.picture if number == start.piece else 0)
+            yield from read_piece(number, piece, start.picture if number == start.piece else 0, left_out)
 
 
-def read_piece(number: int, piece: Piece, first: int = 0) -> Iterator[tuple[Position, Picture]]:
-    """Yield the pictures of a piece, with their positions, from the one numbered `first`.
+def read_piece(
+    number: int, piece: Piece, first: int = 0, left_out: Counter[str] | None = None
+) -> Iterator[tuple[Position, Picture]]:
+    """Yield the pictures of a piece, with their positions, from the one numbered `first`. `left_out` is as for `Piece`.
 
-    If the machine fails to read an archive, it is read on once more. If it fails again, a picture says so, which stands
-    before the next piece.
-
-    Raises:
-        SourceError: As `Piece.pictures`, unless the machine failed.
+    If the machine fails to read an archive, it is read on once more. If it fails again, or the archive cannot be read
+    for another reason, a picture says so, which stands before the next piece.
     """
+    name = display_name(piece.path)
     for _ in range(2):
         try:
-            for picture in piece.pictures(first):
+            for picture in piece.pictures(first, left_out):
                 yield Position(number, first), picture
                 first += 1
             return
         except SourceError as error:
-            if not is_machine_fault(error):
-                raise
-            failed = str(error.__cause__)
-    yield Position(number + 1, -1), Picture(display_name(piece.path), None, failed=failed, done=0.0)
+            if is_machine_fault(error):
+                picture = Picture(name, None, failed=str(error.__cause__), done=0.0)
+            else:
+                folder = getattr(piece, "folder", None) or os.path.dirname(piece.path) or os.curdir
+                reason = str(error).removeprefix(f"{name}: ")
+                picture = Picture(name, None, reason, folder=folder, done=0.0)
+                break
+    yield Position(number + 1, -1), picture
 
 
 def archive_ending(name: str) -> str | None:
@@ -185,9 +194,12 @@ def too_large(size: int) -> str | None:
     return f"{size} bytes, over the limit of {MAX_ENCODED_BYTES} for a picture in an archive"
 
 
-def changed_archive(path: str, size: int, mtime_ns: int) -> Picture | None:
-    """Return what `Piece.changed` does, for an archive that had this size and modification time."""
-    name, folder = display_name(path), os.path.dirname(path) or os.curdir
+def changed_archive(path: str, size: int, mtime_ns: int, searched: str | None = None) -> Picture | None:
+    """Return what `Piece.changed` does, for an archive that had this size and modification time.
+
+    The folder of the picture is `searched`, or the archive's own if that is None.
+    """
+    name, folder = display_name(path), searched or os.path.dirname(path) or os.curdir
     try:
         found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):

@@ -9,16 +9,16 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from glia_rt.errors import GliaError, SourceError, UsageError
 from glia_rt.faults import is_machine_fault
-from glia_rt.listing.folders import is_table, match, walk
+from glia_rt.listing.folders import Found, is_table, match, parts_of_table, walk
 from glia_rt.listing.frozen import ENDING, FrozenListing, is_frozen
 from glia_rt.listing.lists import list_entries, names
-from glia_rt.listing.parquet import row_groups
+from glia_rt.listing.parquet import RowGroup, row_groups
 from glia_rt.listing.pieces import (
     OTHER_ARCHIVES,
     PARQUET_ENDING,
@@ -45,7 +45,8 @@ class Sources:
 
     Each path is, by what is there,
 
-    - a folder: every picture in it and below it, as `folders.walk` has them;
+    - a folder: every picture in it and below it, as `folders.walk` has them; or if its name ends in .parquet, a table
+      in parts, as `folders.parts_of_table` has them;
     - a file whose name ends in .tar, .tar.gz or .tgz: an archive, its pictures in the archive's order;
     - a file whose name ends in .parquet: a column of pictures, row group by row group;
     - any other file: a picture, even if it is not there;
@@ -63,6 +64,7 @@ class Sources:
             or a row group. Shards are of a frozen listing, so that all machines cut the same one.
         null_separated: Names in a list that is no .csv, and on standard input, end in NUL instead of a line break.
         left_out: What looks like pictures and was left out by the last walk so far, by kind.
+        left_out_of_archives: Likewise, of the tar archives that were read last.
     """
 
     paths: Sequence[str | os.PathLike[str]] = ()
@@ -71,10 +73,13 @@ class Sources:
     shard: tuple[int, int] = (1, 1)
     null_separated: bool = False
     left_out: Counter[str] = field(default_factory=Counter, init=False, repr=False, compare=False)
+    left_out_of_archives: Counter[str] = field(default_factory=Counter, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.paths, (str, bytes)) or not isinstance(self.paths, Sequence):
             raise UsageError(f"paths are a list, which can be walked twice, not {self.paths!r}")
+        if wrong := [path for path in self.paths if not isinstance(path, (str, bytes, os.PathLike))]:
+            raise UsageError(f"paths are str or PathLike, not {type(wrong[0]).__name__}")
         paths = tuple(os.fspath(path) for path in self.paths)
         if not all(isinstance(path, str) for path in paths):
             raise UsageError(f"paths are str or PathLike: decode {self.paths!r} by os.fsdecode")
@@ -98,134 +103,152 @@ class Sources:
 
     @property
     def is_stream(self) -> bool:
-        """Whether it can be walked once only, as standard input and a list that comes through a pipe can."""
-        if STANDARD_INPUT in self.paths:
-            return True
-        return self.list_file is not None and os.path.exists(self.list_file) and not os.path.isfile(self.list_file)
+        """Whether it can be walked once only, as standard input and a list that comes through a pipe can.
+
+        /dev/stdin and its like count, whatever they are: in a run that goes on they may be something else.
+        """
+        return STANDARD_INPUT in self.paths or self._has_stream_of_names
+
+    @property
+    def _has_stream_of_names(self) -> bool:
+        if self.list_file is None:
+            return False
+        is_opened = _OPENED.match(os.fspath(self.list_file)) is not None
+        return is_opened or (os.path.exists(self.list_file) and not os.path.isfile(self.list_file))
 
     def pieces(self) -> Iterator[Piece]:
         """The pieces of this shard, lazily, in an order that depends on names only.
 
         Raises:
-            UsageError: A folder may not be listed, a pattern matches nothing, a list is none, a column is missing.
-            SourceError: A folder, a list or a Parquet file cannot be read.
+            UsageError: A pattern matches nothing, a list is none, a column is missing.
+            SourceError: A list cannot be read, or the machine fails at a folder or an archive.
         """
         i, n = self.shard
         return itertools.islice(self._all_pieces(), i - 1, None, n)
 
     def pictures(self) -> Iterator[Picture]:
         """The pictures in order, as they are found; raises as `pieces` and `read_pieces` do."""
-        return (picture for _, picture in read_pieces(self.pieces()))
+        self.left_out_of_archives.clear()
+        return (picture for _, picture in read_pieces(self.pieces(), left_out=self.left_out_of_archives))
 
     def __str__(self) -> str:
         named = [display_name(path) for path in [*self.paths, *([self.list_file] if self.list_file else [])]]
         return ", ".join(named if len(named) <= 3 else [*named[:2], f"{len(named) - 2} more"])
 
     def hint(self) -> str:
-        """What to say where nothing was found: a folder's tar and Parquet files want to be named."""
-        hints = []
-        for path in map(str, self.paths):
-            found = sorted(os.listdir(path)) if os.path.isdir(path) else []
-            if ending := next((ending for name in found if (ending := archive_ending(name))), None):
-                pattern = os.path.join(glob.escape(path), f"*{ending}")
-                hints.append(f"; for the {ending} files in {display_name(path)} say '{display_name(pattern)}'")
-        return "".join([*hints[:1], f"; {self.say_left_out()}" if self.left_out else ""])
+        """What to say where nothing was found."""
+        said = self.say_left_out()
+        return f"; {said}" if said else ""
 
     def say_left_out(self) -> str:
-        """Return what the last walk left out, for people; an empty text if nothing."""
-        if not self.left_out:
+        """Return what the last walk and reading left out, for people; an empty text if nothing."""
+        left_out = self.left_out + self.left_out_of_archives
+        if not left_out:
             return ""
-        counts = [f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in sorted(self.left_out.items())]
+        counts = [f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in sorted(left_out.items())]
         said = f"left out: {', '.join(counts)}"
-        if any(kind.startswith((".hei", ".hif")) for kind in self.left_out):
+        if any(kind.startswith((".hei", ".hif")) for kind in left_out):
             said += " (pip install pillow-heif, and HEIC is read)"
+        endings = (archive_ending(kind.removesuffix(" file")) for kind in sorted(self.left_out))
+        if ending := next(filter(None, endings), None):
+            folders = [path for path in map(str, self.paths) if os.path.isdir(path)]
+            pattern = os.path.join(*map(glob.escape, folders[:1]), "**", f"*{ending}")
+            said += f" (archives are read if they are named, as '{display_name(pattern)}')"
         return said.replace("link to a folders", "links to folders")
 
     def _all_pieces(self) -> Iterator[Piece]:
         self.left_out.clear()
-        walk_once = _Walk(self.column)
+        walk_once = _Walk(self.column, self.left_out)
+        for found in self._found():
+            yield from walk_once.pieces(found)
+        if self.list_file is not None and is_frozen(list_file := os.fspath(self.list_file)):
+            yield from FrozenListing(Path(list_file)).pieces()
+
+    def _found(self) -> Iterator[Found | Refused]:
         for path in (os.fspath(path) for path in self.paths):
             if path == STANDARD_INPUT:
                 if sys.stdin is None:
                     raise UsageError("standard input is closed: send names there, or name files")
                 for name in names(sys.stdin.buffer, "standard input", self.null_separated):  # type: ignore[arg-type]
-                    yield from walk_once.file(name)
+                    yield Found(name, None)
             elif os.path.isdir(path) and not is_table(path):
-                for found in walk(path, self.left_out):
-                    yield found if isinstance(found, Refused) else File(found, folder=path)
+                yield from walk(path, self.left_out)
             elif glob.has_magic(path) and not os.path.lexists(path):
-                for found in self._matches(path):
-                    yield from walk_once.file(found)
+                yield from self._matches(path)
             else:
-                yield from walk_once.file(path)
-        if self.list_file is not None:
-            list_file = os.fspath(self.list_file)
-            if is_frozen(list_file):
-                yield from FrozenListing(Path(list_file)).pieces()
-                return
+                yield Found(path, None)
+        if self.list_file is not None and not is_frozen(list_file := os.fspath(self.list_file)):
             # A list that comes through a pipe lies in no folder of its own: its names are of the working folder.
-            folder = "" if _OPENED.match(list_file) or self.is_stream else os.path.dirname(list_file)
+            folder = "" if self._has_stream_of_names else os.path.dirname(list_file)
             for entry in list_entries(list_file, self.column, self.null_separated):
-                yield from walk_once.file(entry if isinstance(entry, Refused) else os.path.join(folder, entry))
+                yield entry if isinstance(entry, Refused) else Found(os.path.join(folder, entry), None)
 
-    def _matches(self, pattern: str) -> Iterator[str | Refused]:
+    def _matches(self, pattern: str) -> Iterator[Found | Refused]:
         try:
             yield from match(pattern, self.left_out)
         except UsageError:
             # It may be the name of a picture that is missing, with brackets in it.
             if "*" in pattern or "?" in pattern or not is_picture_name(pattern):
                 raise
-            yield pattern
+            yield Found(pattern, None)
 
 
 class _Walk:
-    """Turns names into pieces. The first Parquet file shows whether the column is right."""
+    """Turns what is found into pieces. The first Parquet file shows whether the column is right."""
 
-    def __init__(self, column: str) -> None:
+    def __init__(self, column: str, left_out: Counter[str]) -> None:
         self._column = column
+        self._left_out = left_out
         self._has_table = False
 
-    def file(self, path: str | Refused) -> Iterator[Piece]:
+    def pieces(self, found: Found | Refused) -> Iterator[Piece]:
         """Yield the pieces of a file, or of a folder that is a table. One that cannot be opened is refused."""
-        if isinstance(path, Refused):
-            yield path
+        if isinstance(found, Refused):
+            yield found
             return
+        path = found.path
         ending = archive_ending(path)
         if ending in TAR_ENDINGS:
-            yield from self._opened(path, lambda: iter([TarArchive.at(path)]))
+            yield from self._opened(found, lambda: iter([TarArchive.at(path)]))
+        elif ending == PARQUET_ENDING and os.path.isdir(path):
+            yield from self._parts(found)
         elif ending == PARQUET_ENDING:
-            for part in parts_of_table(path):
-                yield from self._table(part)
+            yield from self._table(found)
         elif path.lower().endswith(OTHER_ARCHIVES) and os.path.isfile(path):
             yield Refused(path, "an archive of a kind that is not read: make it .tar or .tar.gz, or unpack it")
         else:
-            yield File(path)
+            yield File(path, found.folder)
 
-    def _table(self, path: str) -> Iterator[Piece]:
+    def _parts(self, table: Found) -> Iterator[Piece]:
+        is_any = False
+        for found in parts_of_table(table.path, self._left_out):
+            is_any = True
+            if isinstance(found, Found) and table.folder is not None:
+                found = Found(found.path, table.folder)
+            yield from self.pieces(found)
+        if not is_any:
+            yield Refused(table.path, "a table without parts: no Parquet file is in this folder")
+
+    def _table(self, found: Found) -> Iterator[Piece]:
         try:
-            for piece in self._opened(path, lambda: row_groups(path, self._column)):
+            for piece in self._opened(found, lambda: row_groups(found.path, self._column)):
                 self._has_table = self._has_table or not isinstance(piece, Refused)
                 yield piece
         except UsageError as error:
             if not self._has_table:
                 raise
-            yield _refused(path, error)
+            yield _refused(found.path, error)
 
-    def _opened(self, path: str, open_pieces: Callable[[], Iterator[Piece]]) -> Iterator[Piece]:
+    def _opened(
+        self, found: Found, open_pieces: Callable[[], Iterator[TarArchive | RowGroup | Refused]]
+    ) -> Iterator[Piece]:
         try:
-            yield from open_pieces()
+            for piece in open_pieces():
+                yield piece if isinstance(piece, Refused) else replace(piece, folder=found.folder)
         except SourceError as error:
             if is_machine_fault(error):
                 raise
-            yield _refused(path, error)
-
-
-def parts_of_table(path: str) -> list[str]:
-    """Return the Parquet files in a folder and below it, in order; the path itself if it is no folder, or has none."""
-    if not os.path.isdir(path):
-        return [path]
-    inner = os.path.join(glob.escape(path), "**", f"*{PARQUET_ENDING}")
-    return sorted(part for part in glob.glob(inner, recursive=True) if os.path.isfile(part)) or [path]
+            yield _refused(found.path, error)
 
 
 def _refused(path: str, error: GliaError) -> Refused:

@@ -10,13 +10,14 @@ import lzma
 import os
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import ClassVar, Final
 
 from glia_rt.listing.pieces import Picture, changed_archive, gone, require_file, too_large
-from glia_rt.pixels.names import display_name, is_picture_name
+from glia_rt.pixels.names import UNREAD_PICTURES, display_name, is_picture_name
 
 #: Longest header of a tar member, in bytes. tarfile reads a header whole, and a header may say that its name has
 #: gigabytes.
@@ -37,18 +38,20 @@ class TarArchive:
     """A tar file of pictures, plain or compressed with gzip, in the layout of WebDataset.
 
     Its pictures are the members with the extension of a picture. They are named ARCHIVE/MEMBER. The other files of a
-    sample (.json, .txt, .cls) and hidden files are skipped. Links, and names that lead out of the archive, become rows
-    that say so.
+    sample (.json, .txt, .cls) are skipped. So are hidden pictures and those of formats that are not read, which are
+    counted. Links, and names that lead out of the archive, become rows that say so.
 
     Attributes:
         path: The file.
         size: Its size in bytes, when it was listed.
         mtime_ns: Its modification time, likewise.
+        folder: The folder whose search found it; None if it was named.
     """
 
     path: str
     size: int
     mtime_ns: int
+    folder: str | None = None
     count: ClassVar[None] = None
 
     @classmethod
@@ -59,9 +62,9 @@ class TarArchive:
 
     def changed(self) -> Picture | None:
         """See `Piece`."""
-        return changed_archive(self.path, self.size, self.mtime_ns)
+        return changed_archive(self.path, self.size, self.mtime_ns, self.folder)
 
-    def pictures(self, first: int = 0) -> Iterator[Picture]:
+    def pictures(self, first: int = 0, left_out: Counter[str] | None = None) -> Iterator[Picture]:
         """See `Piece`."""
         archive, number = display_name(self.path), 0
         try:
@@ -70,7 +73,12 @@ class TarArchive:
                 size = os.fstat(file.fileno()).st_size
                 while (member := tar.next()) is not None:
                     tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header that it reads
-                    if not _is_picture(member):
+                    if member.isdir():
+                        continue
+                    base = PurePosixPath(member.name).name
+                    if base.startswith(".") or not is_picture_name(base):
+                        if left_out is not None and number >= first and (kind := _left_out_as(base)) is not None:
+                            left_out[kind] += 1
                         continue
                     # The picture before the first is read too. If it is cut off, its row was the archive's last.
                     if number >= first - 1:
@@ -138,9 +146,12 @@ def _check_end(tar: tarfile.TarFile) -> None:
             raise tarfile.ReadError("more after its end, such as a second archive")
 
 
-def _is_picture(member: tarfile.TarInfo) -> bool:
-    name = PurePosixPath(member.name).name
-    return not member.isdir() and not name.startswith(".") and is_picture_name(name)
+def _left_out_as(name: str) -> str | None:
+    """Return the kind of a member that looks like a picture and is not read, as `folders.walk` counts it."""
+    if name.startswith("."):
+        return "hidden picture" if is_picture_name(name) else None
+    ending = os.path.splitext(name)[1].lower()
+    return f"{ending} file" if ending in UNREAD_PICTURES else None
 
 
 def _why_refused(member: tarfile.TarInfo) -> str | None:

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import warnings
 from collections.abc import Callable, Mapping
@@ -39,12 +40,12 @@ import PIL
 import simplejpeg
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from glia_rt.budget import Reserve
+from glia_rt.budget import NoRoomError, Reserve
 from glia_rt.contract import MAX_SIDE
 from glia_rt.errors import BadImageError, MachineError, UsageError
 from glia_rt.faults import is_machine_fault
 from glia_rt.pixels.names import ImageSource, display_name, register_heif
-from glia_rt.pixels.sound import with_end, without_metadata
+from glia_rt.pixels.sound import require_sound_pixels, with_end, without_metadata
 from glia_rt.versions import installed_versions
 
 #: 2 * PIL.Image.MAX_IMAGE_PIXELS. Pillow itself refuses a picture over this, and only warns from half of it.
@@ -71,8 +72,11 @@ _TURNS: Final[Mapping[int, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint
 _DECODERS: Final = {"AVIF": 5, "HEIF": 8, "JPEG2000": 16, "WEBP": 12}
 #: glibc gives blocks of memory back to the system at once if they are larger than 32 MB.
 _BLOCK_BYTES: Final = 1 << 26
-#: With less room than so many bytes, nothing is said against a picture that cannot be read.
+#: With less room than so many bytes, nothing is said against a picture of a format whose decoder calls a lack of memory
+#: damage, some of them even before the header tells the size.
 _ROOM: Final = 1 << 28
+#: How files of such formats begin: WebP, AVIF and HEIC, JPEG 2000 in its two forms.
+_MISLEADING: Final = re.compile(rb"RIFF....WEBP|....ftyp|....jP  |\xff\x4f\xff\x51", re.DOTALL)
 #: Pixels that Pillow converts at a time, so that what it makes on the way stays small.
 _STRIP_PIXELS: Final = 1 << 20
 
@@ -110,13 +114,14 @@ def read_image(
         raise UsageError(
             f"a picture is a path, bytes, an open file, a PIL image or an array, not {type(source).__name__}"
         )
-    taken = 0
+    taken = beside = 0
+    head = b""
 
     def reserve_and_note(size: int) -> None:
         nonlocal taken
         taken = 0
-        reserve(size)
-        taken = size
+        reserve(size + beside)
+        taken = size + beside
 
     try:
         if isinstance(source, np.ndarray):
@@ -128,13 +133,14 @@ def read_image(
         Image.init()
         register_heif()
         with _open_binary(source) as file:
-            if not file.read(1):
+            if not (head := file.read(12)):
                 raise ValueError("empty file")
             try:
                 return _decode_file(file, max_pixels, reserve_and_note)
             except Exception as error:
-                if is_machine_fault(error) or (sound := _without_metadata(file)) is None:
+                if is_machine_fault(error) or (sound := _without_metadata(file, reserve)) is None:
                     raise
+                beside = len(sound)
                 try:
                     return _decode_file(io.BytesIO(sound), max_pixels, reserve_and_note)
                 except Exception as still:  # noqa: BLE001 - as below
@@ -142,8 +148,8 @@ def read_image(
     except Exception as error:  # a decoder that is fed hostile bytes may raise nearly anything
         if is_machine_fault(error):
             raise MachineError(_reason(error), display_name(source)) from error
-        # Some decoders call a lack of memory a damaged picture, WebP's even before the header tells the size.
-        if not _has_room(max(taken, _ROOM)):
+        # Some decoders call a lack of memory a damaged picture.
+        if not _has_room(max(taken, _ROOM) if _MISLEADING.match(head) else taken):
             raise MachineError("out of memory", display_name(source)) from error
         raise BadImageError(_reason(error), display_name(source)) from error
 
@@ -198,7 +204,7 @@ def _open_binary(source: str | os.PathLike[str] | bytes | bytearray | memoryview
     if isinstance(source, _BYTES):
         return io.BytesIO(source)
     if not isinstance(source, (str, os.PathLike)):
-        if source.seekable():
+        with suppress(AttributeError, OSError):  # a pipe, or what has no more than `read`
             source.seek(0)
         return io.BytesIO(source.read())
     # The file is checked before it is opened: opening a FIFO waits for a writer, and opening a device may do anything.
@@ -210,9 +216,11 @@ def _open_binary(source: str | os.PathLike[str] | bytes | bytearray | memoryview
     return open(source, "rb")
 
 
-def _without_metadata(file: BinaryIO) -> bytes | None:
-    if file.seek(0, os.SEEK_END) > MAX_ENCODED_BYTES:
+def _without_metadata(file: BinaryIO, reserve: Reserve) -> bytes | None:
+    size = file.seek(0, os.SEEK_END)
+    if size > MAX_ENCODED_BYTES:
         return None
+    reserve(2 * size)
     file.seek(0)
     return without_metadata(file.read())
 
@@ -226,12 +234,16 @@ def _decode_file(file: BinaryIO, max_pixels: int, reserve: Reserve) -> npt.NDArr
 
 def _decode(image: Image.Image, max_pixels: int, file: BinaryIO | None, reserve: Reserve) -> npt.NDArray[np.uint8]:
     _require_size(*image.size, max_pixels)
-    reserve(image.width * image.height * _bytes_per_pixel(image))
+    # simplejpeg is given the whole file, and Pillow a part at a time.
+    encoded = file.seek(0, os.SEEK_END) if file is not None and _is_fast_jpeg(image) else 0
+    reserve(image.width * image.height * _bytes_per_pixel(image) + min(encoded, MAX_ENCODED_BYTES))
     pixels = _decode_jpeg(image, file)
     if pixels is None:
         # The mode, the size and the orientation are certain only after loading: an ICNS takes those of the picture
         # within it, and a TIFF turns itself.
         image.load()
+        if image.format == "PNG" and file is not None:
+            require_sound_pixels(file)
         _require_size(*image.size, max_pixels)
         pixels = np.empty((image.height, image.width, 3), np.uint8)
         rows = max(1, _STRIP_PIXELS // image.width)
@@ -250,8 +262,8 @@ def _bytes_per_pixel(image: Image.Image) -> int:
         decoder = 6  # coefficients of 16 bits
     if not _is_fast_jpeg(image):
         decoder += 1 if image.mode in ("1", "L", "P") else 4
-    # Asking a PNG for an orientation that its header has not would decode it.
-    is_turned = "exif" in image.info and _orientation(image) in _TURNS
+    # Asking a PNG for an orientation that its header has not would decode it. A TIFF has it in its header.
+    is_turned = ("exif" in image.info or image.format == "TIFF") and _orientation(image) in _TURNS
     return decoder + result * (2 if is_turned else 1)
 
 
@@ -290,10 +302,12 @@ def _decode_jpeg(image: Image.Image, file: BinaryIO | None) -> npt.NDArray[np.ui
     encoded = file.read()
     try:
         return _decode_whole_jpeg(encoded)
-    except ValueError:  # the file is damaged, or merely unusual: Pillow finds out which
+    except ValueError as error:  # the file is damaged, or merely unusual: Pillow finds out which
         with suppress(ValueError):
             if (ended := with_end(encoded)) is not None:
                 return _decode_whole_jpeg(ended)
+        if "premature end" in str(error).lower():  # Pillow says nothing of it if other bytes follow
+            raise ValueError(f"truncated ({error})") from error
         return None
 
 
@@ -335,7 +349,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return f"{error} (max_pixels and configure_pillow raise the limit)"
     if isinstance(error, MemoryError):
-        return "out of memory"
+        return str(error) if isinstance(error, NoRoomError) else "out of memory"
     if isinstance(error, OSError):
         return error.strerror or str(error)
     # Messages of these two types are written for people, by Pillow too. A KeyError says nothing without its type.

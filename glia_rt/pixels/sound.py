@@ -12,13 +12,15 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import Final
+from typing import BinaryIO, Final
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 #: Chunks that a decoder may pass over by the rules of PNG, but that say what the pixels are: the transparent colour,
 #: the frames of an animation, and the orientation.
 _KEPT_CHUNKS: Final = frozenset({b"tRNS", b"acTL", b"fcTL", b"fdAT", b"eXIf"})
 _HEAD: Final = 8
+#: Bytes of a chunk that are read at a time.
+_PART: Final = 1 << 20
 _XMP: Final = b"XML:com.adobe.xmp\0\0"
 #: Where such chunks may begin, behind a chunk whose length is wrong. So many places are tried.
 _LANDMARKS: Final = 64
@@ -58,6 +60,33 @@ def without_metadata(encoded: bytes) -> bytes | None:
     else:
         return None
     return kept if len(kept) < len(encoded) else None
+
+
+def require_sound_pixels(png: BinaryIO) -> None:
+    """Hold the pixels of a PNG against their checksums, which Pillow does not do.
+
+    A file that was cut off and filled up with zeros still decodes, to pixels that are made up.
+
+    Args:
+        png: A PNG that can be decoded.
+
+    Raises:
+        ValueError: The checksum of a chunk of pixels is wrong.
+    """
+    at = len(_PNG)
+    while True:
+        png.seek(at)
+        head = png.read(_HEAD)
+        if len(head) < _HEAD or head[4:] == b"IEND":
+            return
+        [length] = struct.unpack_from(">I", head)
+        if head[4:] == b"IDAT":
+            found, left = zlib.crc32(b"IDAT"), length
+            while part := png.read(min(left, _PART)):
+                found, left = zlib.crc32(part, found), left - len(part)
+            if png.read(4) != struct.pack(">I", found):
+                raise ValueError("the checksum of its pixels is wrong")
+        at += 12 + length
 
 
 def with_end(jpeg: bytes) -> bytes | None:

@@ -50,8 +50,8 @@ class _DamagedError(GliaError):
 class Parts:
     """OUTPUT.parts/ of a run; a context manager. Not to be shared by threads.
 
-    Leaving it keeps the rows, and forgets a run without any, unless that was to replace an output which is still there;
-    `remove` is for when they are elsewhere.
+    Leaving it keeps the rows. A run without rows is forgotten, but for what `_is_worth_keeping` says. `remove` drops
+    rows that have been written elsewhere.
 
     Attributes:
         folder: OUTPUT.parts.
@@ -145,7 +145,7 @@ class Parts:
         left = [path for path in self.folder.iterdir() if path.name != _LOCK]
         if any(not _OURS.fullmatch(path.name) for path in left):
             raise UsageError(f"{self.folder} holds files that no run wrote: move them, or name another output")
-        if left:  # killed while these are removed, what is left must not pass for rows of this run
+        if left:  # this process may be killed before all are removed: the others must not pass for rows of this run
             self._write_run(is_starting=True, cause=_AGAIN)
         for path in left:
             if path.name != _RUN:
@@ -197,7 +197,7 @@ class Parts:
         if self._pending:
             with self._reporting():
                 files.write_whole(self._part(self._committed), "".join(f"{line}\n" for line in self._pending).encode())
-            # At once: Ctrl-C in between would lose rows, or write them twice.
+            # In one statement: Ctrl-C between two would lose rows, or write them twice.
             self._committed, self._pending = self._committed + len(self._pending), []
         self._last_commit = time.monotonic()
 
@@ -230,8 +230,8 @@ class Parts:
     def remove(self) -> None:
         """Drop the folder, with all that is in it."""
         self._removed = True
-        # First what makes a run of it: killed meanwhile, parts of a run must not be taken for all of it. Last the lock:
-        # a run that begins then has the folder for itself.
+        # run.json goes first: if this process is killed in between, the rest must not be taken for a whole run. The
+        # lock goes last: a run that begins then has the folder for itself.
         turns = {_RUN: 0, _LOCK: 2}
         with contextlib.suppress(OSError):
             for path in sorted(self.folder.iterdir(), key=lambda path: turns.get(path.name, 1)):
@@ -249,10 +249,7 @@ class Parts:
                 return
             with contextlib.suppress(GliaError):  # the disk that failed may be what ends the run
                 self.commit()
-            # Of a run that was to replace an output that one must not pass for its own, rows or not.
-            to_replace = self.replaces and error is not None and os.path.lexists(self._output)
-            is_lost = self._is_stream and not self.listing.path.exists()
-            if not self._committed and (not to_replace or is_lost):
+            if not self._committed and not self._is_worth_keeping(error):
                 self.remove()
             elif error is not None and not isinstance(error, _DamagedError):
                 goes_on = f"the same command with {self._option} goes on"
@@ -263,11 +260,23 @@ class Parts:
                 with contextlib.suppress(OSError):  # over NFS the folder was not empty while the lock was open
                     self.folder.rmdir()
 
+    def _is_worth_keeping(self, error: BaseException | None) -> bool:
+        """Return whether a run without rows is kept.
+
+        The names that came on standard input are there once. And if the run may replace an output, that output must
+        not pass for its own when the same command is given again.
+        """
+        if error is None:
+            return False
+        if self._is_stream:
+            return self.listing.path.exists() and not isinstance(error, UsageError)
+        return self.replaces and os.path.lexists(self._output)
+
     def _require_same(self, before: Mapping[str, Any]) -> None:
         then, now = _flat(before), _flat(self._run)
         changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
         if changed:
-            changes = "; ".join(f"{key} was {_short(then.get(key))}, is {_short(now.get(key))}" for key in changed)
+            changes = "; ".join(_change(key, then.get(key), now.get(key)) for key in changed)
             raise UsageError(
                 f"{self.folder} has rows of another run: {changes}. Go on as it began, or give --overwrite to drop them"
             )
@@ -348,6 +357,12 @@ def _flat(run: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in run.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
+
+
+def _change(key: str, then: Any, now: Any) -> str:
+    if key == "listing.named":  # a hash
+        return "the paths, the list or -0 were others"
+    return f"{key} was {_short(then)}, is {_short(now)}"
 
 
 def _short(value: Any) -> str:

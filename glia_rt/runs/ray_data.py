@@ -34,6 +34,7 @@ once more, would write every row again.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
@@ -42,6 +43,7 @@ from glia_rt.backends.choose import AUTO
 from glia_rt.errors import MissingPackageError, UsageError
 from glia_rt.listing.parquet import holds_bytes, read_cell
 from glia_rt.listing.pieces import Picture
+from glia_rt.machine import memory_size
 from glia_rt.pixels.decode import DEFAULT_MAX_PIXELS, configure_pillow
 from glia_rt.results import COLUMNS
 from glia_rt.runs.outputs import METADATA_KEY, arrow_schema
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from ray.data import Dataset
 
+#: Calls that an actor works on at once.
+_BLOCKS: Final = 2
 _ADDED: Final = COLUMNS[1:]  # all but the name: the dataset has columns of its own for it
 
 
@@ -75,6 +79,9 @@ def score_dataset(
     An actor with a GPU sees no other GPU, and never takes the CPU instead. An actor without a GPU sees none, and
     computes on all cores of its node, whatever it reserves. Have one such actor a node: give a `num_cpus` of more than
     half of the node's CPUs.
+
+    Decoding may take half of a node's memory. An actor has the share of this that it reserves of the node's CPUs or
+    GPUs.
 
     All actors together must leave Ray CPUs to read and write with, one for each task. If none are left, nothing moves.
 
@@ -133,11 +140,23 @@ def score_dataset(
         batch_size=rows,
         batch_format="pyarrow",
         # Two calls run at once, so that the engine works on one while the other begins and ends.
-        compute=ActorPoolStrategy(**size, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True),
+        compute=ActorPoolStrategy(**size, max_concurrent_calls_per_actor=_BLOCKS, enable_true_multi_threading=True),
         num_cpus=num_cpus,
         num_gpus=num_gpus,
         **options,
     )
+
+
+def _share_of_node() -> float:
+    """Return the share of its node that this actor reserves: of the CPUs or of the GPUs, whichever is more."""
+    import ray
+
+    context: Any = ray.get_runtime_context()
+    nodes: Any = ray.nodes()  # type: ignore[no-untyped-call]
+    [node] = [node for node in nodes if node["NodeID"] == context.get_node_id()]
+    reserved = context.get_assigned_resources()
+    shares = [reserved.get(kind, 0) / node["Resources"].get(kind, math.inf) for kind in ("CPU", "GPU")]
+    return float(min(1.0, max(shares)))
 
 
 class _ScorePictures:
@@ -156,7 +175,8 @@ class _ScorePictures:
         if device is None:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides no GPU from an actor that reserved none
         configure_pillow(max_pixels)
-        self._scorer = Scorer.open(bundle, device=device, max_pixels=max_pixels, **options)
+        memory = int(_share_of_node() * memory_size() / 2 / _BLOCKS)
+        self._scorer = Scorer.open(bundle, device=device, max_pixels=max_pixels, memory=memory, **options)
         self._metadata = {METADATA_KEY: json.dumps(self._scorer.resolved)}
         self._column = column
         self._workers = workers

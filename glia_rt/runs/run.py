@@ -116,8 +116,8 @@ def score_to_file(
     ) as parts:
         if kept is not None:
             parts.replace_output()
-        # Only now, since another run may have made it meanwhile. Of a run that may replace it there are rows to go on
-        # with, whatever the output is.
+        # The output is looked for while the lock is held: before, another run might still have made it. A run that may
+        # replace the output goes on with its rows, whatever the output is.
         if os.path.lexists(output) and not parts.replaces:
             if not resume or parts.rows or (finished := _finished(output, run)) is None:
                 raise _exists(output, ", and is not of this run" if resume else "")
@@ -136,7 +136,7 @@ def score_to_file(
 
         with step("score"):
             if kept is None:
-                pictures = listing.pictures(parts.start)
+                pictures = listing.pictures(parts.start, sources.left_out_of_archives)
             else:
                 errors = pieces_with_errors(kept, read_rows(output))
                 pictures = pictures_to_retry(kept, read_rows(output), errors, parts.start)
@@ -213,7 +213,8 @@ def score_to_terminal(
                 summary = freeze(listing.path, sources.pieces(), str(sources))
             on_start(summary, Progress(0, 0))
             with step("score"):
-                outcome = score_each(scorer, listing.pictures(), on_row, workers=workers)
+                pictures = listing.pictures(left_out=sources.left_out_of_archives)
+                outcome = score_each(scorer, pictures, on_row, workers=workers)
             outcome = outcome._replace(new=count_new(sources, listing))
     if not outcome.rows and sources.shard == (1, 1):
         raise _nothing_in(sources)

@@ -75,6 +75,7 @@ def test_what_is_missing_is_said_with_its_cure(examine_without: Callable[..., di
         ("RuntimeError('no such CPU')", "no such CPU"),
         ("SystemExit(3)", "3"),
         ("ZeroDivisionError", "ZeroDivisionError"),
+        ("type('PanicException', (BaseException,), {})('no such device')", "no such device"),
     ],
 )
 def test_a_package_that_does_not_import_is_said_to_be_broken(
@@ -94,6 +95,40 @@ def test_a_package_that_does_not_import_is_said_to_be_broken(
     command = [sys.executable, "-S", "-c", program, str(plain_bundle)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=True)
     assert done.stdout == f"onnxruntime openvino: {message}\n"
+
+
+@pytest.mark.parametrize("package", ["openvino", "onnxruntime"])
+def test_a_package_that_is_there_in_half_is_passed_over(
+    without_packages: Callable[..., dict[str, str]], tmp_path: Path, plain_bundle: Path, package: str
+) -> None:
+    environment = without_packages(package)
+    (tmp_path / "site" / package).mkdir()
+    (tmp_path / "site" / package / "__init__.py").touch()
+    command = [sys.executable, "-S", "-c", EXAMINE]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=True)
+    found = {row[0]: row for row in json.loads(done.stdout)["backends"]}
+    assert found[package][1] == "no"
+    assert f"{package} is installed but cannot be imported (module" in found[package][3]
+    [other] = {"openvino", "onnxruntime"} - {package}
+    program = "import sys; from glia_rt import Scorer; print(Scorer.open(sys.argv[1]).backend.name)"
+    command = [sys.executable, "-S", "-c", program, str(plain_bundle)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=True)
+    assert done.stdout == f"{other}\n"
+
+
+def test_a_package_that_fails_when_it_is_used_is_passed_over(
+    without_packages: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    environment = without_packages("openvino")
+    (tmp_path / "site" / "openvino").mkdir()
+    (tmp_path / "site" / "openvino" / "__init__.py").write_text(
+        "def Core():\n    raise RuntimeError('plugins.xml is missing')\n"
+    )
+    command = [sys.executable, "-S", "-c", EXAMINE]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=True)
+    openvino = json.loads(done.stdout)["backends"][-2]
+    reason = "its package does not work (plugins.xml is missing): install it again"
+    assert openvino == ["openvino", "no", "", reason]
 
 
 def test_two_packages_that_overwrite_each_other_are_a_warning(examine_without: Callable[..., dict[str, Any]]) -> None:

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glia_rt import Scorer
+from glia_rt import Scorer, budget
 from glia_rt.errors import BadImageError, MachineError
-from glia_rt.faults import Gate, is_machine_fault
+from glia_rt.faults import Gate, is_machine_fault, reported
 from glia_rt.listing.sources import Sources
 from glia_rt.pixels.decode import read_image
 from glia_rt.runs.run import Outcome, score_to_file
@@ -118,6 +118,30 @@ def test_two_that_fail_in_a_row_end_the_run_which_goes_on(scorer: Scorer, pictur
         (album / name).unlink()
         shutil.copy(pictures / name, album)
     assert score_to_file(scorer, Sources([album]), output, resume=True) == Outcome(32, 0)
+
+
+def test_a_picture_that_the_machine_has_no_memory_for_is_a_row(
+    scorer: Scorer, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so is the next one: they say nothing of the pictures behind them, and the run does not end."""
+    album, output = tmp_path / "album", tmp_path / "scores.jsonl"
+    shutil.copytree(pictures, album)
+    for name in ("07.jpg", "08.jpg"):
+        Image.new("RGB", (3000, 2000)).save(album / name)
+    with monkeypatch.context() as patch:
+        patch.setattr(budget, "memory_left", lambda: 10_000_000)
+        assert score_to_file(scorer, Sources([album]), output) == Outcome(32, 2)
+        reason = "decoding takes up to 18 MB, and 10 MB are left: score it where there is more memory"
+        assert rows(output)[7:9] == [("07.jpg", "machine_error", reason), ("08.jpg", "machine_error", reason)]
+    assert score_to_file(scorer, Sources([album]), output, retry_errors=True) == Outcome(32, 0)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")])
+def test_what_the_machine_lacks_outside_of_a_picture(error: Exception) -> None:
+    with pytest.raises(MachineError, match=r"^a batch: (out of memory|can't start new thread)"), reported("a batch"):
+        raise error
+    with pytest.raises(RuntimeError, match="other"), reported("a batch"):
+        raise RuntimeError("other")
 
 
 def test_an_archive_whose_reading_fails(scorer: Scorer, pictures: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from glia_rt.machine import cpu_count, memory_size
+from glia_rt.machine import cpu_count, memory_left, memory_size
 
 BOUND = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -77,3 +77,11 @@ PHYSICAL = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(o
 )  # fmt: skip
 def test_no_more_than_the_limit_of_memory(tmp_path: Path, groups: str, files: dict[str, str], expected: int) -> None:
     assert memory_size(system(tmp_path, groups, files)) == expected
+
+
+def test_what_the_process_holds_is_not_left(tmp_path: Path) -> None:
+    container = system(tmp_path, "0::/\n", {"memory.max": "1000000\n"})
+    assert memory_left(container) == 1_000_000
+    (container / "proc/self/status").write_text("Name:\tray::score\nRssAnon:\t     100 kB\nThreads:\t1\n")
+    assert memory_left(container) == 1_000_000 - 102_400
+    assert 0 < memory_left() < memory_size()

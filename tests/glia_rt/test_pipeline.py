@@ -155,7 +155,14 @@ def run(inputs: Inputs) -> Scores:
 def stream(sources: Any, **changes: Any) -> Generator[Result]:
     options: dict[str, Any] = {"run": run, "batch_size": 4, "parallel": 2, "workers": 3, "memory": 1 << 30}
     read_one = changes.pop("read", read)
-    return score_stream(sources, read=lambda source, _: read_one(source), **(options | changes))
+
+    def read_within(source: Any, reserve: Reserve) -> Found:
+        found = read_one(source)
+        if isinstance(found, Sample):
+            reserve(sum(array.nbytes for array in found.inputs.values()))
+        return found
+
+    return score_stream(sources, read=read_within, **(options | changes))
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 8, 33])
@@ -350,7 +357,7 @@ def test_whole_pictures_of_one_size_share_a_run_and_others_run_alone() -> None:
 
 
 def test_large_pictures_are_not_put_into_one_run() -> None:
-    """Inputs of a batch are a share of the memory: here a picture has 300 bytes, and a share 400."""
+    """Pictures of a batch take a share of the memory: here a picture takes 300 bytes, and the share has 400."""
     assert watched_shapes([(10, 10)] * 8, memory=400 * 4) == [(2, 10, 10)] * 4
 
 

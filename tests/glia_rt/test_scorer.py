@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import io
 import itertools
+import mmap
 import pickle
 import shutil
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +27,7 @@ import glia_rt
 from glia_rt import Result, Scorer
 from glia_rt.backends.base import Backend
 from glia_rt.backends.choose import CPU_BACKENDS, GPU_BACKENDS, default_precision
+from glia_rt.budget import Share
 from glia_rt.errors import BackendError, BadImageError, BundleError, UsageError
 from glia_rt.pipeline import stack
 from glia_rt.pixels.decode import DEFAULT_MAX_PIXELS, read_image
@@ -123,6 +127,26 @@ def test_a_closed_scorer_says_so(tiny_bundle: Path, files: list[Path]) -> None:
         list(scorer.score_files(files))
 
 
+def test_closing_lets_lists_of_other_threads_end(tiny_bundle: Path, files: list[Path]) -> None:
+    with Scorer.open(tiny_bundle, "openvino") as plain:
+        engine, begun = Watched(plain.backend), threading.Event()
+        scorer = Scorer(plain.bundle, engine, input="views", batch_size=4, max_pixels=1_000_000)
+
+        def paths() -> Iterator[Path]:
+            yield from files * 20
+            begun.set()
+
+        with ThreadPoolExecutor(1) as pool:
+            scored = pool.submit(scorer.score_batch, paths())
+            begun.wait()
+            while not engine.batches:
+                time.sleep(0.001)
+            scorer.close()
+            assert len(scored.result()) == 20 * len(files)
+        with pytest.raises(BackendError, match="backend openvino: closed"):
+            scorer.score_batch(files)
+
+
 # One picture
 
 
@@ -155,6 +179,11 @@ def test_pictures_differ(plain: Scorer, files: list[Path]) -> None:
 def test_what_is_no_picture(plain: Scorer, source: Any) -> None:
     with pytest.raises(BadImageError):
         plain.score(source)
+
+
+def test_what_is_no_path(plain: Scorer) -> None:
+    with pytest.raises(UsageError, match="paths are str or PathLike, not int"):
+        list(plain.score_files([3]))  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("paths", ["a.jpg", b"a.jpg", Path("a.jpg")])
@@ -195,6 +224,34 @@ def test_a_batch_of_many_sizes(scorer: Scorer, files: list[Path]) -> None:
     alone = np.array([scorer.score(path) for path in files[:11]])
     limit = UNPADDED[scorer.backend.precision] * SPAN
     np.testing.assert_allclose(batch, alone, rtol=0, atol=limit)
+
+
+def test_whole_pictures_of_a_list_hold_no_more_than_the_memory(
+    tiny_bundle: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Scorer.open(tiny_bundle, "onnxruntime", "image") as large:
+        expected = large.score_batch(files)
+    held: list[int] = []
+    take, release = Share.take, Share.release
+
+    def take_and_note(share: Share, size: int, **options: Any) -> None:
+        take(share, size, **options)
+        held.append(size)
+
+    def release_and_note(share: Share) -> None:
+        held.append(-share.held)
+        release(share)
+
+    monkeypatch.setattr(Share, "take", take_and_note)
+    monkeypatch.setattr(Share, "release", release_and_note)
+    with Scorer.open(tiny_bundle, "onnxruntime", "image", memory=1_500_000) as small:
+        found = small.score_batch(files * 4)
+        np.testing.assert_allclose(found, np.tile(expected, 4), atol=UNPADDED["fp32"] * SPAN)
+        assert sum(held) == 0
+        with pytest.raises(BadImageError, match=r"images\[1\] \(<bytes>\): not a picture"):
+            small.score_batch([files[0], b"junk"])
+    # A picture whose turn it is goes on in any case: one of each batch that runs, waits or is filled.
+    assert max(itertools.accumulate(held)) <= 1_500_000 + 4 * max(held) < sum(size for size in held if size > 0) / 2
 
 
 @pytest.mark.slow
@@ -253,7 +310,7 @@ class Watched:
 
 
 @pytest.mark.parametrize(
-    ("input", "arrays", "in_files"), [("views", [4, 4, 2], [4, 4, 4]), ("image", [4, 3, 2, 1], [4, 3, 1, 1, 1])]
+    ("input", "arrays", "in_files"), [("views", [4, 4, 2], [4, 4, 4]), ("image", [4, 3, 1, 1, 1], [4, 3, 1, 1, 1])]
 )
 def test_arrays_travel_as_they_are_and_views_of_files_in_full_batches(
     tiny_bundle: Path, files: list[Path], input: Any, arrays: list[int], in_files: list[int]
@@ -303,6 +360,9 @@ def test_a_picture_in_any_form(plain: Scorer, files: list[Path]) -> None:
         archive.writestr("a.jpg", content)
         with archive.open("a.jpg") as member:
             assert plain.score(member) == expected
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert plain.score(mapped) == expected  # type: ignore[arg-type]
+    assert plain.score(SimpleNamespace(read=lambda: content)) == expected  # type: ignore[arg-type]
     with path.open(encoding="latin-1") as text, pytest.raises(UsageError, match="opened as text"):
         plain.score(text)
 
@@ -314,8 +374,11 @@ def test_tensors_on_the_host_are_arrays(plain: Scorer, files: list[Path]) -> Non
     assert plain.score_views(**tensors) == plain.score_views(**views)
     with pytest.raises(BadImageError, match=r"must be uint8 \(H, W, 3\), not uint8 \(3, "):
         plain.score(torch.from_numpy(pixels).permute(2, 0, 1))
-    with pytest.raises(UsageError, match="Tensor cannot be read as an array of numpy"):
-        plain.score(torch.zeros((8, 8, 3), requires_grad=True))
+    for unreadable in (torch.zeros((8, 8, 3), requires_grad=True), torch.zeros((8, 8, 3), device="meta")):
+        with pytest.raises(UsageError, match="Tensor cannot be read as an array of numpy"):
+            plain.score(unreadable)
+    with pytest.raises(UsageError, match="picture is a list; it must be an array"):
+        plain.score_views(picture=[1])
 
 
 def test_one_picture_is_no_batch(plain: Scorer, files: list[Path]) -> None:

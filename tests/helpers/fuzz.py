@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import random
 import resource
+import signal
 import struct
 import sys
 import tempfile
@@ -23,6 +24,8 @@ from typing import Any
 MAX_PIXELS = 20_000_000
 #: Addresses that a copy may take over what was taken before, so that a wrong length does no harm, in bytes.
 ADDRESSES = 1 << 31
+#: Seconds that a copy may take. The process then ends by SIGALRM, even where it is in a library.
+LIMIT = 20
 #: From both ends of a file: headers, footers, directories.
 ENDS = 2048
 EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 0x7FFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF)
@@ -37,7 +40,7 @@ def damaged(content: bytes, chance: random.Random) -> bytes:
         first = {"anywhere": 0, "head": 0, "tail": max(0, len(found) - ENDS)}[place]
         last = {"anywhere": len(found), "head": min(len(found), ENDS), "tail": len(found)}[place]
         at = chance.randrange(first, max(first + 1, last))
-        match chance.choice(("bit", "byte", "length", "cut", "drop", "double", "random")):
+        match chance.choice(("bit", "byte", "length", "varint", "cut", "drop", "double", "random")):
             case "bit":
                 found[at : at + 1] = bytes(one ^ (1 << chance.randrange(8)) for one in found[at : at + 1])
             case "byte":
@@ -46,6 +49,8 @@ def damaged(content: bytes, chance: random.Random) -> bytes:
                 size, order = chance.choice((1, 2, 4, 8)), chance.choice("<>")
                 value = chance.choice(EXTREMES) & ((1 << 8 * size) - 1)
                 found[at : at + size] = struct.pack(f"{order}{'BHIQ'[size.bit_length() - 1]}", value)
+            case "varint":
+                found[at : at + chance.randrange(6)] = varint(chance.choice(EXTREMES) << chance.randrange(2))
             case "cut":
                 del found[at:]
             case "drop":
@@ -57,6 +62,15 @@ def damaged(content: bytes, chance: random.Random) -> bytes:
                 size = chance.randrange(1, 32)
                 found[at : at + size] = chance.randbytes(size)
     return bytes(found)
+
+
+def varint(value: int) -> bytes:
+    """Return a number as the headers of Parquet and ONNX have it, seven bits a byte."""
+    found = bytearray()
+    while value > 0x7F:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*found, value])
 
 
 def damaged_json(content: bytes, chance: random.Random) -> bytes:
@@ -174,11 +188,13 @@ def main() -> None:
             change = damaged_json if kind == "json" and chance.random() < 0.7 else damaged
             path.write_bytes(change(content, chance))
             print(number, flush=True)  # so that a crash says where
+            signal.alarm(LIMIT)
             try:
                 use(path, bundle, scorer)
             except GliaError:
                 if use is score:  # whatever is in a file, the run over it and others goes on
                     raise
+        signal.alarm(0)
         print("peak", status("VmHWM") - idle)
 
 

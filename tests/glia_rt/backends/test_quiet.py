@@ -36,6 +36,14 @@ def test_scoring_sends_nothing_and_leaves_nothing(backend: str, tmp_path: Path, 
     assert left_in(tmp_path / "home") == []
 
 
+def test_a_report_sends_nothing_and_leaves_nothing(tmp_path: Path, pictures: Path) -> None:
+    """Matplotlib's list of fonts goes into glia-rt's cache."""
+    files = ["-o", str(tmp_path / "scores.csv"), "--report", str(tmp_path / "report.html")]
+    done = run(tmp_path / "home", SCORE, "score", STARTER, str(pictures), "--backend", "onnxruntime", *files)
+    assert done.returncode == 0, done.stderr
+    assert left_in(tmp_path / "home") == []
+
+
 def test_doctor_sends_nothing_and_leaves_nothing(tmp_path: Path) -> None:
     """It imports every engine that is installed."""
     done = run(tmp_path / "home", SCORE, "doctor")

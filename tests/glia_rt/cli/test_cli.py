@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 import pytest
+from helpers.listings import glia_rt_with_rights, make
 from PIL import Image
 from pyarrow import parquet
 
@@ -389,6 +390,51 @@ def test_lists_columns_and_shards(plain_bundle: Path, good: Path, tmp_path: Path
     metadata = json.loads((tmp_path / "scores.jsonl.meta.json").read_text())
     assert metadata["listing"]["shard"] == "2/3"
     assert metadata["listing"]["pieces"] == 4
+
+
+def test_a_listing_says_what_could_not_be_read(tmp_path: Path) -> None:
+    make(tmp_path, "a.jpg", "b.jpg", "b.zip", "closed/c.jpg")
+    (tmp_path / "l.csv").write_text("path\n" + "x.jpg\n" + '""\n' * 12)
+    (tmp_path / "closed").chmod(0)
+    listing = tmp_path / "l.jsonl.zst"
+    status, said = glia_rt_with_rights("list", tmp_path, "--list", tmp_path / "l.csv", "-o", listing)
+    (tmp_path / "closed").chmod(0o700)
+    assert status == 3
+    assert said[0].startswith(f"{tmp_path}/closed: this folder cannot be listed: Permission denied; make it readable")
+    assert said[1:10] == [f"{tmp_path}/l.csv, line {i}: no value in column 'path'" for i in range(3, 12)]
+    last = "13 places could not be read: each becomes a row that says so"
+    assert said[10:] == [f"3 pictures in {listing}", "left out: 1 .zip file", last]
+
+
+def test_a_listing_of_nothing(tmp_path: Path, capsys: Capture) -> None:
+    make(tmp_path, "album/0.tar")
+    (tmp_path / "l.jsonl.zst").write_text("mine")
+    assert main(["list", str(tmp_path / "album"), "-o", str(tmp_path / "l.jsonl.zst"), "--overwrite"]) == 2
+    assert f"no pictures in {tmp_path}/album; left out: 1 .tar file" in capsys.readouterr().err
+    assert (tmp_path / "l.jsonl.zst").read_text() == "mine"
+
+
+def test_a_folder_that_may_not_be_read_is_a_row(plain_bundle: Path, good: Path, tmp_path: Path) -> None:
+    make(tmp_path, "closed/a.jpg")
+    (tmp_path / "closed").chmod(0)
+    output = tmp_path / "scores.jsonl"
+    status, said = glia_rt_with_rights("score", plain_bundle, good, tmp_path / "closed", "-o", output)
+    (tmp_path / "closed").chmod(0o700)
+    assert status == 3
+    assert said[-1].startswith(f"1 of {len(list(good.iterdir())) + 1} pictures could not be read")
+    *rows, last = read_rows(output)
+    assert {row["status"] for row in rows} == {"ok"}
+    assert last["path"] == f"{tmp_path}/closed"
+    assert last["error"].startswith("this folder cannot be listed: Permission denied")
+
+
+def test_what_is_left_out_is_said_once(plain_bundle: Path, good: Path, tmp_path: Path, capsys: Capture) -> None:
+    shutil.copytree(good, tmp_path / "album")
+    make(tmp_path, "album/0.tar", "album/s.zip")
+    assert main(["score", str(plain_bundle), str(tmp_path / "album"), "-o", str(tmp_path / "scores.csv")]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    as_named = f"archives are read if they are named, as '{tmp_path}/album/**/*.tar'"
+    assert said == [f"left out: 1 .tar file, 1 .zip file ({as_named})"]
 
 
 def test_names_on_standard_input(plain_bundle: Path, good: Path) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import errno
 import os
+import resource
 import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from helpers.listings import make
+from helpers.listings import glia_rt_with_rights, make
 from PIL import Image
 
-from glia_rt.errors import UsageError
-from glia_rt.listing.folders import find_images
+from glia_rt.errors import SourceError, UsageError
+from glia_rt.listing.folders import Found, find_images, match, walk
+from glia_rt.listing.frozen import FrozenListing
+from glia_rt.listing.pieces import Refused
 
 
 def found(folder: Path) -> list[str]:
@@ -141,20 +145,87 @@ def test_a_folder_that_goes_while_it_is_walked_is_an_error_that_names_it(tmp_pat
         next(images)
 
 
-def test_folders_that_may_not_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of another user's; whoever runs this may be root, to whom nothing is forbidden."""
-    make(tmp_path, "a.jpg", "private/b.jpg")
-    scandir = os.scandir
+@pytest.mark.parametrize("how", ["subfolder", "top", "pattern", "beside another"])
+def test_folders_that_may_not_be_listed_are_refused_and_the_rest_is_found(tmp_path: Path, how: str) -> None:
+    make(tmp_path, "a.jpg", "closed/b.jpg", "z/c.jpg")
+    paths = {
+        "subfolder": [tmp_path],
+        "top": [tmp_path / "closed"],
+        "pattern": [tmp_path / "a.jpg", tmp_path / "closed/*.jpg", tmp_path / "z"],
+        "beside another": [tmp_path / "a.jpg", tmp_path / "closed", tmp_path / "z"],
+    }[how]
+    (tmp_path / "closed").chmod(0)
+    status, said = glia_rt_with_rights("list", *paths, "-o", tmp_path / "l.jsonl.zst")
+    (tmp_path / "closed").chmod(0o700)
+    reason = "this folder cannot be listed: Permission denied; make it readable, or name only what is to be scored"
+    assert said[0] == f"{tmp_path}/closed: {reason}"
+    assert status == 3
+    found = {piece.path: piece for piece in FrozenListing(tmp_path / "l.jsonl.zst").pieces()}
+    others = [] if how == "top" else [f"{tmp_path}/a.jpg", f"{tmp_path}/z/c.jpg"]
+    assert sorted(found) == sorted([f"{tmp_path}/closed", *others])
+    assert found[f"{tmp_path}/closed"] == Refused(f"{tmp_path}/closed", reason)
 
-    def guarded(path: str) -> Any:
-        if Path(path).name == "private":
-            raise PermissionError(errno.EACCES, "Permission denied")
-        return scandir(path)
 
-    monkeypatch.setattr(os, "scandir", guarded)
-    for top in (tmp_path, tmp_path / "private"):
-        with pytest.raises(UsageError, match=r"private: this folder cannot be listed: Permission denied; make it read"):
-            list(find_images([top]))
+def test_a_folder_that_goes_before_its_turn_is_refused(tmp_path: Path) -> None:
+    make(tmp_path, "album/a.jpg")
+    found = walk(f"{tmp_path}/album", Counter())
+    shutil.rmtree(tmp_path / "album")
+    [refused] = found
+    assert isinstance(refused, Refused)
+    assert refused.reason.startswith("this folder cannot be listed: No such file or directory")
+
+
+def test_a_machine_that_fails_at_a_folder_is_no_refused_place(tmp_path: Path) -> None:
+    make(tmp_path, "album/a.jpg")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(SourceError, match="album: this folder cannot be listed: Too many open files"):
+            list(walk(f"{tmp_path}/album", Counter()))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_links_that_lead_nowhere_hide_nothing(tmp_path: Path) -> None:
+    """Not even hidden ones: whether they are folders cannot be found out."""
+    make(tmp_path, "a.jpg", "sub/b.jpg", "closed/inner/x.jpg")
+    for folder in (tmp_path, tmp_path / "sub"):
+        (folder / ".l").symlink_to(".l")
+        (folder / ".l.jpg").symlink_to(".l.jpg")
+        (folder / "l").symlink_to("l")
+        (folder / ".far").symlink_to("nowhere/" + "x" * 300)
+    left_out = Counter[str]()
+    assert [found.path for found in walk(str(tmp_path), left_out)] == [
+        f"{tmp_path}/{name}" for name in ("a.jpg", "closed/inner/x.jpg", "sub/b.jpg")
+    ]
+    assert left_out == {"hidden picture": 2}
+
+
+@pytest.fixture
+def other_disk() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
+def test_what_is_found_says_which_folder_was_searched(tmp_path: Path, other_disk: Path) -> None:
+    make(tmp_path, "a/b/c.jpg", "a/d.jpg")
+    make(other_disk, "e.jpg", "deep/f.jpg")
+    (tmp_path / "disk").symlink_to(other_disk)
+    assert os.stat(tmp_path).st_dev != os.stat(other_disk).st_dev
+    assert [*walk(f"{tmp_path}/a", Counter())] == [
+        Found(f"{tmp_path}/a/b/c.jpg", f"{tmp_path}/a"), Found(f"{tmp_path}/a/d.jpg", f"{tmp_path}/a")
+    ]  # fmt: skip
+    assert [*match(f"{tmp_path}/*/*.jpg", Counter())] == [
+        Found(f"{tmp_path}/a/d.jpg", f"{tmp_path}"), Found(f"{tmp_path}/disk/e.jpg", f"{tmp_path}/disk")
+    ]  # fmt: skip
+    assert [*match(f"{tmp_path}/d*k/*/*", Counter())] == [Found(f"{tmp_path}/disk/deep/f.jpg", f"{tmp_path}/disk")]
+
+
+def test_the_folder_of_a_pattern_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "a.jpg", "album/b.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert [*match("*.jpg", Counter())] == [Found("a.jpg", ".")]
+    assert [*match("album/*.jpg", Counter())] == [Found("album/b.jpg", "album")]
 
 
 def test_an_empty_folder_yields_nothing(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tarfile
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -14,7 +15,7 @@ from pyarrow import parquet
 
 from glia_rt.errors import SourceError, UsageError
 from glia_rt.listing.frozen import FrozenListing, Summary, freeze
-from glia_rt.listing.pieces import File, Position
+from glia_rt.listing.pieces import File, Piece, Position, Refused
 from glia_rt.listing.sources import Sources
 
 
@@ -82,6 +83,19 @@ def test_what_comes_later_is_not_of_it(sources: Sources, listing: FrozenListing,
         (tmp_path / name).touch()
     assert names(listing) == before
     assert listing.count_new(sources.pieces()) == 2
+
+
+def test_what_cannot_be_listed_now_is_not_new(sources: Sources, listing: FrozenListing, tmp_path: Path) -> None:
+    """Folders are listed one after the other, so that new files come before and after it."""
+    (tmp_path / "album/z.jpg").touch()
+    pieces = list(sources.pieces())
+    assert listing.count_new([Refused("folder", "closed"), *pieces, Refused("other", "closed")]) == 1
+
+    def failing() -> Iterator[Piece]:
+        yield from pieces
+        raise SourceError("this folder cannot be listed: Stale file handle")
+
+    assert listing.count_new(failing()) == 1
 
 
 @pytest.mark.parametrize("how", ["changed since the listing was made: not read", "no longer there"])

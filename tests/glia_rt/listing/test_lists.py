@@ -92,6 +92,48 @@ def test_a_bad_row_of_a_csv_is_a_row(tmp_path: Path, content: str, rows: list[st
     assert [Path(picture.name).name for picture in found if not picture.refused] == ["a.jpg", "b.jpg"]
 
 
+def test_a_stray_quote_does_not_take_in_the_rest_of_a_list(tmp_path: Path) -> None:
+    rows = ["path,note", *(f"{i:06}.jpg,x" for i in range(60_000))]
+    rows[5] = 'odd.jpg,"x'
+    path = tmp_path / "l.csv"
+    path.write_text("".join(f"{row}\r\n" for row in rows), newline="")
+    tracemalloc.start()
+    refused, names = [], 0
+    for picture in Sources(list_file=path).pictures():
+        if picture.refused:
+            refused.append(f"{picture.name}: {picture.refused}")
+        else:
+            names += 1
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert refused == [f"{path}, line 6: a row of over 10000 lines: a quote is not closed"]
+    assert names == 59_999
+    assert peak < 3e6, "60,000 lines take 4 MB"
+
+
+def test_the_lines_after_a_stray_quote_keep_their_numbers(tmp_path: Path) -> None:
+    rows = ["path,note", '"odd.jpg,x', *(f"{i}.jpg,x" for i in range(20_000)), ",short"]
+    (tmp_path / "l.csv").write_text("\n".join(rows))
+    found = list(Sources(list_file=tmp_path / "l.csv").pictures())
+    assert [picture.name for picture in found[1:-1]] == [f"{tmp_path}/{i}.jpg" for i in range(20_000)]
+    assert found[-1].name == f"{tmp_path}/l.csv, line 20003"
+
+
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_a_row_without_end_is_refused_and_the_rest_is_read(tmp_path: Path, quote: str) -> None:
+    path = tmp_path / "l.csv"
+    path.write_text(f"path,note\na.jpg,1\nlong.jpg,{quote}" + "x" * 60_000_000 + "\nb.jpg,2\n")
+    tracemalloc.start()
+    found = [(Path(picture.name).name, picture.refused) for picture in Sources(list_file=path).pictures()]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == [("a.jpg", None), ("l.csv, line 3", "a row of over 16777216 characters"), ("b.jpg", None)]
+    assert peak < 80e6
+    path.write_bytes(bytes(60_000_000))
+    with pytest.raises(UsageError, match=r"l\.csv, line 1: a row of over 16777216 characters"):
+        listed(Sources(list_file=path))
+
+
 def test_a_long_field_in_another_column(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text("path,embedding\na.jpg," + "0.123 " * 30_000 + "\nb.jpg,1\n")
     assert len(listed(Sources(list_file=tmp_path / "l.csv"))) == 2
@@ -149,6 +191,26 @@ def test_a_list_that_comes_through_a_pipe_is_read_once(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="give - as a path"):
         Sources(list_file="-")
     assert Sources([Path("-")]).is_stream
+    assert not Sources(list_file=tmp_path / "gone.txt").is_stream
+
+
+def test_standard_input_by_its_name_is_read_once_whatever_it_is(tmp_path: Path) -> None:
+    """A run that goes on may have a pipe there, where it had a file before."""
+    (tmp_path / "l.txt").write_text("a.jpg\n")
+    program = "from glia_rt.listing.sources import Sources; s = Sources(list_file='/dev/stdin');"
+    program += "print(s.is_stream, [picture.name for picture in s.pictures()])"
+    with (tmp_path / "l.txt").open() as file:
+        said = subprocess.run([sys.executable, "-c", program], stdin=file, capture_output=True, text=True, check=True)
+    assert said.stdout == "True ['a.jpg']\n"
+
+
+def test_a_list_beside_names_on_standard_input_is_relative_to_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "l.txt").write_text("a.jpg\n")
+    program = "import sys; from glia_rt.listing.sources import Sources;"
+    program += "print([picture.name for picture in Sources(['-'], sys.argv[1]).pictures()])"
+    command = [sys.executable, "-c", program, str(tmp_path / "l.txt")]
+    said = subprocess.run(command, input="b.jpg\n", capture_output=True, text=True, check=True)
+    assert said.stdout == f"['b.jpg', '{tmp_path}/a.jpg']\n"
 
 
 def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pillow_heif
 import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
-from helpers.listings import listed, make, pieces, table, tar
+from helpers.listings import glia_rt_with_rights, listed, make, pieces, table, tar
 from PIL import Image
 from pyarrow import parquet
 
@@ -111,6 +111,15 @@ def test_a_missing_file_with_brackets_in_its_name_is_a_row(tmp_path: Path, monke
     ]
 
 
+def test_missing_files_below_a_folder_with_brackets_are_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path, "photos [2023]/b.jpg", "a*b/c.jpg")
+    gone = ["photos [2023]/gone.jpg", "photos [2023]/deep/gone.jpg", "a*b/gone.jpg", "photos [2023]/gone [1].jpg"]
+    found = list(Sources([*gone, "photos [2023]/gone.tar", "photos [2023]/b.jpg"]).pictures())
+    assert [picture.name for picture in found] == [*gone, "photos [2023]/gone.tar", "photos [2023]/b.jpg"]
+    assert [picture.refused for picture in found] == [*[None] * 4, "cannot be read: No such file or directory", None]
+
+
 def test_a_table_in_parts(tmp_path: Path) -> None:
     for day in (1, 2):
         (tmp_path / f"{day}.parquet" / "inner").mkdir(parents=True)
@@ -127,6 +136,57 @@ def test_a_table_in_parts(tmp_path: Path) -> None:
         Sources(list_file=tmp_path / "l.txt", column="image"),
     ):
         assert pieces(sources) == [f"RowGroup {name}" for name in names]
+
+
+def test_parts_of_a_table_that_may_not_be_read_are_rows(tmp_path: Path) -> None:
+    folder = tmp_path / "t.parquet"
+    for name in ("a", "b", "c.parquet"):
+        (folder / name).mkdir(parents=True)
+        table(folder / name / "PART.PARQUET", 1)
+    (folder / "b").chmod(0)
+    status, said = glia_rt_with_rights("list", folder, "--column", "image", "-o", tmp_path / "l.jsonl.zst")
+    (folder / "b").chmod(0o700)
+    assert status == 3
+    assert said[0].startswith(f"{folder}/b: this folder cannot be listed: Permission denied")
+    found = pieces(Sources(list_file=tmp_path / "l.jsonl.zst"))
+    assert found == [
+        f"RowGroup {folder}/a/PART.PARQUET", f"Refused {folder}/b", f"RowGroup {folder}/c.parquet/PART.PARQUET"
+    ]  # fmt: skip
+
+
+def test_what_else_is_in_a_table_is_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "t.parquet"
+    make(folder, "a.jpg", "x.tar", "_SUCCESS", ".b.jpg")
+    table(folder / "0.parquet", 1)
+    sources = Sources([folder], column="image")
+    assert pieces(sources) == [f"RowGroup {folder}/0.parquet"]
+    assert sources.say_left_out().startswith("left out: 1 .jpg file, 1 .tar file, 1 hidden picture (archives")
+
+
+def test_a_table_without_parts_is_a_row(tmp_path: Path) -> None:
+    (tmp_path / "t.parquet").mkdir()
+    [picture] = Sources([tmp_path / "t.parquet"]).pictures()
+    assert picture.refused == "a table without parts: no Parquet file is in this folder"
+
+
+def test_what_a_search_finds_remembers_the_folder(tmp_path: Path) -> None:
+    make(tmp_path, "album/deep/a.jpg", "b.jpg")
+    tar(tmp_path / "album/deep/0.tar", "p.jpg")
+    (tmp_path / "album/t.parquet").mkdir()
+    table(tmp_path / "album/t.parquet/0.parquet", 1)
+    table(tmp_path / "1.parquet", 1)
+    album, top = f"{tmp_path}/album", str(tmp_path)
+
+    def searched(*paths: str) -> list[tuple[str, str | None]]:
+        found = Sources([f"{tmp_path}/{path}" for path in paths], column="image").pieces()
+        return [(os.path.relpath(piece.path, tmp_path), getattr(piece, "folder", None)) for piece in found]
+
+    picture, archive, part = "album/deep/a.jpg", "album/deep/0.tar", "album/t.parquet/0.parquet"
+    assert searched("album") == [(picture, album)]
+    assert searched("album/**") == [(archive, album), (picture, album), (part, album)]
+    assert searched("al*/*/*.jpg", "al*/*.parquet") == [(picture, top), (part, top)]
+    assert searched("album/t.parquet") == [(part, f"{album}/t.parquet")]
+    assert searched("b.jpg", "1.parquet", archive) == [("b.jpg", None), ("1.parquet", None), (archive, None)]
 
 
 def test_one_shard_without_the_column_is_a_row(tmp_path: Path) -> None:
@@ -151,6 +211,25 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     assert listed(sources) == [f"{tmp_path}/a.jpg"]
     assert sources.left_out[".jxl file"] == 2, "of one walk"
     assert Sources([tmp_path / "a.jpg"]).say_left_out() == ""
+
+
+def test_archives_beside_pictures_are_counted(tmp_path: Path) -> None:
+    make(tmp_path, "0.tar", "deep/1.tar", "deep/a.jpg", "deep/b.tar.gz", "t.PARQUET", "s.zip", "s.tar.bz2", "l.csv.gz")
+    sources = Sources([tmp_path])
+    assert listed(sources) == [f"{tmp_path}/deep/a.jpg"]
+    assert sources.say_left_out() == (
+        "left out: 1 .parquet file, 2 .tar files, 1 .tar.bz2 file, 1 .tar.gz file, 1 .zip file "
+        f"(archives are read if they are named, as '{tmp_path}/**/*.parquet')"
+    )
+    pattern = Sources([tmp_path / "d*"])
+    assert listed(pattern) == [f"{tmp_path}/deep/a.jpg"]
+    assert pattern.say_left_out() == (
+        "left out: 1 .tar file, 1 .tar.gz file (archives are read if they are named, as '**/*.tar')"
+    )
+
+
+def test_what_a_pattern_does_not_ask_for_is_not_counted(tmp_path: Path) -> None:
+    make(tmp_path, "a.jpg", "IMG_1.JXL", "0.tar", "s.zip", ".b.jpg")
     pattern = Sources([tmp_path / "*.jpg"])
     assert listed(pattern) == [f"{tmp_path}/a.jpg"]
     assert pattern.say_left_out() == "", "of what no one asked for"
@@ -199,10 +278,15 @@ def test_a_folder_of_archives_is_told_from_one_of_pictures(tmp_path: Path) -> No
     make(tmp_path, "shards/0.tar", "shards/0.json")
     sources = Sources([tmp_path / "shards"])
     assert listed(sources) == []
-    assert sources.hint() == f"; for the .tar files in {tmp_path}/shards say '{tmp_path}/shards/*.tar'"
-    make(tmp_path, "[1]/0.tar.gz")
-    assert Sources([tmp_path / "[1]"]).hint().endswith(f"say '{tmp_path}/[[]1]/*.tar.gz'")
-    assert Sources([tmp_path]).hint() == ""
+    as_named = "archives are read if they are named, as"
+    assert sources.hint() == f"; left out: 1 .tar file ({as_named} '{tmp_path}/shards/**/*.tar')"
+    make(tmp_path, "[1]/0.tar.gz", "empty/x.txt")
+    sources = Sources([tmp_path / "[1]"])
+    assert listed(sources) == []
+    assert sources.hint().endswith(f"as '{tmp_path}/[[]1]/**/*.tar.gz')")
+    sources = Sources([tmp_path / "empty"])
+    assert listed(sources) == []
+    assert sources.hint() == ""
 
 
 @pytest.mark.parametrize("paths", [iter(["a.jpg"]), {"a.jpg"}, [b"a.jpg"], b"a.jpg"])

@@ -7,14 +7,17 @@ import io
 import itertools
 import tarfile
 import tracemalloc
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.listings import listed
 
 from glia_rt.errors import SourceError
 from glia_rt.listing.pieces import MAX_ENCODED_BYTES, Picture
+from glia_rt.listing.sources import Sources
 from glia_rt.listing.tar import TarArchive
 from glia_rt.pixels.names import picture_extensions
 
@@ -57,6 +60,31 @@ def test_pictures_of_an_archive_in_its_order(tmp_path: Path, ending: str, mode: 
     shares = [picture.done for picture in found]
     assert shares == sorted(shares)
     assert 0 < shares[0] <= shares[-1] <= 1
+
+
+def test_what_looks_like_a_picture_and_is_left_out_is_counted(tmp_path: Path) -> None:
+    names = [".a.jpg", "a.jpg", "b.jxl", "deep/._a.jpg", "deep/c.JXL", ".notes.txt", "a.json", "d.cr2", "b.jpg"]
+    path = make_tar(tmp_path / "0.tar", [(name, b"x") for name in names])
+    sources = Sources([path])
+    assert sources.say_left_out() == ""
+    for _ in range(2):
+        assert listed(sources) == [f"{path}/a.jpg", f"{path}/b.jpg"]
+        assert sources.say_left_out() == "left out: 1 .cr2 file, 2 .jxl files, 2 hidden pictures", "of one reading"
+    rest: Counter[str] = Counter()
+    assert len(list(TarArchive.at(str(path)).pictures(1, rest))) == 1
+    assert rest == {"hidden picture": 1, ".jxl file": 2, ".cr2 file": 1}, "after the first picture"
+
+
+def test_a_run_says_what_it_left_out_of_archives(
+    plain_bundle: Path, pictures: Path, glia_rt_command: Callable[..., Any], tmp_path: Path
+) -> None:
+    content = (pictures / "00.jpg").read_bytes()
+    path = make_tar(tmp_path / "0.tar", [("a.jpg", content), ("b.jxl", b"x")])
+    (tmp_path / "album").mkdir()
+    (tmp_path / "album/.c.jpg").touch()
+    for options in (["-o", tmp_path / "a.csv"], []):
+        done = glia_rt_command("score", plain_bundle, path, tmp_path / "album", *options)
+        assert done.stderr.count("left out: 1 .jxl file, 1 hidden picture") == 1, done.stderr
 
 
 def test_long_and_odd_names_survive(tmp_path: Path) -> None:

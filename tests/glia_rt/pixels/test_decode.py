@@ -16,7 +16,8 @@ import pytest
 import tifffile
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
-from glia_rt.errors import BadImageError, UsageError
+from glia_rt.errors import BadImageError, MachineError, UsageError
+from glia_rt.pixels import decode
 from glia_rt.pixels.decode import DEFAULT_MAX_PIXELS, configure_pillow, read_image
 from glia_rt.pixels.names import display_name
 
@@ -697,3 +698,27 @@ def test_limits_hold_for_a_picture_within_a_picture() -> None:
         read_image(ico(png((1, 70_000), 1, 0, bytes(2 * 70_000))))
     with pytest.raises(BadImageError, match="30 x 20 is over the limit of 500 pixels"):
         read_image(ico(png((30, 20), 8, 2, bytes(20 * 91))), max_pixels=500)
+
+
+def test_what_is_reserved_holds_the_file_and_the_turned_pixels() -> None:
+    taken: list[int] = []
+    jpeg = io.BytesIO()
+    Image.new("RGB", (40, 20)).save(jpeg, "JPEG")
+    read_image(jpeg.getvalue() + bytes(1_000_000), reserve=taken.append)
+    assert taken == [len(jpeg.getvalue()) + 1_000_000 + 40 * 20 * 3]
+    taken.clear()
+    tiff = io.BytesIO()
+    Image.new("RGB", (40, 20)).save(tiff, "TIFF", tiffinfo={ExifTags.Base.Orientation: 6})
+    assert read_image(tiff.getvalue(), reserve=taken.append).shape == (40, 20, 3)
+    assert taken == [40 * 20 * (4 + 2 * 3)]
+
+
+@pytest.mark.parametrize("junk", [b"no picture", b"", b"RIFF....WAVE"])
+def test_junk_is_junk_however_little_memory_there_is(junk: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "_ROOM", 1 << 62)
+    with pytest.raises(BadImageError):
+        read_image(junk)
+    with pytest.raises(BadImageError, match="No such file"):
+        read_image("nowhere.jpg")
+    with pytest.raises(MachineError, match="out of memory"):
+        read_image(b"RIFF....WEBP")

@@ -55,6 +55,14 @@ FAULTS = {
 }
 
 
+@pytest.mark.parametrize("filled", [b"\0" * 9000, b"\xff\xd9", b"\0" * 100 + b"IEND\xaeB`\x82"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_file_that_was_cut_off_and_filled_up_is_refused(photo: Image.Image, kind: str, filled: bytes) -> None:
+    whole = encoded(photo, kind)
+    with pytest.raises(BadImageError, match=r"truncated|checksum|data stream"):
+        read_image(whole[: len(whole) // 2] + filled)
+
+
 @pytest.mark.parametrize("place", ["before the pixels", "behind them"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_png_with_faults_beside_its_pixels(photo: Image.Image, fault: str, place: str) -> None:

@@ -170,6 +170,21 @@ def test_a_run_on_standard_input_goes_on(
     assert "32 pictures scored" in report.read_text()
 
 
+def test_a_run_on_standard_input_keeps_its_names_from_the_start(
+    scorer: Scorer, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = sorted(pictures.iterdir())
+    lines = b"".join(os.fsencode(path) + b"\n" for path in paths)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(lines))))  # type: ignore[arg-type]
+
+    def stop(summary: object, progress: Progress) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        score_to_file(scorer, Sources(["-"]), tmp_path / "scores.csv", on_start=stop)
+    assert score_to_file(scorer, Sources(["-"]), tmp_path / "scores.csv", resume=True) == Outcome(len(paths), 0)
+
+
 def test_standard_input_that_breaks_off_while_it_is_read_leaves_nothing(
     scorer: Scorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,11 +6,12 @@ import json
 import os
 import shutil
 import tarfile
+import tempfile
 from pathlib import Path
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
-from helpers.runs import Stop, after
+from helpers.runs import Stop, after, frozen
 from pyarrow import parquet
 
 from glia_rt import Result, Scorer
@@ -51,7 +52,7 @@ def test_a_source_that_goes_away_however_it_was_named(
     (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in sorted(album.iterdir())))
     sources = {
         "folder": Sources([album]),
-        "pattern": Sources([tmp_path / "*/*"]),
+        "pattern": Sources([album / "*"]),
         "list": Sources(list_file=tmp_path / "list.txt"),
     }[named_by]
 
@@ -112,6 +113,134 @@ def test_a_source_that_goes_away_beside_one_that_stays(scorer: Scorer, pictures:
         score_to_file(scorer, Sources(paths), tmp_path / "scores.csv", resume=True)
     (tmp_path / "elsewhere").rename(tmp_path / "b")
     assert score_to_file(scorer, Sources(paths), tmp_path / "scores.csv", resume=True) == Outcome(len(paths), 0)
+
+
+@pytest.mark.parametrize("named_by", ["folder", "pattern"])
+@pytest.mark.parametrize("how", ["deleted", "emptied"])
+@pytest.mark.parametrize("is_killed", [False, True])
+@pytest.mark.usefixtures("often")
+def test_a_subfolder_that_goes_for_good(
+    scorer: Scorer, pictures: Path, tmp_path: Path, named_by: str, how: str, is_killed: bool
+) -> None:
+    """The folder that was searched stands, so that its pictures are rows, and so are others that are missing."""
+    root, output = tmp_path / "root", tmp_path / "scores.jsonl"
+    shutil.copytree(pictures, root / "a")
+    shutil.copytree(pictures, root / "b")
+    sources = Sources([root if named_by == "folder" else tmp_path / "root/*/*.jpg"])
+
+    def on_row(progress: Progress, result: Result) -> None:
+        if progress.rows == 3:
+            shutil.rmtree(root / "a")
+            if how == "emptied":
+                (root / "a").mkdir()
+            (root / "b" / "31.jpg").unlink()
+            if is_killed:
+                raise Stop
+
+    if is_killed:
+        with pytest.raises(Stop):
+            score_to_file(scorer, sources, output, on_row=on_row)
+        outcome = score_to_file(scorer, sources, output, resume=True)
+    else:
+        outcome = score_to_file(scorer, sources, output, on_row=on_row)
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["path"] for row in rows] == [f"{root}/{name}/{i:02}.jpg" for name in "ab" for i in range(32)]
+    assert {row["status"] for row in rows[:3]} | {row["status"] for row in rows[32:63]} == {"ok"}
+    missing = [row for row in rows if row["error"] == "No such file or directory"]
+    assert (outcome.rows, outcome.bad) == (64, len(missing))
+    assert rows[31] in missing, "the last of the subfolder"
+    assert rows[63] in missing
+
+
+def test_a_subfolder_of_archives_that_goes_for_good(scorer: Scorer, pictures: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "shards" / name).mkdir(parents=True)
+        for i in range(2):
+            with tarfile.open(tmp_path / "shards" / name / f"{i}.tar", "w") as tar:
+                for path in sorted(pictures.iterdir())[:8]:
+                    tar.add(path, path.name)
+    sources = Sources([tmp_path / "shards/**"])
+    with pytest.raises(Stop):
+        score_to_file(scorer, sources, tmp_path / "scores.csv", on_row=after(3, Stop()))
+    shutil.rmtree(tmp_path / "shards/a")
+    assert score_to_file(scorer, sources, tmp_path / "scores.csv", resume=True) == Outcome(3 + 2 + 16, 2)
+
+
+def test_a_missing_file_beside_a_folder_that_goes(scorer: Scorer, pictures: Path, tmp_path: Path) -> None:
+    """Each file that is named has its own folder to tell, if others lie there."""
+    for name in ("a", "b"):
+        shutil.copytree(pictures, tmp_path / name)
+    paths = [*sorted((tmp_path / "a").iterdir())[:4], tmp_path / "b/gone.jpg", *sorted((tmp_path / "b").iterdir())]
+    with pytest.raises(Stop):
+        score_to_file(scorer, Sources(paths), tmp_path / "scores.csv", on_row=after(4, Stop()))
+    shutil.rmtree(tmp_path / "a")
+    assert score_to_file(scorer, Sources(paths), tmp_path / "scores.csv", resume=True) == Outcome(37, 1)
+
+
+def test_a_disk_of_many_folders_that_goes(scorer: Scorer, pictures: Path, tmp_path: Path) -> None:
+    """None of the folders that come was read from, and none is there."""
+    paths = [tmp_path / "disk" / f"{i:02}" / "a.jpg" for i in range(32)]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        shutil.copy(pictures / "00.jpg", path)
+    with pytest.raises(Stop):
+        score_to_file(scorer, Sources(paths), tmp_path / "scores.csv", on_row=after(4, Stop()))
+    (tmp_path / "disk").rename(tmp_path / "elsewhere")
+    with pytest.raises(SourceError, match=r"disk/\d\d: pictures can no longer be read"):
+        score_to_file(scorer, Sources(paths), tmp_path / "scores.csv", resume=True)
+    (tmp_path / "elsewhere").rename(tmp_path / "disk")
+    assert score_to_file(scorer, Sources(paths), tmp_path / "scores.csv", resume=True) == Outcome(32, 0)
+
+
+def test_a_searched_folder_on_another_disk_than_before(scorer: Scorer, pictures: Path, tmp_path: Path) -> None:
+    """As if a disk is unmounted that had covered a folder with something in it."""
+    album = tmp_path / "album"
+    (tmp_path / "covered").mkdir()
+    (tmp_path / "covered" / "readme.txt").touch()
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as disk:
+        assert os.stat(disk).st_dev != os.stat(tmp_path).st_dev
+        shutil.copytree(pictures, f"{disk}/album")
+        album.symlink_to(f"{disk}/album")
+
+        def on_row(progress: Progress, result: Result) -> None:
+            if progress.rows == 4:
+                album.unlink()
+                album.symlink_to("covered")
+
+        with pytest.raises(SourceError, match="album: pictures can no longer be read from here: another disk is there"):
+            score_to_file(scorer, Sources([album]), tmp_path / "scores.csv", on_row=on_row)
+        album.unlink()
+        album.symlink_to(f"{disk}/album")
+        assert score_to_file(scorer, Sources([album]), tmp_path / "scores.csv", resume=True) == Outcome(32, 0)
+
+
+@pytest.mark.usefixtures("often")
+def test_a_disk_below_the_searched_folder_that_goes(scorer: Scorer, pictures: Path, tmp_path: Path) -> None:
+    """It is told from a subfolder that goes, in a run that goes on too."""
+    shutil.copytree(pictures, tmp_path / "top/b")
+    sources, output = Sources([tmp_path / "top/*/*.jpg"]), tmp_path / "scores.csv"
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as disk:
+        shutil.copytree(pictures, f"{disk}/album")
+        (tmp_path / "top/a").symlink_to(f"{disk}/album")
+        with pytest.raises(Stop):
+            score_to_file(scorer, sources, output, on_row=after(4, Stop()))
+        os.rename(f"{disk}/album", f"{disk}/elsewhere")
+        os.mkdir(f"{disk}/album")
+        for _ in range(2):
+            with pytest.raises(SourceError, match="top/a: pictures can no longer be read from here: everything"):
+                score_to_file(scorer, sources, output, resume=True)
+        os.rmdir(f"{disk}/album")
+        os.rename(f"{disk}/elsewhere", f"{disk}/album")
+        assert score_to_file(scorer, sources, output, resume=True) == Outcome(64, 0)
+
+
+def test_a_listing_of_a_pattern_whose_folder_has_gone(scorer: Scorer, pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(pictures, tmp_path / "album")
+    listing = frozen(Sources([tmp_path / "album/*.jpg"]), tmp_path / "l.jsonl.zst")
+    (tmp_path / "album").rename(tmp_path / "elsewhere")
+    with pytest.raises(SourceError, match="album: pictures can no longer be read from here: No such file"):
+        score_to_file(scorer, listing, tmp_path / "scores.csv")
+    assert not (tmp_path / "scores.csv").exists()
 
 
 def test_a_missing_file_in_a_folder_whose_name_is_not_utf_8(scorer: Scorer, pictures: Path, tmp_path: Path) -> None:
