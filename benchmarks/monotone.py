@@ -1,14 +1,15 @@
 """Does the score fall as a photograph is distorted more? Every distortion at every level.
 
-    python benchmarks/monotone.py starter                 # or a bundle, or a checkpoint
+    python benchmarks/monotone.py starter --json monotone.json    # or a bundle, or a checkpoint
     python benchmarks/monotone.py starter --root BIQ2021
-    python benchmarks/monotone.py run/checkpoint.pt --json
 
-The photographs are ten of wheels, which no training saw. With --root they are 80 of BIQ2021's validation part in two
+The photographs are ten of wheels at their full size, which no training saw. Their figures are also given without the
+picture of stars, which is points on black. With --root the photographs are 80 of BIQ2021's validation part in two
 groups: the 40 darkest, and 40 others that are rated over the middle of the scale.
 
 Prints the mean Spearman correlation of score with level for each distortion. Level 0 is the photograph itself. -1 means
-that the score falls from each level to the next. A copy is ruined if its level is 5.
+that the score falls from each level to the next. A copy is ruined if its level is 5. The starter's figures are in
+benchmarks/results/starter/monotone.json.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
+import common
 import numpy as np
 import torch
 from rich.console import Console
@@ -33,6 +36,7 @@ from glia_rt.pixels.decode import read_image
 from glia_rt.pixels.views import make_inputs
 from glia_rt.scorer import Scorer
 from glia_rt.starter.paths import is_bundle
+from glia_rt.versions import installed_versions
 from glia_train.checkpoint import Checkpoint
 from glia_train.datasets.splits import split_dataset
 from glia_train.datasets.table import read_dataset
@@ -43,6 +47,8 @@ BATCH = 8
 SEED = 3407
 #: Photographs in each group of the validation part.
 GROUP = 40
+#: The photograph of stars.
+STARS = "hubble_deep_field"
 T = TypeVar("T")
 
 
@@ -51,18 +57,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a bundle or a checkpoint")
     parser.add_argument("--root", help="the folder of BIQ2021, for photographs of its validation part")
-    parser.add_argument("--json", action="store_true", help="print the scores, too, as JSON")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     arguments = parser.parse_args()
     if arguments.root is None:
-        groups: Mapping[str, Sequence[Pixels]] = {"of wheels": [read_photograph(one) for one in PHOTOGRAPHS]}
+        scores = score_levels(arguments.model, [read_photograph(one) for one in PHOTOGRAPHS])
+        others = [i for i, one in enumerate(PHOTOGRAPHS) if one.name != STARS]
+        groups = {
+            "of wheels": scores,
+            "of wheels, without the stars": {name: rows[others] for name, rows in scores.items()},
+        }
     else:
-        groups = validation_photographs(arguments.root)
-    found = {group: measure(arguments.model, photographs) for group, photographs in groups.items()}
-    if arguments.json:
-        print(json.dumps(found, indent=2))
-        return
+        photographs = validation_photographs(arguments.root)
+        groups = {name: score_levels(arguments.model, each) for name, each in photographs.items()}
+    found = {group: figures(each) for group, each in groups.items()}
     for group, distortions in found.items():
-        print_table(group, distortions, len(groups[group]))
+        print_table(group, distortions, len(next(iter(groups[group].values()))))
+    if arguments.json is not None:
+        facts = {"hardware": common.hardware(), "versions": installed_versions(*common.PACKAGES)}
+        facts["engine"] = engine(arguments.model)
+        arguments.json.write_text(json.dumps(facts | {"photographs": found}, indent=2) + "\n")
 
 
 def validation_photographs(root: str) -> dict[str, list[Pixels]]:
@@ -79,7 +92,7 @@ def validation_photographs(root: str) -> dict[str, list[Pixels]]:
 
 
 def print_table(group: str, found: Mapping[str, Mapping[str, Any]], photographs: int) -> None:
-    """Print what `measure` returned, and how many ruined copies score at least as high as their photographs."""
+    """Print what `figures` returned, and how many ruined copies score at least as high as their photographs."""
     columns = ("distortion", "correlation", "falling at every level", "ruined, not lower", "")
     table = Table(*columns, box=None, title=f"photographs: {group}")
     for name, facts in sorted(found.items(), key=lambda item: item[1]["correlation"]):
@@ -91,12 +104,8 @@ def print_table(group: str, found: Mapping[str, Mapping[str, Any]], photographs:
     Console().print(table)
 
 
-def measure(model: str, photographs: Sequence[Pixels]) -> dict[str, dict[str, Any]]:
-    """Return for each distortion its scores, photographs by levels, and their correlation with the level.
-
-    `falling` counts the photographs whose score falls at every level, and `not_lower` those whose ruined copy scores at
-    least as high.
-    """
+def score_levels(model: str, photographs: Sequence[Pixels]) -> dict[str, np.ndarray]:
+    """Return the scores (photographs, levels 0 to 5) for each distortion."""
     names = [name for name in DISTORTIONS if name not in UNORDERED]
     jobs = [(at, name, level) for at in range(len(photographs)) for name in names for level in range(1, LEVELS + 1)]
 
@@ -109,16 +118,23 @@ def measure(model: str, photographs: Sequence[Pixels]) -> dict[str, dict[str, An
         scores = score(model, [*photographs], copies)
     originals = scores[: len(photographs)]
     levels = scores[len(photographs) :].reshape(len(photographs), len(names), LEVELS)
+    return {name: np.column_stack([originals, levels[:, i]]) for i, name in enumerate(names)}
+
+
+def figures(scores: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """Return for each distortion the correlation of what `score_levels` returned with the level.
+
+    `falling` counts the photographs whose score falls at every level, and `not_lower` those whose ruined copy scores at
+    least as high.
+    """
     found = {}
-    for i, name in enumerate(names):
-        rows = np.column_stack([originals, levels[:, i]])  # (photographs, levels 0 to 5)
+    for name, rows in scores.items():
         correlations = [float(spearmanr(row, range(LEVELS + 1)).statistic) for row in rows]
         found[name] = {
-            "correlation": float(np.mean(correlations)),
+            "correlation": round(float(np.mean(correlations)), 4),
             "falling": int((np.diff(rows, axis=1) < 0).all(axis=1).sum()),
             "not_lower": int((rows[:, -1] >= rows[:, 0]).sum()),
             "held_out": name in HELD_OUT,
-            "scores": rows.round(4).tolist(),
         }
     return found
 
@@ -128,6 +144,14 @@ def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
     rest = iter(items)
     while batch := list(islice(rest, size)):
         yield batch
+
+
+def engine(model: str) -> str:
+    """Return what computes the scores of a model."""
+    if not is_bundle(model):
+        return "PyTorch, fp32"
+    with Scorer.open(model) as scorer:
+        return f"{scorer.backend.library}, {scorer.backend.precision}"
 
 
 def score(model: str, first: Sequence[Pixels], rest: Iterator[Pixels]) -> np.ndarray:

@@ -95,6 +95,7 @@ TRAININGS: Mapping[str, Training] = {
     "swapped": ablation(main="global_view", guidance="fragments"),
     "without_fusion": ablation(fusion=False),
     "without_refinement": ablation(refinement=False),
+    "ridge_without_ss02": ridge(without=HELD_BACK),
     "without_ss02": Training(options={"epochs": 3}, without=HELD_BACK),
 }
 
@@ -158,7 +159,7 @@ class Search:
         return {"srcc": found}
 
     def adapting(self, count: int | None, draw: int) -> TrainOptions:
-        """Return the options of fine-tuning on a number of pictures. They are those that docs/training.md advises."""
+        """Return the options of fine-tuning on a number of pictures."""
         changes = {"epochs": ADAPT[count], "batch_size": 32, "lr": 1e-4, "backbone_lr": 5e-5, "seed": SEED + draw}
         return self._options(changes | {"fit_head": False, "ranking": 0.0})
 

@@ -56,7 +56,7 @@ def _describe_bundle(path: str) -> tuple[dict[str, Any], list[list[str]]]:
     if not built:
         advice = f"glia-rt build {path} --target tensorrt-rtx builds one"
         if bundle.shipped:
-            advice = WHOLE_STARTER
+            advice = f"glia-rt build {path} --target tensorrt-rtx builds one in FP32; {WHOLE_STARTER}"
         rows.append(["engine", f"none yet; {advice}"])
     return record, [
         *rows,

@@ -26,7 +26,9 @@ def test_brightness_falls_only_as_a_photograph_is_darkened(tmp_path: Path, monke
         model.get_parameter("linear.weight").fill_(1.0)
     make_checkpoint(model, contract, "random").save(tmp_path / "bright.pt")
     [coffee] = (one for one in PHOTOGRAPHS if one.name == "coffee")
-    found = importlib.import_module("monotone").measure(str(tmp_path / "bright.pt"), [read_photograph(coffee)])
+    script = importlib.import_module("monotone")
+    scores = script.score_levels(str(tmp_path / "bright.pt"), [read_photograph(coffee)])
+    found = script.figures(scores)
     assert sorted(found) == sorted(set(DISTORTIONS) - set(UNORDERED))
     assert found["darken"]["correlation"] == pytest.approx(-1)
     assert found["darken"]["falling"] == 1
@@ -35,4 +37,4 @@ def test_brightness_falls_only_as_a_photograph_is_darkened(tmp_path: Path, monke
     assert found["brighten"]["falling"] == 0
     assert found["brighten"]["not_lower"] == 1
     assert {name for name, facts in found.items() if facts["held_out"]} == set(HELD_OUT)
-    assert all(len(facts["scores"]) == 1 and len(facts["scores"][0]) == 6 for facts in found.values())
+    assert all(rows.shape == (1, 6) for rows in scores.values())

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image, ImageFilter
 
 from glia_rt import Scorer
 from glia_rt.backends.cuda.engine import EngineRecord, build_command, engines
@@ -17,9 +22,10 @@ from glia_rt.bundle import Bundle
 from glia_rt.cli.main import main
 from glia_rt.errors import BundleError
 from glia_rt.pixels.decode import read_image
-from glia_rt.starter.paths import CHECKPOINT, FOLDER
+from glia_rt.starter.paths import CARD, CHECKPOINT, FOLDER
 
 MOST_BYTES = 30e6
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "starter"
 Capture = pytest.CaptureFixture[str]
 
 
@@ -129,3 +135,46 @@ def test_training_starts_from_it(tmp_path: Path, pictures: Path) -> None:
     assert main(["train", *args, "--from", "starter"]) == 0
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["from"] == hashlib.sha256(CHECKPOINT.read_bytes()).hexdigest()
+
+
+def test_it_is_the_model_that_was_measured() -> None:
+    """And its card gives the figures that were measured."""
+    named = json.loads((RESULTS / "models.json").read_text())["starter"]["sha256"]
+    assert hashlib.sha256(CHECKPOINT.read_bytes()).hexdigest() == named
+    assert Bundle.open("starter").manifest["checkpoint"]["sha256"] == named
+    measured = json.loads((RESULTS / "figures.json").read_text())["models"]
+
+    def said(model: str, figure: str) -> str:
+        found = measured[model][figure]
+        return "{:.3f} ({:.3f} to {:.3f})".format(found["srcc"], *found["interval"])
+
+    assert list(json.loads(CARD.read_text())["figures"].values()) == [
+        said("starter", "overall"),
+        said("starter", "within"),
+        said("ridge", "overall"),
+    ]
+
+
+def blurred(photograph: Image.Image) -> Image.Image:
+    return photograph.filter(ImageFilter.GaussianBlur(6))
+
+
+def noisy(photograph: Image.Image) -> Image.Image:
+    noise = np.random.default_rng(0).normal(0, 50, (*photograph.size[::-1], 3))
+    return Image.fromarray(np.clip(np.asarray(photograph) + noise, 0, 255).astype(np.uint8))
+
+
+def compressed(photograph: Image.Image) -> Image.Image:
+    file = io.BytesIO()
+    photograph.save(file, "JPEG", quality=5)
+    return Image.open(file)
+
+
+@pytest.mark.parametrize("ruin", [blurred, noisy, compressed])
+def test_a_ruined_copy_scores_far_below_its_photograph(ruin: Callable[[Image.Image], Image.Image]) -> None:
+    folder = Path(str(files("skimage"))) / "data"
+    photographs = [Image.open(folder / f"{name}.png") for name in ("astronaut", "chelsea", "coffee")]
+    with Scorer.open("starter") as scorer:
+        before = scorer.score_batch(photographs)
+        after = scorer.score_batch([ruin(photograph) for photograph in photographs])
+    assert (after < before - 20).all()

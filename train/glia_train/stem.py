@@ -1,8 +1,8 @@
 """Stems: pretrained convolutional networks whose feature maps our own layers read.
 
 A stem's batch normalisation is folded into its convolutions when its weights are loaded. All views of a picture share
-the stem, and they have unlike statistics. So the normalisation would have to stay in eval mode anyway, and folded it
-costs nothing: a step of training takes two thirds of the time.
+the stem, and they have unlike statistics. So the normalisation would have to stay in eval mode anyway. Folding it takes
+a third off a step of training.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from glia_rt.errors import BundleError, MissingPackageError, UsageError
 
 #: Height and width of the views that stems and ViTs are made for, pixels.
 IMAGE_SIZE: Final = 224
-#: Least variance that the deviation of a feature map is taken of. Its square root has a finite slope there.
+#: Added to a variance before its square root is taken, whose slope would be infinite at zero.
 MIN_VARIANCE: Final = 1e-4
 
 
@@ -170,7 +170,10 @@ def _folded(network: Any) -> Any:
 
 
 def statistics(maps: list[Tensor]) -> Tensor:
-    """Return the mean and the deviation of every channel of some feature maps, float32 (N, 2 * channels)."""
+    """Return the mean and the deviation of every channel of some feature maps, float32 (N, 2 * channels).
+
+    The deviation is the root of the variance plus `MIN_VARIANCE`.
+    """
     found = []
     for one in maps:
         flat = one.flatten(2).float()  # (N, C, H * W)

@@ -86,7 +86,8 @@ def run(out: Path, *, overwrite: bool, console: Console) -> Path:
         seconds=stages.seconds,
         setup={
             "Scored with": scored_with,
-            "Fine-tuned": f"the starter, its stem as it was, for {TUNING_SECONDS:.0f} s, {tuned.epochs} epochs",
+            "Fine-tuned": f"the starter, its stem as it was, for {TUNING_SECONDS:.0f} s: "
+            + ("1 pass, or a part of one" if tuned.epochs == 1 else f"{tuned.epochs} passes"),
             "Engine": f"{tuned.engine}, for tensorrt-rtx" if tuned.engine else f"none: {tuned.no_engine}",
             "Machine": f"{platform.machine()}, {platform.system()}",
             "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),

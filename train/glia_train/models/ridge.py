@@ -33,7 +33,7 @@ class RidgeConfig:
 
 
 class Ridge(Model):
-    """A model that gives one quality score for two uint8 views of a picture."""
+    """A linear head on the mean and the deviation of every channel of a stem, of two uint8 views of a picture."""
 
     family = "ridge"
     Config = RidgeConfig
