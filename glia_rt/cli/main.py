@@ -13,7 +13,6 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import TextIO
 
 import click
@@ -40,14 +39,6 @@ from glia_rt.versions import __version__
 INTERRUPTED = 130
 
 
-def _keep_home_clean() -> None:
-    """Let Matplotlib, which draws reports, keep its list of fonts in glia-rt's cache, unless the user says where."""
-    from platformdirs import user_cache_path
-
-    with suppress(OSError, RuntimeError):  # RuntimeError: there is no HOME, and the user has no entry that names one
-        os.environ.setdefault("MPLCONFIGDIR", str(user_cache_path("glia-rt", appauthor=False) / "matplotlib"))
-
-
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     if threading.current_thread() is threading.main_thread():
@@ -55,7 +46,6 @@ def main(args: Sequence[str] | None = None) -> int:
         if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as it is for what a shell runs in the background
             signal.signal(signal.SIGINT, _interrupt)
     prepare()
-    _keep_home_clean()
     state = State(debug=os.environ.get("GLIA_DEBUG", "") not in ("", "0"))
     try:
         # Not cli.main, which keeps interrupts and closed pipes to itself.

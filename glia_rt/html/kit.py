@@ -104,6 +104,11 @@ def plain(value: Any) -> str:
     return "default" if value is None else str(value)
 
 
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure, in inches. Call this within `plot_style`."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
 def svg(figure: Figure) -> Markup:
     """Return a figure as an <svg> element in the page's colours. Call this within `plot_style`."""
     file = io.StringIO()

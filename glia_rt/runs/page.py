@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from glia_rt.errors import BadImageError, GliaError, SourceError, UsageError
 from glia_rt.html import kit
@@ -149,7 +148,7 @@ def _thumbnails(listing: FrozenListing, wanted: Mapping[Position, str], max_pixe
 
 def _histogram(scores: np.ndarray) -> Markup:
     with kit.plot_style():
-        figure = Figure(figsize=(7, 3.5), layout="constrained")
+        figure = kit.new_figure(7, 3.5)
         axes = figure.add_subplot()
         axes.hist(scores, bins=min(60, max(5, round(len(scores) ** 0.5))), color=kit.SERIES[0])
         kit.label_axes(axes, "score", "pictures")
@@ -159,7 +158,7 @@ def _histogram(scores: np.ndarray) -> Markup:
 def _by_size(megapixels: np.ndarray, scores: np.ndarray) -> Markup:
     """Return a plot of score against size."""
     with kit.plot_style():
-        figure = Figure(figsize=(7, 4), layout="constrained")
+        figure = kit.new_figure(7, 4)
         axes = figure.add_subplot(xscale="log")
         kit.scatter(axes, megapixels, scores)
         kit.label_axes(axes, "megapixels", "score")

@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from glia_rt.errors import BadImageError, GliaError
 from glia_rt.html import kit
@@ -18,6 +16,9 @@ from glia_rt.pixels.decode import read_image
 from glia_train.bootstrap import Interval
 from glia_train.evaluate import Evaluation, Prediction
 from glia_train.metrics import Floats, ScoreMapping
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 #: How many of the worst misses are shown. They fill whole rows of 5 or 2.
 SHOWN: Final = 10
@@ -118,7 +119,7 @@ def _residuals(scores: Floats, labels: Floats, mapping: ScoreMapping) -> Markup:
 
 def _plot(draw: Callable[[Axes], None]) -> Markup:
     with kit.plot_style():
-        figure = Figure(figsize=(6, 4.5), layout="constrained")
+        figure = kit.new_figure(6, 4.5)
         draw(figure.add_subplot())
         return kit.svg(figure)
 

@@ -10,7 +10,6 @@ from typing import Final
 
 import numpy as np
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from glia_export.demo.data import PHOTOGRAPHS
 from glia_export.demo.score import Scored
@@ -132,7 +131,7 @@ def _lines(scored: Sequence[Scored]) -> Markup:
     names = [name for name in DISTORTIONS if any(one.copy.distortion == name for one in scored)]
     rows = -(-len(names) // COLUMNS)
     with kit.plot_style():
-        figure = Figure(figsize=(10, 2 * rows), layout="constrained")
+        figure = kit.new_figure(10, 2 * rows)
         grid = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False)
         for axes, name in zip(grid.flat, names, strict=False):
             curves = np.array([_curve(scored, photograph, name) for photograph in photographs])
