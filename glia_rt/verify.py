@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from glia_rt.contract import SCORE
 from glia_rt.errors import BundleError, ParityError
+from glia_rt.machine import cpu_count
 from glia_rt.pipeline import stack
 from glia_rt.pixels.decode import read_image
 from glia_rt.pixels.views import make_inputs
@@ -134,7 +136,8 @@ def selftest(scorer: Scorer) -> list[Parity]:
     golden = [
         {one.name: _stored_input(bundle, row["inputs"][one.name], one.shape) for one in contract.inputs} for row in rows
     ]
-    made = [make_inputs(read_image(path), contract) for path in paths]
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        made = list(pool.map(lambda path: make_inputs(read_image(path), contract), paths))
     off = [
         max(int(np.abs(inputs[name].astype(np.int16) - expected[name]).max()) for name in expected)
         for inputs, expected in zip(made, golden, strict=True)
