@@ -10,6 +10,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, cast
@@ -19,7 +20,8 @@ import onnx
 from glia_engines import kernels
 from glia_engines.rewrite import write_out_attention
 from glia_rt import files
-from glia_rt.backends.cuda import device, tensorrt_api
+from glia_rt.backends.cuda import tensorrt_api
+from glia_rt.backends.cuda.device import Gpu, why_no_gpu
 from glia_rt.backends.cuda.engine import (
     LEAST_PORTABLE,
     TARGETS,
@@ -65,6 +67,7 @@ def build(
     sizes: tuple[Size, Size, Size] | None = None,
     precision: str | None = None,
     capabilities: Sequence[str] = (),
+    device: int | None = None,
     overwrite: bool = False,
     report: Callable[[str], None] = lambda _: None,
 ) -> Built:
@@ -72,7 +75,7 @@ def build(
 
     Args:
         bundle_path: The bundle. Where it cannot be written, the engine goes to the user's data folder.
-        target: "tensorrt-rtx", which needs no GPU on this machine, or "tensorrt", which builds for the GPU it finds.
+        target: "tensorrt-rtx", which needs no GPU on this machine, or "tensorrt", which builds on the GPU it is for.
         batch: Smallest, usual and largest batch. The engine is fastest at the usual one.
         input: Which graph: "views" takes the model's inputs, "image" takes decoded pictures and makes the inputs.
         sizes: Smallest, usual and largest (height, width) of a picture, for input "image".
@@ -80,6 +83,7 @@ def build(
             FP32 if the bundle has no FP16 file.
         capabilities: Compute capabilities, for example "8.9", for "tensorrt-rtx". The default is the set that the
             library considers portable, 8.0 to 12.
+        device: Number of the GPU to build on, for "tensorrt". The default is the first one.
         overwrite: Replace the engine if it exists.
         report: Called with each stage as it begins.
 
@@ -98,15 +102,18 @@ def build(
         raise UsageError(f"no graph of input {input!r} in precision {precision!r}; take views or image, fp16 or fp32")
     library = TARGETS[target]
     if capabilities and not library.portable:
-        raise UsageError(f"--capability is for tensorrt-rtx: {target} builds for the GPU it finds")
+        raise UsageError(f"--capability is for tensorrt-rtx: {target} builds for one GPU, which --device names")
+    if device is not None and library.portable:
+        raise UsageError("--device is for tensorrt: tensorrt-rtx builds without a GPU, for what --capability names")
     bundle = Bundle.open(bundle_path)
     precision = precision or bundle.gpu_precision(input)
     profile = make_profile(bundle.contract, batch, input, sizes)
     trt = _load(library)
+    gpu = None if library.portable else Gpu.open(device or 0)
     record = EngineRecord(
         target=target,
         library_version=trt.__version__,
-        capabilities=_capabilities(trt, library, capabilities),
+        capabilities=_capabilities(trt, capabilities) if gpu is None else (gpu.capability,),
         system=system(),
         input=input,
         precision=precision,
@@ -127,7 +134,8 @@ def build(
     graph = bundle.checked_file(record.onnx)
     report(f"build {path.name} with {library.package} {trt.__version__}")
     began = time.monotonic()
-    engine = _engine(trt, library, graph, profile, record.capabilities if capabilities else ())
+    with _on(gpu):
+        engine = _engine(trt, library, graph, profile, record.capabilities if capabilities else ())
     log_end(f"build {path.name}", time.monotonic() - began)
     record = dataclasses.replace(
         record,
@@ -168,10 +176,19 @@ def make_profile(
     return {name: (shape(name, 0), shape(name, 1), shape(name, 2)) for name in contract.shapes(input)}
 
 
-def _capabilities(trt: TensorRTBuilder, library: Target, named: Sequence[str]) -> tuple[str, ...]:
-    """Return the compute capabilities that an engine will be built for: those named, or the target's default."""
-    if not library.portable:
-        return (device.Gpu.open(0).capability,)
+def _on(gpu: Gpu | None) -> AbstractContextManager[None]:
+    """Make a GPU the current one, which TensorRT builds on and times its kernels on."""
+    if gpu is None:
+        return nullcontext()
+    from cuda.core import Device
+
+    from glia_rt.backends.cuda import lanes
+
+    return lanes.current(Device(gpu.index))
+
+
+def _capabilities(trt: TensorRTBuilder, named: Sequence[str]) -> tuple[str, ...]:
+    """Return the compute capabilities that a portable engine will be built for: those named, or the default."""
     known = capability_names(cast(TensorRTBuilderRtx, trt))
     if unknown := [name for name in named if name not in known]:
         raise UsageError(
@@ -182,7 +199,7 @@ def _capabilities(trt: TensorRTBuilder, library: Target, named: Sequence[str]) -
 
 
 def _load(library: Target) -> TensorRTBuilder:
-    if not library.portable and (reason := device.why_no_gpu()):
+    if not library.portable and (reason := why_no_gpu()):
         raise BackendError(f"target {library.name} builds on the GPU it is for: {reason}")
     try:
         return cast(TensorRTBuilder, tensorrt_api.load(library))

@@ -24,6 +24,7 @@ class BuildOptions:
     size: str | None
     precision: str | None
     capability: str | None
+    device: int | None
 
 
 build_options = grouped(
@@ -38,6 +39,8 @@ build_options = grouped(
                  help="Which of the bundle's files to build from; default: fp16, or fp32 if there is no FP16 file."),
     click.option("--capability", metavar="LIST",
                  help="Compute capabilities for tensorrt-rtx, for example 7.5,8.9; default: 8.0 and later."),
+    click.option("--device", type=click.IntRange(min=0), metavar="N",
+                 help="The GPU to build on, for tensorrt; default: the first one."),
 )  # fmt: skip
 
 
@@ -63,8 +66,8 @@ def build(bundle: str, target: str | None, graph: BuildOptions, triton: str | No
     if triton is not None and target is not None and TARGETS[target].portable:
         raise UsageError(NO_RTX)
     batches = parse_batch(graph.batch)
-    if target is None and (graph.size or graph.capability):
-        raise UsageError("--size and --capability are for an engine: give --target too")
+    if target is None and (graph.size or graph.capability or graph.device is not None):
+        raise UsageError("--size, --capability and --device are for an engine: give --target too")
     if triton is not None and batches[0] > 1:
         raise UsageError(f"--batch {graph.batch}: Triton sends batches from 1 up, so MIN must be 1")
     if triton is not None:
@@ -98,6 +101,7 @@ def _build_engine(
         sizes=parse_sizes(graph.size) if graph.size else None,
         precision=graph.precision,
         capabilities=graph.capability.split(",") if graph.capability else (),
+        device=graph.device,
         overwrite=overwrite,
         report=lambda stage: say(f"{stage} ..."),
     )

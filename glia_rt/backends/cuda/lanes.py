@@ -214,15 +214,21 @@ def cuda_errors(name: str, batch_size: int) -> Iterator[None]:
         name: Name of the backend, for the message.
         batch_size: Its batch size. If memory runs out, the message suggests half of it.
     """
-    from cuda.core._utils.cuda_utils import CUDAError  # cuda-core has no public name for it
-
     try:
         yield
-    except CUDAError as error:
+    except cuda_error() as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         if "OUT_OF_MEMORY" in reason:
             raise out_of_memory(name, batch_size) from error
         raise BackendError(f"backend {name}: {reason}") from error
+
+
+def cuda_error() -> type[Exception]:
+    """Return the exception of cuda-core, which has no public name for it."""
+    from cuda.core._utils.cuda_utils import CUDAError
+
+    found: type[Exception] = CUDAError
+    return found
 
 
 class _Lane:

@@ -20,6 +20,7 @@ from glia_rt.backends.quiet import import_engine
 from glia_rt.bundle import GRAPHS, Bundle
 from glia_rt.contract import DTYPE, SCORE
 from glia_rt.errors import BackendError, GliaError
+from glia_rt.steps import logger
 from glia_rt.versions import install_command
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 NAME: Final = "onnxruntime-cuda"
 PROVIDER: Final = "CUDAExecutionProvider"
+#: The number of no CUDA graph.
+_NO_GRAPH: Final = -1
 #: Default batch size.
 _BATCH_SIZE: Final = 32
 #: Largest batch, unless a larger batch size was asked for.
@@ -144,29 +147,39 @@ class _Session:
 
         The returned function waits for the run to end, because ONNX Runtime has a stream of its own.
         """
-        ort = import_engine("onnxruntime")
-
         binding = self._session.io_binding()
         for name, shape in shapes.items():
             binding.bind_input(name, "cuda", self._device, np.uint8, shape, addresses[name])
         count = next(iter(shapes.values()))[0]
         binding.bind_output(SCORE, "cuda", self._device, np.float32, (count,), score)
-        options = ort.RunOptions()
-        # A CUDA graph is bound to these addresses. The id -1 means a run without one.
-        options.add_run_config_entry("gpu_graph_id", str(next(self._graphs) if self.capture else -1))
+        # A CUDA graph is bound to these addresses.
+        graph = next(self._graphs) if self.capture else _NO_GRAPH
 
         def run() -> None:
+            nonlocal graph
             try:
-                self._session.run_with_iobinding(binding, options)
-                binding.synchronize_outputs()
-            except Exception as error:  # the exceptions share no base class, as above
-                raise failure(error, count) from error
+                self._run(binding, graph, count)
+            except BackendError as error:
+                if graph == _NO_GRAPH:
+                    raise
+                self._run(binding, _NO_GRAPH, count)  # which fails, too, unless the graph is to blame
+                logger.warning("%s; batches of %d run without a CUDA graph", error, count)
+                graph = _NO_GRAPH
 
         def launch() -> None:
             stream.sync()  # the inputs have arrived
             self._thread.submit(run).result()
 
         return launch
+
+    def _run(self, binding: Any, graph: int, count: int) -> None:
+        options = import_engine("onnxruntime").RunOptions()
+        options.add_run_config_entry("gpu_graph_id", str(graph))
+        try:
+            self._session.run_with_iobinding(binding, options)
+            binding.synchronize_outputs()
+        except Exception as error:  # the exceptions share no base class, as above
+            raise failure(error, count) from error
 
     def close(self) -> None:
         """Free the session."""

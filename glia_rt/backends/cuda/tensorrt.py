@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 
-from glia_rt import files
+from glia_rt import files, steps
 from glia_rt.backends.base import BackendOptions, cache_folder
 from glia_rt.backends.cuda import lanes, tensorrt_api
 from glia_rt.backends.cuda.device import Gpu
@@ -146,12 +146,13 @@ class _PlanEngine:
         # CUDA graph is for one state of one context, so nothing else uses this context again.
         enqueue()
         stream.sync()
-        builder = stream.create_graph_builder().begin_building("thread_local")
         try:
-            enqueue()
-            graph = builder.end_building().complete()
-        finally:
-            builder.close()  # this also ends a capture that failed
+            graph = _captured(enqueue, stream)
+        except (BackendError, lanes.cuda_error()) as error:
+            reason = " ".join(str(error).split())
+            steps.logger.warning("backend %s runs without a CUDA graph, which failed: %s", self._record.target, reason)
+            self._errors.clear()
+            return enqueue
         return partial(_replay, graph, stream, context)
 
     def _enqueue(
@@ -244,6 +245,16 @@ class _RtxEngine(_PlanEngine):
         self._config = None
         del self._cache
         super().close()
+
+
+def _captured(enqueue: Callable[[], None], stream: Stream) -> Any:
+    """Return the CUDA graph of what a call queues on a stream."""
+    builder = stream.create_graph_builder().begin_building("thread_local")
+    try:
+        enqueue()
+        return builder.end_building().complete()
+    finally:
+        builder.close()  # this also ends a capture that failed
 
 
 def _replay(graph: Any, stream: Stream, context: IExecutionContext) -> None:
