@@ -87,8 +87,8 @@ class Scorer:
         input: "views" or "image": what the engine is given.
         batch_size: Pictures in a run of the engine.
         max_pixels: The largest picture that is decoded, width times height.
-        memory: Bytes that pictures may take while they are decoded; those of a call of `score_files` apart from those
-            of the other methods together.
+        memory: Bytes that pictures may take while they are decoded. Each call of `score_files` has so many of its own,
+            and with input="image" so has each list of `score_batch`. All other calls share so many.
     """
 
     def __init__(
@@ -235,8 +235,8 @@ class Scorer:
                 return check_finite(self._score_on_gpu(images))
             if len(images) == 1:  # which needs no other thread
                 with self._budget.hold() as reserve:
-                    pixels = read_image(images[0], max_pixels=self.max_pixels, reserve=reserve)
-                    return check_finite(self.backend.run(stack([self._inputs(pixels)])))
+                    inputs = self._inputs(read_image(images[0], max_pixels=self.max_pixels, reserve=reserve))
+                return check_finite(self.backend.run(stack([inputs])))
             if self.input == "image":
                 return self._score_whole(images)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
+from helpers.fuzz import varint
 from pyarrow import parquet
 
 from glia_rt.listing.pages import UnreadPageError, check_footer, largest_page
@@ -31,14 +32,6 @@ def test_pages_as_they_are_written(tmp_path: Path, compression: str, version: st
         largest = largest_page(file, start, size)
         assert file.tell() == start + size, "where the last page ends"
     assert 20_000 < largest < (210_000 if dictionary else 40_000)
-
-
-def varint(value: int) -> bytes:
-    found = bytearray()
-    while value > 0x7F:
-        found.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*found, value])
 
 
 def number(field: int, value: int) -> bytes:

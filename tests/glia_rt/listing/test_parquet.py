@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
+from helpers.fuzz import varint
 from pyarrow import parquet
 
 from glia_rt.errors import SourceError, UsageError
@@ -236,18 +237,9 @@ def test_a_parquet_file_that_goes_away(tmp_path: Path) -> None:
 # Footers that lie
 
 
-def varint(value: int) -> bytes:
+def signed(value: int) -> bytes:
     """A number as Thrift's compact protocol writes it."""
-    return plain_varint((value << 1) ^ (value >> 63))
-
-
-def plain_varint(value: int) -> bytes:
-    """Likewise a number that is not signed."""
-    found = bytearray()
-    while value > 0x7F:
-        found.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*found, value])
+    return varint((value << 1) ^ (value >> 63))
 
 
 def resident(figure: str) -> int:
@@ -261,8 +253,8 @@ def with_footer(path: Path, true: int, false: int) -> Path:
     content = path.read_bytes()
     length = int.from_bytes(content[-8:-4], "little")
     footer = content[-8 - length : -8]
-    assert varint(true) in footer
-    footer = footer.replace(varint(true), varint(false))
+    assert signed(true) in footer
+    footer = footer.replace(signed(true), signed(false))
     path.write_bytes(content[: -8 - length] + footer + len(footer).to_bytes(4, "little") + b"PAR1")
     return path
 
@@ -337,7 +329,7 @@ def with_columns(path: Path, columns: int) -> Path:
     length = int.from_bytes(content[-8:-4], "little")
     footer = content[-8 - length : -8]
     head, _, _ = footer.partition(b"\x19\x1c\x19\x1c")  # a list of one row group, which begins with one of one column
-    group = b"\x19\xfc" + plain_varint(columns) + b"\x26\0\0" * columns + b"\x16\2\x16\2\0"
+    group = b"\x19\xfc" + varint(columns) + b"\x26\0\0" * columns + b"\x16\2\x16\2\0"
     footer = head + b"\x19\x1c" + group + b"\0"
     path.write_bytes(content[: -8 - length] + footer + len(footer).to_bytes(4, "little") + b"PAR1")
     return path
