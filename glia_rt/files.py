@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there, their hashes, and their removal.
+"""Files and folders that are whole or not there, their hashes, their removal, and the user's cache.
 
 What is written has another place first, in a hidden folder beside its own, and then takes its name. A process that is
 killed leaves the old one or the new one, never half of one. What is written is forced to the disk before it gets its
@@ -31,6 +31,28 @@ _OLD: Final = 24 * 60 * 60
 _LOCK: Final = "lock"
 #: Longest field of a CSV, in characters. Columns beside those that are read may hold pages of text.
 _MAX_FIELD: Final = 1 << 30
+
+
+def cache_folder(*names: str) -> Path | None:
+    """Return a folder in the user's cache. It is made if it does not exist.
+
+    Compiled files go there and never into the bundle, because a bundle may be shared and read-only.
+
+    Args:
+        names: The folder's path inside glia-rt's cache.
+
+    Returns:
+        The folder. None if the user has no writable cache folder, as in many containers; a backend then compiles at
+        every start.
+    """
+    from platformdirs import user_cache_path
+
+    try:
+        folder = user_cache_path("glia-rt", appauthor=False).joinpath(*names)
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: there is no HOME, and the user has no entry that names one
+        return None
+    return folder if os.access(folder, os.W_OK) else None
 
 
 def sha256(path: Path) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Protocol
 
 import numpy as np
@@ -96,28 +94,6 @@ def why_not_importable(package: str, extra: str, *names: str) -> str | None:
         reason = " ".join(str(error).split()) or type(error).__name__
         return f"{package} is installed but cannot be imported ({reason}): install it again"
     return None
-
-
-def cache_folder(*names: str) -> Path | None:
-    """Return a folder in the user's cache for compiled files. It is made if it does not exist.
-
-    Compiled files never go into the bundle, because a bundle may be shared and read-only.
-
-    Args:
-        names: The folder's path inside glia-rt's cache.
-
-    Returns:
-        The folder. None if the user has no writable cache folder, as in many containers; the backend then compiles at
-        every start.
-    """
-    from platformdirs import user_cache_path
-
-    try:
-        folder = user_cache_path("glia-rt", appauthor=False).joinpath(*names)
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # RuntimeError: there is no HOME, and the user has no entry that names one
-        return None
-    return folder if os.access(folder, os.W_OK) else None
 
 
 def refuse_device(name: str, options: BackendOptions) -> None:

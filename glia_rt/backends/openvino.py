@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from glia_rt.backends.base import CPU_BATCH_SIZE, BackendOptions, cache_folder, refuse_device, why_not_importable
+from glia_rt import files
+from glia_rt.backends.base import CPU_BATCH_SIZE, BackendOptions, refuse_device, why_not_importable
 from glia_rt.backends.quiet import import_engine
 from glia_rt.bundle import GRAPHS, Bundle
 from glia_rt.contract import SCORE
@@ -127,7 +128,7 @@ def open(bundle: Bundle, options: BackendOptions) -> OpenVinoBackend:
     settings = {"INFERENCE_PRECISION_HINT": _HINTS[precision]}
     # One folder serves every processor and every setting, because OpenVINO tells them apart itself.
     version = ov.__version__.split("-")[0]
-    cache = cache_folder("openvino", f"{version}-{bundle.sha256(name)[:16]}")
+    cache = files.cache_folder("openvino", f"{version}-{bundle.sha256(name)[:16]}")
     if cache is not None:
         settings["CACHE_DIR"] = str(cache)
     backend = OpenVinoBackend(path, precision, f"openvino {version}", settings, options.batch_size or CPU_BATCH_SIZE)

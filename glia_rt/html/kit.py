@@ -19,12 +19,17 @@ import numpy as np
 import numpy.typing as npt
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+
+from glia_rt import files
+
+# Matplotlib would keep its list of fonts in a folder of its own at home. It reads this variable as it is imported.
+if _cache := files.cache_folder("matplotlib"):
+    os.environ.setdefault("MPLCONFIGDIR", str(_cache))
+
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
-
-from glia_rt import files
 
 INK: Final = "#010101"
 FAINT: Final = "#020202"

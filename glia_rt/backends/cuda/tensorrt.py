@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import numpy as np
 
 from glia_rt import files, steps
-from glia_rt.backends.base import BackendOptions, cache_folder
+from glia_rt.backends.base import BackendOptions
 from glia_rt.backends.cuda import lanes, tensorrt_api
 from glia_rt.backends.cuda.device import Gpu
 from glia_rt.backends.cuda.engine import TARGETS, EngineRecord, Target, checked_engine, require_in_profile
@@ -283,7 +283,7 @@ def require_valid(trt: TensorRTRtx, runtime: RuntimeRtx, content: bytes) -> None
 
 def runtime_cache_file(record: EngineRecord, gpu_name: str, driver: str) -> Path | None:
     """Return the file that keeps kernels for this engine, GPU and driver; None without a writable cache folder."""
-    folder = cache_folder("tensorrt-rtx")
+    folder = files.cache_folder("tensorrt-rtx")
     name = re.sub(r"[^A-Za-z0-9]+", "-", gpu_name)
     return None if folder is None else folder / f"{record.engine_sha256[:16]}-{name}-{driver}.cache"
 
