@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
+import platform
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +26,23 @@ def cpu_count(system: Path = _ROOT) -> int:
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = (quota for group in _groups(system, "cpu") for quota in _quota(group))
     return min([bound, *(max(1, math.ceil(quota)) for quota in quotas)])
+
+
+def instruction_set(system: Path = _ROOT) -> str:
+    """Return a short name for the instructions that the processor has.
+
+    Processors of one name may differ in them: the name that a virtual machine gives is often "Intel Xeon Processor".
+
+    Args:
+        system: As for `cpu_count`.
+    """
+    try:
+        text = (system / "proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        text = ""
+    found = re.search(r"^(flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    names = sorted(found[2].split()) if found else [platform.machine(), platform.processor()]
+    return hashlib.sha256(" ".join(names).encode()).hexdigest()[:8]
 
 
 def memory_size(system: Path = _ROOT) -> int:

@@ -355,6 +355,19 @@ class Scorer:
             size=lambda picture: len(picture.source) if isinstance(picture.source, bytes) else 0,
         )
 
+    def warm_up(self) -> None:
+        """Compile now what calls with any number of pictures need, so that none of them waits for it.
+
+        A service calls this before it takes requests. TensorRT for RTX compiles for each of a few sizes of batch, which
+        takes seconds a size on its first start on a GPU; later starts find the result in the user's cache. With
+        input="image" a new size of picture may still cost a compilation.
+
+        Raises:
+            BackendError: The scorer is closed, or the engine failed.
+        """
+        with self._scoring():
+            self.backend.warm_up()
+
     def close(self) -> None:
         """Free the engine. Lists that other threads are having scored are finished first."""
         with self._gate.alone():

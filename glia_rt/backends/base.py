@@ -70,6 +70,15 @@ class Backend(Protocol):
             BackendError: The engine failed.
         """
 
+    def warm_up(self) -> None:
+        """Compile, capture and allocate what calls of `run` with 1 to `batch_size` pictures need.
+
+        Whatever is compiled is kept in the user's cache for the next start.
+
+        Raises:
+            BackendError: The engine failed.
+        """
+
     def close(self) -> None:
         """Free what the backend holds. It cannot run again."""
 

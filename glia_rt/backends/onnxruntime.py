@@ -46,6 +46,9 @@ class OnnxRuntimeBackend:
                 raise BackendError(f"backend onnxruntime: {first_line(error)}") from error
             return scores
 
+    def warm_up(self) -> None:
+        """Do nothing. A session is compiled when it is loaded, for batches of every size."""
+
     def close(self) -> None:
         """Free the session."""
         self._session = None

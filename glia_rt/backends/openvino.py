@@ -21,7 +21,7 @@ from glia_rt.backends.quiet import import_engine
 from glia_rt.bundle import GRAPHS, Bundle
 from glia_rt.contract import SCORE
 from glia_rt.errors import BackendError
-from glia_rt.machine import cpu_count
+from glia_rt.machine import cpu_count, instruction_set
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
@@ -36,13 +36,13 @@ class OpenVinoBackend:
     name = "openvino"
     device = device_type = "cpu"
 
-    def __init__(self, path: Path, precision: str, library: str, settings: Mapping[str, str], batch_size: int) -> None:
+    def __init__(self, path: Path, sha256: str, precision: str, library: str, batch_size: int) -> None:
         self.library = library
         self.precision = precision
         self.batch_size = batch_size
         self.parallel = cpu_count()
         self._path = path
-        self._settings = dict(settings)
+        self._sha256 = sha256
         self._requests: dict[int, queue.SimpleQueue[Any]] = {}
         self._opening = threading.Lock()
         self._closed = False
@@ -80,6 +80,11 @@ class OpenVinoBackend:
         """
         self._idle_requests(1 if batch_size == 1 else self.parallel)
 
+    def warm_up(self) -> None:
+        """Compile both forms; see `Backend.warm_up`."""
+        for batch_size in (1, self.batch_size):
+            self.prepare(batch_size)
+
     def _idle_requests(self, streams: int) -> queue.SimpleQueue[Any]:
         """Return the queue of idle inference requests of so many streams, one a stream.
 
@@ -97,7 +102,17 @@ class OpenVinoBackend:
 
         # The Python binding builds its table of types on first use, and deadlocks if two threads start that at once.
         ov.Type.u8.to_dtype()
-        settings = self._settings | {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": str(cpu_count())}
+        settings = {
+            "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
+            "NUM_STREAMS": str(streams),
+            "INFERENCE_NUM_THREADS": str(cpu_count()),
+        }
+        # OpenVINO 2026.4 finds what it compiled in FP32, or for another number of streams, where BF16 is asked for. On
+        # a processor with AMX it then crashes, or gives NaN. So each has a folder of its own.
+        name = f"{self.precision}-{streams}x{cpu_count()}-{instruction_set()}"
+        cache = files.cache_folder("openvino", f"{self.library.split()[-1]}-{self._sha256[:16]}", name)
+        if cache is not None:
+            settings["CACHE_DIR"] = str(cache)
         try:
             compiled = ov.Core().compile_model(self._path, "CPU", settings)
         except RuntimeError as error:
@@ -125,13 +140,9 @@ def open(bundle: Bundle, options: BackendOptions) -> OpenVinoBackend:
         raise BackendError("backend openvino: this CPU has no bf16 (AMX or AVX512-BF16); take fp32")
     name = GRAPHS[options.input, "fp32"]
     path = bundle.checked_file(name)
-    settings = {"INFERENCE_PRECISION_HINT": _HINTS[precision]}
-    # One folder serves every processor and every setting, because OpenVINO tells them apart itself.
-    version = ov.__version__.split("-")[0]
-    cache = files.cache_folder("openvino", f"{version}-{bundle.sha256(name)[:16]}")
-    if cache is not None:
-        settings["CACHE_DIR"] = str(cache)
-    backend = OpenVinoBackend(path, precision, f"openvino {version}", settings, options.batch_size or CPU_BATCH_SIZE)
+    library = f"openvino {ov.__version__.split('-')[0]}"
+    batch_size = options.batch_size or CPU_BATCH_SIZE
+    backend = OpenVinoBackend(path, bundle.sha256(name), precision, library, batch_size)
     backend.prepare(backend.batch_size)
     return backend
 

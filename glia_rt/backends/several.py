@@ -54,6 +54,11 @@ class SeveralBackend:
         finally:
             self._idle.put(backend)
 
+    def warm_up(self) -> None:
+        """Warm up all backends; see `Backend.warm_up`."""
+        for backend in self._backends:
+            backend.warm_up()
+
     def close(self) -> None:
         """Close all backends."""
         for backend in self._backends:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from glia_rt.machine import cpu_count, memory_left, memory_size
+from glia_rt.machine import cpu_count, instruction_set, memory_left, memory_size
 
 BOUND = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -21,6 +21,20 @@ def system(root: Path, groups: str, files: dict[str, str]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return root
+
+
+def test_the_instruction_set_tells_processors_of_one_name_apart(tmp_path: Path) -> None:
+    cpuinfo = "processor\t: {}\nmodel name\t: Intel(R) Xeon(R) Processor\ncpu MHz\t\t: {}\nflags\t\t: {}\n\n"
+
+    def name(flags: str, megahertz: int = 2000) -> str:
+        (tmp_path / "proc").mkdir(exist_ok=True)
+        (tmp_path / "proc/cpuinfo").write_text("".join(cpuinfo.format(i, megahertz, flags) for i in range(2)))
+        return instruction_set(tmp_path)
+
+    with_amx = name("fpu avx512f amx_tile")
+    assert name("fpu avx512f") != with_amx
+    assert name("amx_tile fpu avx512f", 3000) == with_amx
+    assert instruction_set(tmp_path / "not Linux") == instruction_set(tmp_path / "not Linux")
 
 
 @pytest.mark.parametrize(

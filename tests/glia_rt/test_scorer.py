@@ -305,6 +305,9 @@ class Watched:
         self.threads.add(threading.get_ident())
         return self._engine.run(inputs)
 
+    def warm_up(self) -> None:
+        self._engine.warm_up()
+
     def close(self) -> None:
         self._engine.close()
 

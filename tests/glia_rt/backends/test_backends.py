@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ from glia_rt.backends.choose import AUTO, CPU_BACKENDS, GPU_BACKENDS, default_pr
 from glia_rt.bundle import Bundle
 from glia_rt.contract import IMAGE
 from glia_rt.errors import BackendError, UsageError
+from glia_rt.machine import cpu_count
 from glia_rt.pixels.decode import read_image
 from glia_rt.pixels.views import make_inputs
 from glia_rt.verify import SCORE_LIMITS
@@ -80,6 +82,20 @@ def taken(inputs: Inputs, pictures: Any) -> Inputs:
 # Scores
 
 
+def test_nothing_is_loaded_or_compiled_after_the_warm_up(
+    engine: Backend, bundle: Bundle, views: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    copy = Bundle.open(shutil.copytree(bundle.path, tmp_path / "copy.glia"))
+    warm, _ = open_backend(engine.name, copy, BackendOptions(precision=engine.precision))
+    warm.warm_up()
+    shutil.rmtree(copy.path)
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    for count in (1, 3, 4):
+        np.testing.assert_array_equal(warm.run(taken(views, np.s_[:count])), engine.run(taken(views, np.s_[:count])))
+    warm.close()
+
+
 @pytest.mark.parametrize("batch", [1, 3, 8])
 def test_scores_are_those_of_pytorch(engine: Backend, views: Inputs, reference: Scores, batch: int) -> None:
     assert np.ptp(reference[:6]) > 3, "a range this narrow would hide nothing but errors"
@@ -112,6 +128,28 @@ def test_other_pictures_in_the_batch_do_not_matter(engine: Backend, views: Input
     for i in (0, 3, 7):
         among_copies = engine.run(taken(views, [i] * 8))
         assert set(among_copies.tolist()) == {float(scores[i])}
+
+
+def test_what_was_compiled_for_one_setting_is_not_taken_for_another(
+    bundle: Bundle, views: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO 2026.4 itself took what was compiled in FP32 for BF16, and crashed or gave NaN."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def scores(precision: str) -> list[Scores]:
+        backend, _ = open_backend("openvino", bundle, BackendOptions(precision=precision))
+        try:
+            return [backend.run(taken(views, np.s_[:count])) for count in (1, 8)]
+        finally:
+            backend.close()
+
+    compiled = [scores(precision) for precision in PRECISIONS["openvino"]]
+    assert len(list(tmp_path.rglob("*.blob"))) == len(PRECISIONS["openvino"]) * len({1, cpu_count()})
+    from_cache = [scores(precision) for precision in reversed(PRECISIONS["openvino"])]
+    for one, other in zip(compiled, reversed(from_cache), strict=True):
+        for batch, again in zip(one, other, strict=True):
+            assert np.isfinite(batch).all()
+            np.testing.assert_array_equal(again, batch)
 
 
 @pytest.mark.slow

@@ -40,6 +40,9 @@ class Watched:
             self.runs += 1
         return self._backend.run(inputs)
 
+    def warm_up(self) -> None:
+        self._backend.warm_up()
+
     def close(self) -> None:
         self.is_closed = True
         self._backend.close()
