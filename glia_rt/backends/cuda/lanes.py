@@ -1,12 +1,15 @@
 """What the backends on NVIDIA GPUs share: memory on the host and on the GPU, streams, and their synchronisation.
 
-A lane is a stream with memory of its own: for each shape of batch, pinned memory on the host and memory on the GPU.
-There are two lanes. While one lane computes, the other copies its next batch to the GPU or its last scores back. A call
-of `run` takes a free lane, so the pipeline calls `run` from as many threads as there are lanes.
+A lane is a stream with memory of its own. There are two lanes. While one lane computes, the other copies its next batch
+to the GPU or its last scores back. A call of `run` takes a free lane, so the pipeline calls `run` from as many threads
+as there are lanes.
 
 Batches are padded to a few sizes, because a context or a captured CUDA graph that an engine prepares is for one shape
 at one address. Arrays that are on the GPU already are therefore copied, too, within the GPU: a copy takes microseconds,
 and a run without a CUDA graph takes milliseconds longer.
+
+The runs of a lane follow each other, so they share its memory, whatever their sizes: a block on the GPU for the inputs
+and the scores of the largest batch so far, a pinned one on the host that is laid out alike, and the engine's scratch.
 
 Every call makes its GPU the current one of the thread and restores the one that was current before.
 """
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import math
 import queue
 from collections import OrderedDict
@@ -27,7 +31,7 @@ import numpy.typing as npt
 from glia_rt.backends.base import why_not_importable
 from glia_rt.backends.cuda.arrays import GpuArray, on_gpu
 from glia_rt.backends.cuda.device import Gpu, why_no_gpu
-from glia_rt.contract import IMAGE, Contract, GraphKind
+from glia_rt.contract import IMAGE, SCORE, Contract, GraphKind
 from glia_rt.errors import BackendError, UsageError
 
 if TYPE_CHECKING:
@@ -36,6 +40,8 @@ if TYPE_CHECKING:
     from glia_rt.backends.cuda.views import CudaViews
 
 LANES: Final = 2
+_ALIGNMENT: Final = 256
+_SCORE_SIZE: Final = np.dtype(np.float32).itemsize
 #: Shapes of batch that a lane keeps ready, by the graph's input. The contract's inputs have about eight shapes, one for
 #: each padded batch size. With decoded pictures, every size of picture is another shape.
 _SHAPES: Final[Mapping[str, int]] = {"views": 16, "image": 2}
@@ -49,22 +55,27 @@ class Engine(Protocol):
 
     Attributes:
         batches: Smallest and largest batch that it takes.
+        scratch: Bytes on the GPU that a run needs beside its inputs and scores. 0 for an engine that allocates them.
     """
 
     batches: tuple[int, int]
+    scratch: int
 
-    def prepare(self, shapes: Shapes, addresses: Addresses, score: int, stream: Stream) -> Callable[[], None]:
+    def prepare(self, shapes: Shapes, addresses: Addresses, scratch: int, stream: Stream) -> Callable[[], None]:
         """Prepare to run repeatedly on inputs of these shapes at these addresses.
 
         Args:
             shapes: Shape of each input, with N.
-            addresses: Address on the GPU of each input, uint8.
-            score: Address on the GPU to write the scores to, float32 (N,).
+            addresses: Address on the GPU of each input, uint8, and of `SCORE`, float32 (N,), which a run writes.
+            scratch: Address on the GPU of `scratch` bytes. All runs on this stream share them.
             stream: The stream to run on.
 
         Returns:
             A function that starts one run on the stream and does not wait for it.
         """
+
+    def keep(self) -> None:
+        """Keep what was compiled since the engine was loaded, so that the next start finds it."""
 
     def close(self) -> None:
         """Free the engine. All runs have ended before this call."""
@@ -148,12 +159,28 @@ class GpuBackend:
             shapes = {one.name: (padded, *one.shape) for one in self._contract.inputs}
             return lane.run_images(found, shapes, self._views)
 
-    def prepare(self, inputs: Mapping[str, npt.NDArray[np.uint8]]) -> None:
-        """Run every lane once, because the first run of a lane is slow."""
-        padded = self._padded(len(next(iter(inputs.values()))))
+    def prepare(self, count: int) -> None:
+        """Run a batch of this many black pictures on every lane, and keep what was compiled for it.
+
+        With input="image" this does nothing: what is compiled is for one size of picture.
+
+        Raises:
+            BackendError: The engine failed, or the batch is over its largest.
+        """
+        padded = self._padded(count)
+        if self._input == "image":
+            return
+        black = {one.name: np.zeros((padded, *one.shape), np.uint8) for one in self._contract.inputs}
         with contextlib.ExitStack() as lanes:
             for lane in [lanes.enter_context(self._lane()) for _ in range(LANES)]:
-                lane.run(inputs, padded)
+                lane.run(black, padded)
+            self._engine.keep()
+
+    def warm_up(self) -> None:
+        """Prepare every padded size up to `batch_size`; see `Backend.warm_up`."""
+        for size in reversed(self._sizes):
+            if size <= self.batch_size:
+                self.prepare(size)
 
     def close(self) -> None:
         """Free the engine after all runs have ended."""
@@ -232,97 +259,110 @@ def cuda_error() -> type[Exception]:
 
 
 class _Lane:
-    """A stream, and the batches that are ready to run on it."""
+    """A stream with memory of its own, and the runs that are prepared there.
 
-    def __init__(self, device: Device, engine: Engine, shapes: int) -> None:
+    Args:
+        runs: How many runs stay prepared: those of the shapes that were used last.
+    """
+
+    def __init__(self, device: Device, engine: Engine, runs: int) -> None:
         self._device = device
         self._engine = engine
         self._stream = device.create_stream()
-        self._batches: OrderedDict[tuple[tuple[int, ...], ...], _Batch] = OrderedDict()
-        self._most = shapes
+        self._scratch = device.allocate(max(1, engine.scratch), stream=self._stream)
+        self._host: Buffer | None = None
+        self._gpu: Buffer | None = None
+        self._runs: OrderedDict[tuple[tuple[int, ...], ...], Callable[[], None]] = OrderedDict()
+        self._most = runs
 
     def find(self, array: Any, shape: Sequence[int | None]) -> GpuArray:
         """Return where another library's array is, for the lane's stream to read; see `on_gpu`."""
         return on_gpu(array, self._stream, self._device, shape)
 
     def run(self, inputs: Mapping[str, npt.NDArray[np.uint8] | GpuArray], padded: int) -> npt.NDArray[np.float32]:
-        """Score a batch. The padding holds arbitrary pictures, whose scores are dropped."""
-        batch = self._batch({name: (padded, *array.shape[1:]) for name, array in inputs.items()})
+        """Score a batch. The padding is whatever the memory holds; its scores are dropped."""
+        shapes = {name: (padded, *array.shape[1:]) for name, array in inputs.items()}
+        launch, at, host = self._prepared(shapes)
         for name, array in inputs.items():
-            batch.write(name, array, self._stream)
-        batch.launch()
-        return batch.scores(next(iter(inputs.values())).shape[0], self._stream)
+            size = math.prod(array.shape)
+            if isinstance(array, GpuArray):
+                source = array.ptr
+            else:
+                source = host[name]
+                _host_array(source, size, np.uint8).reshape(array.shape)[:] = array
+            self._copy(at[name], source, size)
+        launch()
+        return self._scores(at, host, next(iter(inputs.values())).shape[0])
 
     def run_images(self, images: Sequence[GpuArray], shapes: Shapes, views: CudaViews) -> npt.NDArray[np.float32]:
         """Score pictures on the GPU. Their inputs are made directly in the memory of the batch."""
-        batch = self._batch(shapes)
+        launch, at, host = self._prepared(shapes)
         for i, image in enumerate(images):
             height, width, _ = image.shape
-            outputs = {name: batch.address(name) + i * math.prod(shape[1:]) for name, shape in shapes.items()}
+            outputs = {name: at[name] + i * math.prod(shape[1:]) for name, shape in shapes.items()}
             views.make(image.ptr, height, width, outputs, self._stream)
-        batch.launch()
-        return batch.scores(len(images), self._stream)
+        launch()
+        return self._scores(at, host, len(images))
 
     def close(self) -> None:
-        for batch in self._batches.values():
-            batch.close(self._stream)
-        self._batches.clear()
+        self._free()
+        self._scratch.close(self._stream)
         self._stream.sync()
         self._stream.close()
 
-    def _batch(self, shapes: Shapes) -> _Batch:
+    def _prepared(self, shapes: Shapes) -> tuple[Callable[[], None], Addresses, Addresses]:
+        """Return a run on these shapes, and where its inputs and its scores are: on the GPU, and on the host."""
+        offsets, size = layout(shapes)
+        if self._gpu is None or self._host is None or self._gpu.size < size:
+            from cuda.core import LegacyPinnedMemoryResource
+
+            self._free()
+            self._host = LegacyPinnedMemoryResource().allocate(size)
+            self._gpu = self._device.allocate(size, stream=self._stream)
+        at, host = (
+            {name: int(block.handle) + offset for name, offset in offsets.items()} for block in (self._gpu, self._host)
+        )
         key = tuple(shapes.values())
-        if key not in self._batches:
-            while len(self._batches) >= self._most:
-                self._batches.popitem(last=False)[1].close(self._stream)
-            self._batches[key] = _Batch(self._device, self._engine, shapes, self._stream)
-        self._batches.move_to_end(key)
-        return self._batches[key]
+        if key not in self._runs:
+            while len(self._runs) >= self._most:
+                self._stream.sync()
+                self._runs.popitem(last=False)
+            self._runs[key] = self._engine.prepare(shapes, at, int(self._scratch.handle), self._stream)
+        self._runs.move_to_end(key)
+        return self._runs[key], at, host
+
+    def _copy(self, to: int, source: int, size: int) -> None:
+        _wrap(to, size).copy_from(_wrap(source, size), stream=self._stream)
+
+    def _scores(self, at: Addresses, host: Addresses, count: int) -> npt.NDArray[np.float32]:
+        size = count * _SCORE_SIZE
+        self._copy(host[SCORE], at[SCORE], size)
+        self._stream.sync()
+        return _host_array(host[SCORE], size, np.float32).copy()
+
+    def _free(self) -> None:
+        """Free the blocks, and drop the runs, which are for these addresses."""
+        self._stream.sync()
+        self._runs.clear()
+        if self._gpu is not None and self._host is not None:
+            self._gpu.close(self._stream)
+            self._host.close(self._stream)
+        self._gpu = self._host = None
 
 
-class _Batch:
-    """The memory for batches of one shape, and the prepared run on it."""
+def layout(shapes: Shapes) -> tuple[dict[str, int], int]:
+    """Return where a batch's arrays start in a block of memory: each input, uint8, and `SCORE`, float32 (N,).
 
-    def __init__(self, device: Device, engine: Engine, shapes: Shapes, stream: Stream) -> None:
-        from cuda.core import LegacyPinnedMemoryResource
+    Args:
+        shapes: Shape of each input, with N.
 
-        pinned = LegacyPinnedMemoryResource()
-        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-        self._host = {name: pinned.allocate(size) for name, size in sizes.items()}
-        self._gpu = {name: device.allocate(size, stream=stream) for name, size in sizes.items()}
-        self._arrays = {name: _host_array(self._host[name], np.uint8).reshape(shapes[name]) for name in shapes}
-        count = next(iter(shapes.values()))[0]
-        self._score_host = pinned.allocate(4 * count)
-        self._score_gpu = device.allocate(4 * count, stream=stream)
-        self._scores = _host_array(self._score_host, np.float32)
-        for array in self._arrays.values():
-            array[:] = 0
-        addresses = {name: self.address(name) for name in shapes}
-        self.launch = engine.prepare(shapes, addresses, int(self._score_gpu.handle), stream)
-
-    def address(self, name: str) -> int:
-        return int(self._gpu[name].handle)
-
-    def write(self, name: str, array: npt.NDArray[np.uint8] | GpuArray, stream: Stream) -> None:
-        if isinstance(array, GpuArray):
-            size = math.prod(array.shape)
-            _wrap(self.address(name), size).copy_from(_wrap(array.ptr, size), stream=stream)
-        else:
-            self._arrays[name][: len(array)] = array
-            self._gpu[name].copy_from(self._host[name], stream=stream)
-
-    def scores(self, count: int, stream: Stream) -> npt.NDArray[np.float32]:
-        self._score_host.copy_from(self._score_gpu, stream=stream)
-        stream.sync()
-        return self._scores[:count].copy()
-
-    def close(self, stream: Stream) -> None:
-        stream.sync()
-        del self.launch
-        self._arrays.clear()
-        del self._scores
-        for buffer in (*self._gpu.values(), *self._host.values(), self._score_gpu, self._score_host):
-            buffer.close(stream)
+    Returns:
+        The offset of each in bytes, a multiple of 256, as TensorRT requires; and the size of the block in bytes.
+    """
+    count = next(iter(shapes.values()))[0]
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()} | {SCORE: count * _SCORE_SIZE}
+    padded = [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes.values()]
+    return dict(zip(sizes, itertools.accumulate(padded, initial=0), strict=False)), sum(padded)
 
 
 def padded_sizes(least: int, greatest: int, batch_size: int) -> list[int]:
@@ -348,9 +388,9 @@ def unavailable(package: str, extra: str) -> str | None:
     return why_no_gpu() or why_not_importable(package, extra) or why_not_importable("cuda.core", extra)
 
 
-def _host_array(buffer: Buffer, dtype: Any) -> npt.NDArray[Any]:
-    """Return memory on the host as a flat array. The array must not outlive the buffer."""
-    memory = (ctypes.c_uint8 * buffer.size).from_address(int(buffer.handle))
+def _host_array(address: int, size: int, dtype: Any) -> npt.NDArray[Any]:
+    """Return bytes on the host as a flat array, which must not outlive them."""
+    memory: Any = (ctypes.c_uint8 * size).from_address(address)
     return np.frombuffer(memory, dtype)
 
 

@@ -18,7 +18,7 @@ from glia_rt.backends.cuda.device import Gpu
 from glia_rt.backends.onnxruntime import first_line
 from glia_rt.backends.quiet import import_engine
 from glia_rt.bundle import GRAPHS, Bundle
-from glia_rt.contract import DTYPE, SCORE
+from glia_rt.contract import SCORE
 from glia_rt.errors import BackendError, GliaError
 from glia_rt.steps import logger
 from glia_rt.versions import install_command
@@ -57,7 +57,7 @@ def open(bundle: Bundle, options: BackendOptions) -> lanes.GpuBackend:
     backend = lanes.GpuBackend(NAME, precision, engine, gpu, bundle.contract, options.input, batch_size, library)
     if capture:
         try:
-            backend.prepare({one.name: np.zeros((batch_size, *one.shape), DTYPE) for one in bundle.contract.inputs})
+            backend.prepare(batch_size)
         except GliaError:
             backend.close()
             raise
@@ -133,6 +133,7 @@ class _Session:
 
     def __init__(self, session: Any, device: int, largest: int, *, capture: bool) -> None:
         self.batches = (1, largest)
+        self.scratch = 0
         self._session = session
         self._device = device
         self.capture = capture
@@ -141,7 +142,7 @@ class _Session:
         self._thread = ThreadPoolExecutor(1, "onnxruntime-cuda")
 
     def prepare(
-        self, shapes: lanes.Shapes, addresses: lanes.Addresses, score: int, stream: Stream
+        self, shapes: lanes.Shapes, addresses: lanes.Addresses, scratch: int, stream: Stream
     ) -> Callable[[], None]:
         """Prepare a run; see `lanes.Engine`.
 
@@ -151,7 +152,7 @@ class _Session:
         for name, shape in shapes.items():
             binding.bind_input(name, "cuda", self._device, np.uint8, shape, addresses[name])
         count = next(iter(shapes.values()))[0]
-        binding.bind_output(SCORE, "cuda", self._device, np.float32, (count,), score)
+        binding.bind_output(SCORE, "cuda", self._device, np.float32, (count,), addresses[SCORE])
         # A CUDA graph is bound to these addresses.
         graph = next(self._graphs) if self.capture else _NO_GRAPH
 
@@ -180,6 +181,9 @@ class _Session:
             binding.synchronize_outputs()
         except Exception as error:  # the exceptions share no base class, as above
             raise failure(error, count) from error
+
+    def keep(self) -> None:
+        """Do nothing. ONNX Runtime compiles nothing that could be kept."""
 
     def close(self) -> None:
         """Free the session."""

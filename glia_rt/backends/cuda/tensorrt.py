@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-import numpy as np
-
 from glia_rt import files, steps
 from glia_rt.backends.base import BackendOptions
 from glia_rt.backends.cuda import lanes, tensorrt_api
@@ -27,7 +25,6 @@ from glia_rt.backends.cuda.tensorrt_api import (
     TensorRTRtx,
 )
 from glia_rt.bundle import Bundle
-from glia_rt.contract import DTYPE, SCORE
 from glia_rt.errors import BackendError, EngineError, GliaError
 
 if TYPE_CHECKING:
@@ -90,12 +87,10 @@ class Library:
         library = f"{self.target.package} {trt.__version__}"
         backend = lanes.GpuBackend(name, precision, engine, gpu, bundle.contract, options.input, batch_size, library)
         try:
-            usual = {key: (batch_size, *shape[1:]) for key, (_, shape, _) in record.profile.items()}
-            backend.prepare({key: np.zeros(shape, DTYPE) for key, shape in usual.items()})
+            backend.prepare(batch_size)
         except GliaError:
             backend.close()
             raise
-        engine.keep()
         return backend
 
     def unavailable(self) -> str | None:
@@ -114,7 +109,8 @@ TENSORRT: Final = Library(TARGETS["tensorrt"])
 class _PlanEngine:
     """An engine of `tensorrt`.
 
-    Each prepared run has a context of its own, for one shape and one stream. Runs on the model's inputs are captured
+    Each prepared run has a context of its own, for one shape and one stream. The contexts of a stream share its scratch
+    memory; each would otherwise have as much of its own, for the largest batch. Runs on the model's inputs are captured
     into CUDA graphs. Runs on pictures are not: a picture's size seldom occurs twice.
     """
 
@@ -124,7 +120,9 @@ class _PlanEngine:
         logger, self._errors = tensorrt_api.collecting_logger(trt)
         self._runtime: Runtime | None = trt.Runtime(logger)
         self._capture = record.input == "views"
+        self._strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         self._engine = self._load(trt, content, gpu)
+        self.scratch = 0 if self._engine is None else self._engine.device_memory_size_v2
 
     def _load(self, trt: TensorRT, content: bytes, gpu: Gpu) -> ICudaEngine | None:
         if self._runtime is None:
@@ -135,11 +133,11 @@ class _PlanEngine:
         return engine
 
     def prepare(
-        self, shapes: lanes.Shapes, addresses: lanes.Addresses, score: int, stream: Stream
+        self, shapes: lanes.Shapes, addresses: lanes.Addresses, scratch: int, stream: Stream
     ) -> Callable[[], None]:
         """Prepare a run; see `lanes.Engine`."""
-        context = self._context()
-        enqueue = self._enqueue(context, shapes, addresses, score, stream)
+        context = self._context(scratch)
+        enqueue = self._enqueue(context, shapes, addresses, stream)
         if not self._capture:
             return enqueue
         # The first run after a change of shapes does work that must not be captured, so one run precedes the capture. A
@@ -156,11 +154,10 @@ class _PlanEngine:
         return partial(_replay, graph, stream, context)
 
     def _enqueue(
-        self, context: IExecutionContext, shapes: lanes.Shapes, addresses: lanes.Addresses, score: int, stream: Stream
+        self, context: IExecutionContext, shapes: lanes.Shapes, addresses: lanes.Addresses, stream: Stream
     ) -> Callable[[], None]:
         require_in_profile(self._record, shapes)
         taken = all(context.set_input_shape(name, shape) for name, shape in shapes.items())
-        addresses = {**addresses, SCORE: score}
         if not taken or not all(context.set_tensor_address(name, at) for name, at in addresses.items()):
             raise self._failure(f"the engine does not take {dict(shapes)}")
 
@@ -170,11 +167,15 @@ class _PlanEngine:
 
         return enqueue
 
-    def _context(self) -> IExecutionContext:
-        context = None if self._engine is None else self._engine.create_execution_context()
+    def _context(self, scratch: int) -> IExecutionContext:
+        context = self._new_context()
         if context is None:
             raise self._failure("no execution context")
+        context.set_device_memory(scratch, self.scratch)
         return context
+
+    def _new_context(self) -> IExecutionContext | None:
+        return None if self._engine is None else self._engine.create_execution_context(self._strategy)
 
     def keep(self) -> None:
         """Do nothing. An engine of `tensorrt` is compiled when it is built, so there is nothing to keep."""
@@ -207,6 +208,7 @@ class _RtxEngine(_PlanEngine):
         # By default the kernels for a new shape are compiled in the background while other kernels stand in for them.
         # The scores of one batch then change as soon as the compiled kernels are ready.
         config.dynamic_shapes_kernel_specialization_strategy = rtx.DynamicShapesKernelSpecializationStrategy.EAGER
+        config.set_execution_context_allocation_strategy(self._strategy)
         self._config: IRuntimeConfigRtx | None = config
         self._cache_file = runtime_cache_file(self._record, gpu.name, driver_version(gpu))
         if self._cache_file is not None and self._cache_file.is_file():
@@ -216,18 +218,15 @@ class _RtxEngine(_PlanEngine):
         return engine
 
     def prepare(
-        self, shapes: lanes.Shapes, addresses: lanes.Addresses, score: int, stream: Stream
+        self, shapes: lanes.Shapes, addresses: lanes.Addresses, scratch: int, stream: Stream
     ) -> Callable[[], None]:
         """Prepare a run; see `lanes.Engine`."""
-        return self._enqueue(self._context(), shapes, addresses, score, stream)
+        return self._enqueue(self._context(scratch), shapes, addresses, stream)
 
-    def _context(self) -> IExecutionContext:
+    def _new_context(self) -> IExecutionContext | None:
         if self._engine is None or self._config is None:
             raise BackendError(f"backend {self._record.target}: closed")
-        context = cast(ICudaEngineRtx, self._engine).create_execution_context(self._config)
-        if context is None:
-            raise self._failure("no execution context")
-        return context
+        return cast(ICudaEngineRtx, self._engine).create_execution_context(self._config)
 
     def keep(self) -> None:
         """Write the kernels compiled for this GPU into the user's cache, so that the next start finds them."""

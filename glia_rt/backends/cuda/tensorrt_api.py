@@ -18,6 +18,7 @@ class TensorRT(Protocol):
     """The module `tensorrt` or `tensorrt_rtx`: the names that running needs."""
 
     __version__: str
+    ExecutionContextAllocationStrategy: Any
     ILogger: Any
     Runtime: Any
 
@@ -31,13 +32,17 @@ class Runtime(Protocol):
 class ICudaEngine(Protocol):
     """A loaded engine, which several contexts may share."""
 
-    def create_execution_context(self) -> IExecutionContext | None: ...
+    device_memory_size_v2: int
+
+    def create_execution_context(self, strategy: Any) -> IExecutionContext | None: ...
 
 
 class IExecutionContext(Protocol):
     """Runs an engine, on one stream at a time."""
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool: ...
+
+    def set_device_memory(self, memory: int, size: int) -> None: ...
 
     def set_tensor_address(self, name: str, memory: int) -> bool: ...
 
@@ -74,6 +79,8 @@ class IRuntimeConfigRtx(Protocol):
     dynamic_shapes_kernel_specialization_strategy: Any
 
     def create_runtime_cache(self) -> IRuntimeCacheRtx: ...
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None: ...
 
     def set_runtime_cache(self, cache: IRuntimeCacheRtx) -> bool: ...
 

@@ -103,6 +103,24 @@ def test_a_score_is_the_same_at_every_place_of_a_batch(backend: GpuBackend, view
         np.testing.assert_array_equal(np.roll(moved, -shift), scores)
 
 
+def test_after_the_warm_up_no_size_of_batch_takes_more_memory(bundle: Path, backend: GpuBackend, views: Views) -> None:
+    with Scorer.open(bundle, backend.name, batch_size=8) as warm:
+        warm.warm_up()
+        free = torch.cuda.mem_get_info()
+        for count in range(1, 9):
+            warm.score_views(**taken(views, np.s_[:count]))
+        assert torch.cuda.mem_get_info() == free
+
+
+def test_a_batch_that_is_over_the_memory_so_far_gets_more(bundle: Path, backend: GpuBackend, views: Views) -> None:
+    """What was prepared before is prepared again, at the new addresses."""
+    expected = [backend.run(taken(views, np.s_[:count])) for count in (1, 8)]
+    with Scorer.open(bundle, backend.name, batch_size=1) as growing:
+        for _ in range(3):  # on both lanes
+            for count, scores in zip((1, 8), expected, strict=True):
+                np.testing.assert_array_equal(growing.backend.run(taken(views, np.s_[:count])), scores)
+
+
 def test_a_padded_batch_scores_as_a_full_one(backend: GpuBackend, views: Views) -> None:
     """Five pictures run as eight; what fills the batch does not matter, and later runs are not disturbed."""
     full = backend.run(views)

@@ -15,7 +15,7 @@ from glia_rt.backends.base import BackendOptions
 from glia_rt.backends.cuda import tensorrt_api
 from glia_rt.backends.cuda.device import Gpu, why_no_gpu
 from glia_rt.backends.cuda.engine import find_engines
-from glia_rt.backends.cuda.lanes import padded_sizes
+from glia_rt.backends.cuda.lanes import layout, padded_sizes
 from glia_rt.backends.cuda.tensorrt import INVALIDITY, RTX, driver_version, require_valid, runtime_cache_file
 from glia_rt.backends.cuda.tensorrt_api import RuntimeRtx, TensorRTRtx
 from glia_rt.bundle import Bundle
@@ -62,6 +62,8 @@ def test_the_modules_have_what_is_taken_from_them(name: str, library: ModuleType
 
 
 def test_the_values_that_are_named_exist() -> None:
+    for library in (tensorrt_rtx, tensorrt_lean):
+        assert {"USER_MANAGED"} <= set(dir(library.ExecutionContextAllocationStrategy))
     assert {"WHOLE_GRAPH_CAPTURE", "DISABLED"} <= set(dir(tensorrt_rtx.CudaGraphStrategy))
     assert {"EAGER"} <= set(dir(tensorrt_rtx.DynamicShapesKernelSpecializationStrategy))
     assert {"INVALID"} <= set(dir(tensorrt_rtx.EngineValidity))
@@ -142,6 +144,20 @@ def test_no_cache_where_the_user_has_none(plain_engine: Path, tmp_path: Path, mo
 )
 def test_padded_sizes(least: int, greatest: int, batch_size: int, sizes: list[int]) -> None:
     assert padded_sizes(least, greatest, batch_size) == sizes
+
+
+@pytest.mark.parametrize(
+    ("shapes", "offsets", "size"),
+    [
+        # two views of 224 x 224 x 3 = 150528 = 588 * 256 bytes each
+        ({"a": (1, 224, 224, 3), "b": (1, 224, 224, 3)}, {"a": 0, "b": 150528, "score": 301056}, 301056 + 256),
+        ({"a": (64, 224, 224, 3)}, {"a": 0, "score": 64 * 150528}, 64 * 150528 + 256),
+        ({"a": (65, 224, 224, 3)}, {"a": 0, "score": 65 * 150528}, 65 * 150528 + 512),
+        ({"a": (3, 5), "b": (3, 257)}, {"a": 0, "b": 256, "score": 1280}, 1536),
+    ],
+)
+def test_the_layout_of_a_batch(shapes: dict[str, tuple[int, ...]], offsets: dict[str, int], size: int) -> None:
+    assert layout(shapes) == (offsets, size)
 
 
 # Arrays in a GPU's memory, where there is none
