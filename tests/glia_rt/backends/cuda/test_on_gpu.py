@@ -16,14 +16,14 @@ import pytest
 import torch
 from cuda.bindings import driver
 
-from glia_engines.build import build
+from glia_engines.build import build, capability_names
 from glia_rt import Scorer
 from glia_rt.backends.choose import GPU_BACKENDS, unavailable
 from glia_rt.backends.cuda.device import Gpu, why_no_gpu
 from glia_rt.backends.cuda.engine import find_engines
 from glia_rt.backends.cuda.lanes import GpuBackend
 from glia_rt.bundle import Bundle
-from glia_rt.errors import BackendError, UsageError
+from glia_rt.errors import BackendError, EngineError, UsageError
 from glia_rt.pixels.decode import read_image
 from glia_rt.pixels.views import make_inputs
 from glia_rt.verify import SCORE_LIMITS, require, selftest
@@ -31,9 +31,20 @@ from glia_train.models.glianet import FRAGMENTS, GLOBAL_VIEW, GLIANet
 
 pytestmark = pytest.mark.gpu
 
+RTX = "tensorrt-rtx"
 INSTALLED = [name for name in GPU_BACKENDS if why_no_gpu() is not None or unavailable(name) is None]
-#: 7.5 is not in the portable set of tensorrt_rtx, 9.0 not in its list at all: there 8.0 is tried.
-RTX_CAPABILITIES = {"7.5": "7.5", "9.0": "8.0"}
+
+
+def is_for_rtx() -> bool:
+    """Return whether TensorRT for RTX builds for this GPU. It does not for some data-centre GPUs."""
+    import tensorrt_rtx
+
+    return Gpu.open(0).capability in capability_names(tensorrt_rtx)
+
+
+NOT_FOR_RTX = why_no_gpu() is None and RTX in INSTALLED and not is_for_rtx()
+RUN_HERE = [name for name in INSTALLED if not (name == RTX and NOT_FOR_RTX)]
+needs_rtx = pytest.mark.skipif(RTX not in RUN_HERE, reason="TensorRT for RTX does not run here")
 SPAN = 4.0  # of the tiny model's range, 1 to 5
 
 Views = dict[str, npt.NDArray[np.uint8]]
@@ -45,13 +56,12 @@ def bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("gpu") / "tiny.glia")
     if "tensorrt" in INSTALLED:
         build(folder, "tensorrt")
-    if "tensorrt-rtx" in INSTALLED:
-        capability = RTX_CAPABILITIES.get(Gpu.open(0).capability)
-        build(folder, "tensorrt-rtx", capabilities=[capability] if capability else ())
+    if RTX in INSTALLED:
+        build(folder, RTX, capabilities=["8.0" if NOT_FOR_RTX else Gpu.open(0).capability])
     return folder
 
 
-@pytest.fixture(scope="module", params=INSTALLED)
+@pytest.fixture(scope="module", params=RUN_HERE)
 def scorer(request: pytest.FixtureRequest, bundle: Path) -> Iterator[Scorer]:
     with Scorer.open(bundle, request.param, batch_size=8) as opened:
         yield opened
@@ -80,7 +90,7 @@ def on_gpu(views: Views, device: int = 0) -> dict[str, torch.Tensor]:
 
 
 def test_some_backend_is_installed() -> None:
-    assert INSTALLED, "a GPU, and nothing of glia-rt[gpu,rtx,tensorrt] to run on it"
+    assert RUN_HERE, "a GPU, and nothing of glia-rt[gpu,rtx,tensorrt] to run on it"
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
@@ -230,7 +240,7 @@ def test_arrays_of_another_gpu_are_refused(scorer: Scorer, views: Views) -> None
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
 def test_two_gpus_score_alike(bundle: Path, views: Views) -> None:
-    with Scorer.open(bundle, INSTALLED[0], batch_size=8, device=[0, 1]) as scorer:
+    with Scorer.open(bundle, RUN_HERE[0], batch_size=8, device=[0, 1]) as scorer:
         scores = [scorer.score_views(**views) for _ in range(4)]
     for found in scores[1:]:
         np.testing.assert_array_equal(found, scores[0])
@@ -295,7 +305,7 @@ def current_context() -> int:
     return int(context)
 
 
-@pytest.mark.parametrize("name", INSTALLED)
+@pytest.mark.parametrize("name", RUN_HERE)
 def test_the_current_gpu_of_the_thread_is_left_alone(bundle: Path, views: Views, name: str) -> None:
     """Once without a current context, and once with a context of the caller's own."""
     pixels, there = torch.from_numpy(views[FRAGMENTS][0]).cuda(), on_gpu(views)
@@ -359,7 +369,7 @@ def test_too_large_a_batch(backend: GpuBackend, views: Views) -> None:
         backend.run(taken(views, np.zeros(count, np.intp)))
 
 
-@pytest.mark.parametrize("name", INSTALLED)
+@pytest.mark.parametrize("name", RUN_HERE)
 def test_a_closed_backend_says_so(bundle: Path, views: Views, name: str) -> None:
     scorer = Scorer.open(bundle, name, batch_size=8)
     scorer.backend.run(views)
@@ -369,7 +379,7 @@ def test_a_closed_backend_says_so(bundle: Path, views: Views, name: str) -> None
         scorer.backend.run(views)
 
 
-@pytest.mark.parametrize("name", INSTALLED)
+@pytest.mark.parametrize("name", RUN_HERE)
 def test_a_full_gpu_is_an_error_that_says_what_to_do(bundle: Path, name: str) -> None:
     free, _ = torch.cuda.mem_get_info()
     taken_up = torch.empty(free - (64 << 20), dtype=torch.uint8, device="cuda")
@@ -383,17 +393,22 @@ def test_a_full_gpu_is_an_error_that_says_what_to_do(bundle: Path, name: str) ->
         assert scorer.backend.name == name
 
 
+@pytest.mark.skipif(not NOT_FOR_RTX, reason="there is no GPU that TensorRT for RTX does not build for")
+def test_rtx_says_that_it_is_not_for_this_gpu(bundle: Path) -> None:
+    with pytest.raises(EngineError, match=r"compute capability .*take --target tensorrt"):
+        Scorer.open(bundle, RTX)
+
+
+@needs_rtx
 def test_what_rtx_compiled_is_found_again(bundle: Path) -> None:
-    if "tensorrt-rtx" not in INSTALLED:
-        return
     from glia_rt.backends.cuda.tensorrt import driver_version, runtime_cache_file
 
-    [(_, record)] = find_engines(Bundle.open(bundle), "tensorrt-rtx", "views", "fp16")
+    [(_, record)] = find_engines(Bundle.open(bundle), RTX, "views", "fp16")
     gpu = Gpu.open(0)
     cache = runtime_cache_file(record, gpu.name, driver_version(gpu))
     assert cache is not None
     cache.unlink(missing_ok=True)
-    Scorer.open(bundle, "tensorrt-rtx", batch_size=8).close()
+    Scorer.open(bundle, RTX, batch_size=8).close()
     written = cache.stat()
-    Scorer.open(bundle, "tensorrt-rtx", batch_size=8).close()
+    Scorer.open(bundle, RTX, batch_size=8).close()
     assert (cache.stat().st_size, cache.stat().st_mtime_ns) == (written.st_size, written.st_mtime_ns)
