@@ -16,6 +16,7 @@ parts if they were measured on the same machine with the same versions.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import io
 import json
@@ -26,7 +27,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,12 @@ from pyarrow import parquet
 
 from glia_rt import Scorer
 from glia_rt.backends.base import CPU_BATCH_SIZE
+from glia_rt.bundle import Bundle
+from glia_rt.contract import ModelInput, Resize
 from glia_rt.listing.frozen import ENDING, freeze
 from glia_rt.listing.sources import Sources
 from glia_rt.machine import cpu_count
-from glia_rt.pipeline import ordered_map
+from glia_rt.pipeline import ordered_map, stack
 from glia_rt.pixels.decode import read_image
 from glia_rt.pixels.views import make_inputs
 from glia_rt.versions import installed_versions
@@ -267,6 +270,63 @@ def end_to_end(bench: Bench) -> dict[str, Any]:
     return result
 
 
+class NoEngine:
+    """An engine that costs nothing, to see what one process can feed."""
+
+    name, precision, library, device, device_type = "none", "fp32", "none", "none", "none"
+    batch_size, parallel = 32, 2
+
+    def run(self, inputs: Mapping[str, Any]) -> np.ndarray:
+        return np.zeros(len(next(iter(inputs.values()))), np.float32)
+
+    def warm_up(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def feeding(bench: Bench) -> dict[str, Any]:
+    """Return the pictures per second that one process hands to an engine that costs nothing, and what they cost.
+
+    Decoding lets other threads run, so it gains by cores. The interpreter runs one thread at a time. What it takes of a
+    picture is seen with pictures of 16x16 pixels and a model that takes those, where decoding is next to nothing.
+
+    The milliseconds a picture, on one core, are those of decoding, of the views, and of a batch's way to a GPU: it is
+    stacked, and copied to pinned memory. "in place" is the least: each picture is written to that memory at once.
+    """
+    bundle = Bundle.open("starter")
+    tiny = sorted(str(path) for path in make_jpegs(bench.folder / "tiny", 16, 16, 20_000 // bench.divisor).iterdir())
+    usual = sorted(str(path) for path in bench.pictures("768x512").iterdir())
+    rates = {}
+    with Scorer(bundle, NoEngine(), input="views", batch_size=NoEngine.batch_size, max_pixels=1 << 20) as scorer:
+        for name, paths in (("768x512", usual), ("16x16", tiny)):
+            keep_cached(paths)
+            rates[name] = len(paths) / timed(lambda paths: list(scorer.score_files(paths)), paths)
+            scorer.contract = dataclasses.replace(scorer.contract, inputs=(ModelInput("picture", Resize(16)),))
+    few = usual[: NoEngine.batch_size]
+    pixels = [read_image(path) for path in few]
+    views = [make_inputs(one, bundle.contract) for one in pixels]
+    batch, pinned = stack(views), stack(views)
+
+    def copy() -> None:
+        for name, array in batch.items():
+            pinned[name][:] = array
+
+    def in_place() -> None:
+        for i, inputs in enumerate(views):
+            for name, array in inputs.items():
+                pinned[name][i] = array
+
+    works: dict[str, Callable[[], Any]] = {
+        "decode": lambda: [read_image(path) for path in few],
+        "views": lambda: [make_inputs(one, bundle.contract) for one in pixels],
+        "stack": lambda: stack(views),
+        "copy": copy,
+        "in place": in_place,
+    }
+    ms = {name: 1e3 * statistics.median(timed(work) for _ in range(15)) / len(few) for name, work in works.items()}
+    return {"per_s": rates, "ms_per_picture": ms}
+
+
 def keep_cached(paths: Iterable[str | os.PathLike[str]]) -> None:
     """Read files, and all files in folders, so that they stay in the system's cache.
 
@@ -467,6 +527,13 @@ def markdown(result: dict[str, Any]) -> str:
             yield "|---|---|---|---|"
             for name, row in result["views_of_large"].items():
                 yield f"| {name} | {row['pillow_ms']:.0f} | {row['ours_ms']:.0f} | {row['ratio']:.2f} |"
+        if "feeding" in result:
+            feeding = result["feeding"]
+            rates = ", ".join(f"{rate:.0f} of {size}" for size, rate in feeding["per_s"].items())
+            yield f"\nWithout an engine, pictures/s of one process: {rates}"
+            yield "A picture of 768x512 on one core, ms: " + ", ".join(
+                f"{name} {ms:.3f}" for name, ms in feeding["ms_per_picture"].items()
+            )
         if result.get("beside_pyiqa"):
             yield "\n| pictures/s | glia-rt | topiq_nr | musiq | ratio to topiq_nr | to musiq |"
             yield "|---|---|---|---|---|---|"
@@ -491,6 +558,7 @@ PARTS: dict[str, Callable[[Bench], Any]] = {
     "decoders": decoders,
     "views_of_large": views_of_large,
     "end_to_end": end_to_end,
+    "feeding": feeding,
     "beside_pyiqa": beside_pyiqa,
     "cold_start": cold_start,
     "peak_memory": peak_memory,

@@ -53,7 +53,7 @@ class Gate:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._inside = 0
+        self._inside: set[int] = set()  # the threads
         self._is_closed = False
 
     @contextmanager
@@ -61,12 +61,12 @@ class Gate:
         """Wait until no thread is alone inside, and be inside beside others. Not to be nested."""
         with self._changed:
             self._changed.wait_for(lambda: not self._is_closed)
-            self._inside += 1
+            self._inside.add(threading.get_ident())
         try:
             yield
         finally:
             with self._changed:
-                self._inside -= 1
+                self._inside.discard(threading.get_ident())
                 self._changed.notify_all()
 
     @contextmanager
@@ -76,14 +76,19 @@ class Gate:
         A thread that waits for memory steps out, so that it does not keep another one from being alone.
         """
         with self._changed:
-            self._inside -= 1
+            self._inside.discard(threading.get_ident())
             self._changed.notify_all()
         try:
             yield
         finally:
             with self._changed:
                 self._changed.wait_for(lambda: not self._is_closed)
-                self._inside += 1
+                self._inside.add(threading.get_ident())
+
+    def is_inside(self) -> bool:
+        """Return whether this thread is inside beside others. If it is, it would wait for ever to be alone."""
+        with self._changed:
+            return threading.get_ident() in self._inside
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -91,8 +96,9 @@ class Gate:
         with self._changed:
             self._changed.wait_for(lambda: not self._is_closed)
             self._is_closed = True
-            self._changed.wait_for(lambda: not self._inside)
         try:
+            with self._changed:
+                self._changed.wait_for(lambda: not self._inside)
             yield
         finally:
             with self._changed:

@@ -369,7 +369,14 @@ class Scorer:
             self.backend.warm_up()
 
     def close(self) -> None:
-        """Free the engine. Lists that other threads are having scored are finished first."""
+        """Free the engine. Lists that other threads are having scored are finished first.
+
+        Raises:
+            UsageError: A signal handler calls it, within a call that scores. Let the handler raise an exception, and
+                close the scorer behind that call.
+        """
+        if self._gate.is_inside():
+            raise UsageError("a scorer cannot be closed within its own call, as by a signal handler: close it behind")
         with self._gate.alone():
             self._closed = True
             self._readers.shutdown()

@@ -104,10 +104,13 @@ def walk(folder: str, left_out: Counter[str]) -> Iterator[Found | Refused]:
 def parts_of_table(folder: str, left_out: Counter[str]) -> Iterator[Found | Refused]:
     """Yield the Parquet files in a folder and below it; the rest is as for `walk`.
 
-    A folder in it that is a table itself is yielded, and not searched.
+    A folder in it that is a table itself is yielded, and not searched. Names that start with "_" are left out: what
+    writes tables keeps its logs and what it has not finished there.
     """
     for found in _search(folder, folder, ("**",), left_out):
-        if isinstance(found, Refused) or is_table(found.path):
+        if any(part.startswith("_") for part in os.path.relpath(found.path, folder).split(os.sep)):
+            left_out["underscored part"] += 1
+        elif isinstance(found, Refused) or is_table(found.path):
             yield found
         else:
             left_out[_file_kind(found.path)] += 1
@@ -177,7 +180,7 @@ def _search(folder: str, prefix: str, parts: Sequence[str], left_out: Counter[st
         path = os.path.join(name.parent, entry.name)
         matching = _step(name.before, entry.name, parts)
         now = matching | name.before & {end}  # everything below a folder that matched does, too
-        if _is_folder(entry) and not (end in matching and is_table(path)):
+        if _is_folder(entry) and not (end in matching and is_table(path) and not entry.is_symlink()):
             if now and entry.is_symlink() and (end in now or _is_any(name.before, parts)):
                 left_out["link to a folder"] += 1
             elif now:

@@ -151,10 +151,11 @@ class _Lines:
         """
         if len(self.taken) == MAX_LINES:
             raise csv.Error(f"a row of over {MAX_LINES} lines: a quote is not closed")
-        text = self._file.readline(MAX_ROW - self._size)
+        text = self._file.readline(MAX_ROW)
         if not text:
             raise StopIteration
-        self.taken.append(text)
+        is_whole = len(text) < MAX_ROW or text.endswith(("\n", "\r"))
+        self.taken.append(text if is_whole else "")  # a name that is cut off would be another name
         self._size += len(text)
         if self._size < MAX_ROW:
             return text

@@ -67,7 +67,10 @@ class Trail:
     def require(self, folder: str) -> None:
         """Find out whether a folder is still there, with something in it; raises as `check` does."""
         if (reason := self._why_gone(folder)) is not None:
-            raise SourceError(f"{display_name(folder)}: pictures can no longer be read from here: {reason}")
+            raise SourceError(
+                f"{display_name(folder)}: pictures can no longer be read from here: {reason}; bring them back; or if "
+                "they are gone for good, put any file there, and each becomes a row that says so"
+            )
 
     def _why_gone(self, folder: str) -> str | None:
         try:

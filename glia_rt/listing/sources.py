@@ -169,8 +169,7 @@ class Sources:
             if path == STANDARD_INPUT:
                 if sys.stdin is None:
                     raise UsageError("standard input is closed: send names there, or name files")
-                for name in names(sys.stdin.buffer, "standard input", self.null_separated):  # type: ignore[arg-type]
-                    yield Found(name, None)
+                yield from self._standard_input()
             elif os.path.isdir(path) and not is_table(path):
                 yield from walk(path, self.left_out)
             elif glob.has_magic(path) and not os.path.lexists(path):
@@ -182,6 +181,13 @@ class Sources:
             folder = "" if self._has_stream_of_names else os.path.dirname(list_file)
             for entry in list_entries(list_file, self.column, self.null_separated):
                 yield entry if isinstance(entry, Refused) else Found(os.path.join(folder, entry), None)
+
+    def _standard_input(self) -> Iterator[Found]:
+        try:
+            for name in names(sys.stdin.buffer, "standard input", self.null_separated):  # type: ignore[arg-type]
+                yield Found(name, None)
+        except OSError as error:
+            raise SourceError(f"standard input cannot be read: {error.strerror}") from error
 
     def _matches(self, pattern: str) -> Iterator[Found | Refused]:
         try:

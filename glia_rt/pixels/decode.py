@@ -12,7 +12,8 @@ Each kind of picture has one rule:
 - ICC profiles are ignored: the values are used as they are.
 - The first frame of an animation, or of a file of several pages, is read.
 - Metadata of a PNG or a JPEG that Pillow stumbles over is passed over. A JPEG of grey or RGB may lack its end marker.
-  What is cut off within its pixels is refused.
+- What is cut off within its pixels is refused. One kind is not found out: a JPEG of RGB or grey whose rest was filled
+  with zeros and closed by an end marker may pass for a whole one.
 
 EPS files are refused, because Pillow passes them to Ghostscript, and reading a picture must not run a program. IPTC
 files are refused too, because they may hold an EPS.
@@ -235,7 +236,7 @@ def _decode_file(file: BinaryIO, max_pixels: int, reserve: Reserve) -> npt.NDArr
 def _decode(image: Image.Image, max_pixels: int, file: BinaryIO | None, reserve: Reserve) -> npt.NDArray[np.uint8]:
     _require_size(*image.size, max_pixels)
     # simplejpeg is given the whole file, and Pillow a part at a time.
-    encoded = file.seek(0, os.SEEK_END) if file is not None and _is_fast_jpeg(image) else 0
+    encoded = file.seek(0, os.SEEK_END) if file is not None and _is_jpeg(image) else 0
     reserve(image.width * image.height * _bytes_per_pixel(image) + min(encoded, MAX_ENCODED_BYTES))
     pixels = _decode_jpeg(image, file)
     if pixels is None:
@@ -258,7 +259,7 @@ def _bytes_per_pixel(image: Image.Image) -> int:
     """Return the bytes a pixel that decoding takes at most: the decoder's, Pillow's picture, and the result."""
     result = 3
     decoder = _DECODERS.get(image.format or "", 0)
-    if image.format in ("JPEG", "MPO") and image.info.get("progressive"):
+    if _is_jpeg(image) and image.info.get("progressive"):
         decoder = 6  # coefficients of 16 bits
     if not _is_fast_jpeg(image):
         decoder += 1 if image.mode in ("1", "L", "P") else 4
@@ -267,9 +268,13 @@ def _bytes_per_pixel(image: Image.Image) -> int:
     return decoder + result * (2 if is_turned else 1)
 
 
+def _is_jpeg(image: Image.Image) -> bool:
+    return image.format in ("JPEG", "MPO")
+
+
 def _is_fast_jpeg(image: Image.Image) -> bool:
-    """Return whether simplejpeg decodes this kind of picture."""
-    return image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
+    """Return whether simplejpeg decodes this kind of picture as Pillow does."""
+    return _is_jpeg(image) and image.mode in ("RGB", "L")
 
 
 def _to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
@@ -293,18 +298,26 @@ def _decode_jpeg(image: Image.Image, file: BinaryIO | None) -> npt.NDArray[np.ui
 
     The orientation is not applied yet. simplejpeg and Pillow both contain libjpeg-turbo. This function asks it for what
     Pillow asks for: the slow, exact inverse transform and the smooth chroma upsampling.
+
+    It decodes a JPEG of CMYK to other pixels, but finds out whether that is cut off, of which Pillow says nothing.
+
+    Raises:
+        ValueError: The picture is cut off within its pixels.
     """
-    if file is None or not _is_fast_jpeg(image):
+    if file is None or not _is_jpeg(image):
         return None
     if file.seek(0, os.SEEK_END) > MAX_ENCODED_BYTES:  # Pillow reads no further than the picture
         return None
     file.seek(0)
     encoded = file.read()
     try:
+        if not _is_fast_jpeg(image):
+            simplejpeg.decode_jpeg(encoded, "GRAY")
+            return None
         return _decode_whole_jpeg(encoded)
     except ValueError as error:  # the file is damaged, or merely unusual: Pillow finds out which
         with suppress(ValueError):
-            if (ended := with_end(encoded)) is not None:
+            if _is_fast_jpeg(image) and (ended := with_end(encoded)) is not None:
                 return _decode_whole_jpeg(ended)
         if "premature end" in str(error).lower():  # Pillow says nothing of it if other bytes follow
             raise ValueError(f"truncated ({error})") from error

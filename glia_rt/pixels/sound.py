@@ -22,7 +22,7 @@ _HEAD: Final = 8
 #: Bytes of a chunk that are read at a time.
 _PART: Final = 1 << 20
 _XMP: Final = b"XML:com.adobe.xmp\0\0"
-#: Where such chunks may begin, behind a chunk whose length is wrong. So many places are tried.
+#: Where such chunks may begin, behind a chunk whose length is wrong. So many places of a file are tried.
 _LANDMARKS: Final = 64
 _LANDMARK: Final = re.compile(rb"PLTE|tRNS|acTL|fcTL|fdAT|eXIf|iTXt|IDAT|IEND")
 
@@ -121,8 +121,12 @@ def with_end(jpeg: bytes) -> bytes | None:
 def _pixel_chunks(png: bytes) -> Iterator[bytes]:
     """Yield the chunks of a PNG that say what the pixels are. Wrong ones stay, for the decoder to refuse them."""
     at = len(_PNG)
+    tries = _LANDMARKS
     while at + 12 <= len(png):
         chunk, name = _chunk(png, at), png[at + 4 : at + 8]
+        if not name.isalpha():  # nothing that follows is a chunk
+            yield png[at:]
+            return
         is_pixels = not name[0] & 0x20 or name == b"tRNS"
         is_sound = _is_sound(chunk)
         if is_pixels and len(chunk) == _HEAD:
@@ -134,9 +138,13 @@ def _pixel_chunks(png: bytes) -> Iterator[bytes]:
             at += len(chunk)
             continue
         # Its length may be what is wrong: behind it, the next sound chunk that may be kept is looked for.
-        found = itertools.islice(_LANDMARK.finditer(png, at + 8), _LANDMARKS)
-        starts = (one.start() - 4 for one in found)
-        at = next((start for start in starts if _is_sound(_chunk(png, start))), len(png))
+        starts = (one.start() - 4 for one in _LANDMARK.finditer(png, at + 8))
+        at = len(png)
+        for start in itertools.islice(starts, tries):
+            tries -= 1
+            if _is_sound(_chunk(png, start)):
+                at = start
+                break
 
 
 def _chunk(png: bytes, at: int) -> bytes:

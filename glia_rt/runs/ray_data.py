@@ -148,7 +148,10 @@ def score_dataset(
 
 
 def _share_of_node() -> float:
-    """Return the share of its node that this actor reserves: of the CPUs or of the GPUs, whichever is more."""
+    """Return the share of its node that this actor reserves: of the CPUs or of the GPUs, whichever is more.
+
+    An actor that reserves neither is taken to be alone.
+    """
     import ray
 
     context: Any = ray.get_runtime_context()
@@ -156,7 +159,7 @@ def _share_of_node() -> float:
     [node] = [node for node in nodes if node["NodeID"] == context.get_node_id()]
     reserved = context.get_assigned_resources()
     shares = [reserved.get(kind, 0) / node["Resources"].get(kind, math.inf) for kind in ("CPU", "GPU")]
-    return float(min(1.0, max(shares)))
+    return float(min(1.0, max(shares) or 1.0))
 
 
 class _ScorePictures:

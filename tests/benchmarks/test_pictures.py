@@ -40,6 +40,8 @@ def test_every_part_runs_and_is_printed(
             assert kinds[kind]["share_of_ceiling"] > 0
             assert f"JPEGs of {size}, {kinds['mean_bytes'] / 1e6:.2f} MB each, {kind} | " in printed
     assert result["decoders"]["baseline 4:2:0"]["simplejpeg"]["pixels_of_pillow"]
+    assert set(result["feeding"]["per_s"]) == {"768x512", "16x16"}
+    assert f"{result['feeding']['per_s']['16x16']:.0f} of 16x16" in printed
     assert {"1 threads"} <= set(result["views_of_large"])
     assert list(result["peak_memory"]) == ["8 files", "16 files", "24 in tar", "24 in Parquet"]
     assert all(50 < peak < 5_000 for peak in result["peak_memory"].values())

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -184,6 +185,27 @@ def test_too_few_open_files_are_enough_one_after_the_other(plain_bundle: Path, p
     done = limited("RLIMIT_NOFILE", 24, pictures / "00.jpg", *command, "--workers", "32")
     assert done.returncode == 0, done.stderr
     assert {status for _, status, _ in rows(tmp_path / "scores.jsonl")} == {"ok"}
+
+
+def test_a_gate_is_open_again_after_an_interrupted_wait() -> None:
+    gate, entered, leave = Gate(), threading.Event(), threading.Event()
+
+    def stay() -> None:
+        with gate.beside_others():
+            entered.set()
+            leave.wait(60)
+
+    with ThreadPoolExecutor(1) as pool:
+        staying = pool.submit(stay)
+        entered.wait(60)
+        threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt), gate.alone():
+            pass
+        with gate.beside_others():
+            assert gate.is_inside()
+        assert not gate.is_inside()
+        leave.set()
+        staying.result()
 
 
 def test_a_thread_that_is_alone_in_a_gate_is_alone() -> None:

@@ -5,6 +5,7 @@ import itertools
 import mmap
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -111,6 +112,19 @@ def test_wrong_options(tiny_bundle: Path, options: Any, error: type[Exception], 
 def test_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="does not exist"):
         Scorer.open(tmp_path / "gone.glia")
+
+
+def test_a_signal_handler_that_closes_the_scorer_ends_the_call(tiny_bundle: Path, files: list[Path]) -> None:
+    with Scorer.open(tiny_bundle, "onnxruntime") as scorer:
+        before = signal.signal(signal.SIGALRM, lambda *_: scorer.close())
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            with pytest.raises(UsageError, match="within its own call"):
+                scorer.score_batch(files * 100)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert len(scorer.score_batch(files[:2])) == 2
 
 
 def test_a_closed_scorer_says_so(tiny_bundle: Path, files: list[Path]) -> None:

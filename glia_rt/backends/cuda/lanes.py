@@ -159,28 +159,29 @@ class GpuBackend:
             shapes = {one.name: (padded, *one.shape) for one in self._contract.inputs}
             return lane.run_images(found, shapes, self._views)
 
-    def prepare(self, count: int) -> None:
-        """Run a batch of this many black pictures on every lane, and keep what was compiled for it.
+    def prepare(self, *counts: int) -> None:
+        """Run batches of so many black pictures on every lane, and keep what was compiled for them.
 
-        With input="image" this does nothing: what is compiled is for one size of picture.
+        With input="image" this does nothing: what is compiled there is for one size of picture.
 
         Raises:
-            BackendError: The engine failed, or the batch is over its largest.
+            BackendError: The engine failed, or a batch is over its largest.
         """
-        padded = self._padded(count)
+        padded = [self._padded(count) for count in counts]
         if self._input == "image":
             return
-        black = {one.name: np.zeros((padded, *one.shape), np.uint8) for one in self._contract.inputs}
-        with contextlib.ExitStack() as lanes:
-            for lane in [lanes.enter_context(self._lane()) for _ in range(LANES)]:
-                lane.run(black, padded)
+        with contextlib.ExitStack() as stack:
+            lanes = [stack.enter_context(self._lane()) for _ in range(LANES)]
+            for size in padded:
+                black = {one.name: np.zeros((size, *one.shape), np.uint8) for one in self._contract.inputs}
+                for lane in lanes:
+                    lane.run(black, size)
             self._engine.keep()
 
     def warm_up(self) -> None:
-        """Prepare every padded size up to `batch_size`; see `Backend.warm_up`."""
-        for size in reversed(self._sizes):
-            if size <= self.batch_size:
-                self.prepare(size)
+        """Prepare every padded size up to that of `batch_size`; see `Backend.warm_up`."""
+        largest = self._padded(self.batch_size)
+        self.prepare(*(size for size in reversed(self._sizes) if size <= largest))
 
     def close(self) -> None:
         """Free the engine after all runs have ended."""

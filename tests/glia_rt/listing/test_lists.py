@@ -134,6 +134,16 @@ def test_a_row_without_end_is_refused_and_the_rest_is_read(tmp_path: Path, quote
         listed(Sources(list_file=path))
 
 
+def test_the_row_limit_cuts_no_name(tmp_path: Path) -> None:
+    """The quote in line 2 takes in the rows behind it. The row's limit falls into the name in one of these."""
+    rows = 4_000
+    names = [f"{i:05}" + "x" * 9_000 for i in range(rows)]
+    (tmp_path / "l.csv").write_text('note,path\n"1,first\n' + "".join(f"1,{name}\n" for name in names))
+    found = list(Sources(list_file=tmp_path / "l.csv").pictures())
+    assert found[0].refused == "a row of over 16777216 characters"
+    assert [Path(picture.name).name for picture in found[1:]] == names
+
+
 def test_a_long_field_in_another_column(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text("path,embedding\na.jpg," + "0.123 " * 30_000 + "\nb.jpg,1\n")
     assert len(listed(Sources(list_file=tmp_path / "l.csv"))) == 2

@@ -163,6 +163,37 @@ def test_what_else_is_in_a_table_is_counted(tmp_path: Path) -> None:
     assert sources.say_left_out().startswith("left out: 1 .jpg file, 1 .tar file, 1 hidden picture (archives")
 
 
+def test_logs_and_unfinished_parts_of_a_table_are_left_out(tmp_path: Path) -> None:
+    folder = tmp_path / "t.parquet"
+    for name in ("_delta_log/1.checkpoint.parquet", "_temporary/0/part-0.parquet", "part-0.parquet", "a/_b.parquet"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        table(folder / name, 1)
+    sources = Sources([folder], column="image")
+    assert pieces(sources) == [f"RowGroup {folder}/part-0.parquet"]
+    assert sources.say_left_out() == "left out: 3 underscored parts"
+
+
+def test_links_to_tables_are_not_followed(tmp_path: Path) -> None:
+    table_in_parts = tmp_path / "1.parquet"
+    table_in_parts.mkdir()
+    table(table_in_parts / "part-0.parquet", 1)
+    (table_in_parts / "loop.parquet").symlink_to(".")
+    (tmp_path / "latest.parquet").symlink_to("1.parquet")
+    for sources in (Sources([tmp_path / "*.parquet"], column="image"), Sources([table_in_parts], column="image")):
+        assert pieces(sources) == [f"RowGroup {table_in_parts}/part-0.parquet"]
+        assert "link" in sources.say_left_out()
+    named = Sources([tmp_path / "latest.parquet"], column="image")
+    assert pieces(named) == [f"RowGroup {tmp_path}/latest.parquet/part-0.parquet"]
+
+
+def test_standard_input_that_fails_is_not_an_output_that_fails(tmp_path: Path) -> None:
+    with open("/proc/self/mem", "rb") as failing:
+        command = [sys.executable, "-m", "glia_rt", "list", "-", "-o", str(tmp_path / "l.jsonl.zst")]
+        done = subprocess.run(command, stdin=failing, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "glia-rt: standard input cannot be read: Input/output error"
+
+
 def test_a_table_without_parts_is_a_row(tmp_path: Path) -> None:
     (tmp_path / "t.parquet").mkdir()
     [picture] = Sources([tmp_path / "t.parquet"]).pictures()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import time
+import tracemalloc
 import zlib
 from typing import Any
 
@@ -56,9 +57,9 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("filled", [b"\0" * 9000, b"\xff\xd9", b"\0" * 100 + b"IEND\xaeB`\x82"])
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "JPEG of CMYK"])
 def test_a_file_that_was_cut_off_and_filled_up_is_refused(photo: Image.Image, kind: str, filled: bytes) -> None:
-    whole = encoded(photo, kind)
+    whole = encoded(photo, kind) if kind in ("PNG", "JPEG") else encoded(photo.convert("CMYK"), "JPEG")
     with pytest.raises(BadImageError, match=r"truncated|checksum|data stream"):
         read_image(whole[: len(whole) // 2] + filled)
 
@@ -70,6 +71,24 @@ def test_a_png_with_faults_beside_its_pixels(photo: Image.Image, fault: str, pla
     at = HEADER if place == "before the pixels" else len(png) - 12
     found = read_image(png[:at] + FAULTS[fault] + png[at:])
     np.testing.assert_array_equal(found, np.asarray(photo))
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [bytes(3_000_000), (chunk(b"pHYs", b"", length=1 << 30) + b"IDAT" + bytes(200)) * 20_000],
+    ids=["zeros", "chunks of wrong lengths"],
+)
+def test_a_png_of_which_little_is_one_takes_little_time_and_memory(photo: Image.Image, rest: bytes) -> None:
+    png = encoded(photo, "PNG")[:HEADER] + rest
+    tracemalloc.start()
+    began = time.perf_counter()
+    with pytest.raises(BadImageError):
+        read_image(png)
+    seconds = time.perf_counter() - began
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert seconds < 2
+    assert peak < 4 * len(png)
 
 
 @pytest.mark.parametrize("fault", ["zTXt of 1.2 MB", "too long"])

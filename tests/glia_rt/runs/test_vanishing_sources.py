@@ -39,6 +39,10 @@ def test_a_source_that_goes_away_is_an_error_and_what_was_scored_is_kept(
     lines = (tmp_path / "scores.csv.parts" / "000000000000.jsonl").read_text().splitlines()
     assert len(lines) >= 4
     assert {json.loads(line)["status"] for line in lines} == {"ok"}
+    (tmp_path / "album").mkdir()
+    (tmp_path / "album" / "gone for good").touch()
+    found = score_to_file(scorer, Sources([tmp_path / "album"]), tmp_path / "scores.csv", resume=True)
+    assert found == Outcome(32, 32 - len(lines))
 
 
 @pytest.mark.parametrize("named_by", ["folder", "pattern", "list"])
