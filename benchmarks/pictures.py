@@ -47,9 +47,10 @@ from glia_rt.contract import ModelInput, Resize
 from glia_rt.listing.frozen import ENDING, freeze
 from glia_rt.listing.sources import Sources
 from glia_rt.machine import cpu_count
-from glia_rt.pipeline import ordered_map, stack
+from glia_rt.pipeline import ordered_map
 from glia_rt.pixels.decode import read_image
 from glia_rt.pixels.views import make_inputs
+from glia_rt.samples import stack
 from glia_rt.versions import installed_versions
 from glia_train.models.glianet import DEFAULT_BACKBONE, ModelConfig
 from glia_train.models.table import untrained

@@ -19,9 +19,9 @@ from common import PACKAGES, hardware, make_jpegs
 
 from glia_rt import Scorer
 from glia_rt.bench import closed_loop
-from glia_rt.pipeline import stack
 from glia_rt.pixels.decode import read_image
 from glia_rt.pixels.views import make_inputs
+from glia_rt.samples import stack
 from glia_rt.versions import installed_versions
 
 RESULT = Path(__file__).parent / "results" / "service.json"

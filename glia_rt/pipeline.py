@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeAlias, TypeVar
 
@@ -22,10 +21,10 @@ from glia_rt.budget import Budget, Reserve, Share
 from glia_rt.errors import BackendError, MachineError
 from glia_rt.faults import Gate, reported
 from glia_rt.results import Result
+from glia_rt.samples import Found, Inputs, Known, Sample, stack
 
 Source = TypeVar("Source")
 Out = TypeVar("Out")
-Inputs: TypeAlias = Mapping[str, npt.NDArray[np.uint8]]
 
 
 #: While encoded pictures of more than this many bytes are held, no more are pulled ahead.
@@ -34,32 +33,6 @@ MAX_BYTES_AHEAD: Final = 1 << 28
 _MOST_WAITING: Final = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A decoded picture on its way to the engine.
-
-    Attributes:
-        path: The picture's name in the results.
-        width: In pixels.
-        height: In pixels.
-        inputs: By input name: views, uint8 (S, S, 3), or the picture itself, uint8 (H, W, 3).
-    """
-
-    path: str
-    width: int
-    height: int
-    inputs: Inputs
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """A result for which nothing was read. It says nothing of the machine."""
-
-    result: Result
-
-
-#: What reading a picture gives.
-Found: TypeAlias = Sample | Result | Known
 #: That, and the memory that the picture may still hold.
 _Read: TypeAlias = tuple[Found, Share]
 
@@ -278,16 +251,6 @@ def _score_batch(
         for sample, score in zip(samples, scores.tolist(), strict=True):
             results[id(sample)] = Result(sample.path, score, "ok", None, sample.width, sample.height)
     return [results[id(one)] if isinstance(one, Sample) else one for one in batch]
-
-
-def stack(samples: Sequence[Inputs], batch_size: int | None = None) -> dict[str, npt.NDArray[np.uint8]]:
-    """Return the inputs of a batch from those of single pictures, padded to `batch_size`, if given, with black ones."""
-    batch = {}
-    for name, first in samples[0].items():
-        batch[name] = np.zeros((batch_size or len(samples), *first.shape), np.uint8)
-        for i, sample in enumerate(samples):
-            batch[name][i] = sample[name]
-    return batch
 
 
 def check_finite(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -6,11 +6,10 @@ with Scorer.open("model.glia") as scorer:
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from itertools import islice
 from types import TracebackType
@@ -20,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from glia_rt.backends.base import Backend, BackendOptions
-from glia_rt.backends.choose import AUTO, open_backend
-from glia_rt.budget import Budget, NoRoomError, Reserve
+from glia_rt.backends.choose import AUTO, open_backends
+from glia_rt.budget import Budget, Reserve
 from glia_rt.bundle import Bundle
 from glia_rt.contract import DTYPE, IMAGE, Contract, GraphKind
 from glia_rt.errors import BackendError, BadImageError, MachineError, UsageError
@@ -30,12 +29,13 @@ from glia_rt.listing.missing import Trail
 from glia_rt.listing.pieces import Picture
 from glia_rt.listing.sources import Sources
 from glia_rt.machine import cpu_count, memory_size
-from glia_rt.pipeline import Found, Inputs, Known, Sample, check_finite, ordered_map, score_stream, stack
+from glia_rt.pipeline import check_finite, ordered_map, score_stream
 from glia_rt.pixels.bicubic import Pixels
 from glia_rt.pixels.decode import DEFAULT_MAX_PIXELS, decoder, read_image
 from glia_rt.pixels.names import ImageSource
 from glia_rt.pixels.views import make_inputs
 from glia_rt.results import Result
+from glia_rt.samples import Found, Inputs, Sample, read_sample, stack
 from glia_rt.versions import __version__
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class Scorer:
         if memory is not None and memory < 1:
             raise UsageError(f"memory must be at least 1 byte, not {memory}")
         bundle = Bundle.open(path)
-        opened, passed_over = _open_backends(backend, bundle, BackendOptions(input, precision, batch_size), device)
+        opened, passed_over = open_backends(backend, bundle, BackendOptions(input, precision, batch_size), device)
         return cls(
             bundle,
             opened,
@@ -491,80 +491,3 @@ def _naming(image: ImageSource, number: int) -> Iterator[None]:
 def _in_batches(samples: Iterator[Inputs], size: int) -> Iterator[list[Inputs]]:
     while batch := list(islice(samples, size)):
         yield batch
-
-
-def read_sample(
-    picture: Picture,
-    reserve: Reserve,
-    *,
-    trail: Trail,
-    make: Callable[[Pixels], Inputs],
-    max_pixels: int = DEFAULT_MAX_PIXELS,
-) -> Found:
-    """Decode a picture and make the model's inputs of it, as `score_stream` reads pictures.
-
-    Args:
-        picture: The encoded picture.
-        reserve: As for `read_image`.
-        trail: The folders that pictures were read from. Where such a folder has gone, the whole source has gone.
-        make: Makes the inputs of the pixels.
-        max_pixels: As for `read_image`.
-
-    Returns:
-        The inputs; or a row of status "bad_image", if the picture cannot be read; or a row that is known without
-        reading it.
-
-    Raises:
-        SourceError: The source has gone.
-        MachineError: The machine failed.
-    """
-    if picture.row is not None:
-        return Known(picture.row)
-    if picture.failed is not None:
-        raise MachineError(picture.failed, picture.name)
-    if picture.source is None:
-        if picture.folder is not None:
-            trail.require(picture.folder)
-        return Known(Result(picture.name, None, "bad_image", picture.refused, None, None))
-    try:
-        pixels = read_image(picture.source, max_pixels=max_pixels, reserve=reserve)
-        inputs = make(pixels)
-    except BadImageError as error:
-        if isinstance(picture.source, str) and getattr(error.__cause__, "errno", None) is not None:
-            trail.check(picture.source, picture.folder)
-        return Result(picture.name, None, "bad_image", error.reason, None, None)
-    except (MachineError, MemoryError) as error:
-        reason = getattr(error, "reason", "out of memory")
-        if isinstance(error.__cause__, NoRoomError):  # a second try would not help, and the next picture may fit
-            return Known(Result(picture.name, None, "machine_error", reason, None, None))
-        raise MachineError(reason, picture.name) from error
-    if isinstance(picture.source, str):
-        trail.add(picture.source, picture.folder)
-    height, width, _ = pixels.shape
-    return Sample(picture.name, width, height, inputs)
-
-
-def _open_backends(
-    name: str, bundle: Bundle, options: BackendOptions, device: int | Sequence[int] | None
-) -> tuple[Backend, list[str]]:
-    """Open a backend on each device. The first decides what "auto" and the defaults mean for the others."""
-    if device is None:
-        return open_backend(name, bundle, options)
-    devices = [device] if isinstance(device, int) else list(device)
-    if not all(isinstance(d, int) and d >= 0 for d in devices) or not 0 < len(set(devices)) == len(devices):
-        raise UsageError(f"device is the number of a GPU, or a list of different ones, as [0, 1], not {device!r}")
-    first, passed_over = open_backend(name, bundle, dataclasses.replace(options, device=devices[0]))
-    if len(devices) == 1:
-        return first, passed_over
-    from glia_rt.backends.several import SeveralBackend
-
-    with ExitStack() as stack:
-        backends = [first]
-        stack.callback(first.close)
-        for number in devices[1:]:
-            same = dataclasses.replace(options, precision=first.precision, batch_size=first.batch_size, device=number)
-            backends.append(open_backend(first.name, bundle, same)[0])
-            stack.callback(backends[-1].close)
-        several = SeveralBackend(backends)
-        stack.pop_all()
-    return several, passed_over

@@ -18,9 +18,9 @@ import numpy.typing as npt
 from glia_rt.contract import SCORE
 from glia_rt.errors import BundleError, ParityError
 from glia_rt.machine import cpu_count
-from glia_rt.pipeline import stack
 from glia_rt.pixels.decode import read_image
 from glia_rt.pixels.views import make_inputs
+from glia_rt.samples import stack
 
 if TYPE_CHECKING:
     from glia_rt.bundle import Bundle

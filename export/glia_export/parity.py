@@ -22,11 +22,11 @@ from glia_rt.backends.quiet import import_engine
 from glia_rt.bundle import GRAPHS
 from glia_rt.contract import IMAGE, SCORE, Contract
 from glia_rt.errors import MissingPackageError, ParityError
-from glia_rt.pipeline import stack
 from glia_rt.pixels.bicubic import Pixels
 from glia_rt.pixels.decode import read_image
 from glia_rt.pixels.names import display_name
 from glia_rt.pixels.views import make_inputs
+from glia_rt.samples import stack
 from glia_rt.verify import FEATURE_LIMITS, SCORE_LIMITS, Parity, compare_features, compare_scores
 from glia_train.models.base import Model
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pkgutil
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, Final
 
 from glia_rt.backends.base import Backend, BackendOptions
+from glia_rt.backends.several import SeveralBackend
 from glia_rt.bundle import Bundle
 from glia_rt.errors import BackendError, EngineError, UsageError
 from glia_rt.steps import step
@@ -64,6 +68,30 @@ def open_backend(name: str, bundle: Bundle, options: BackendOptions) -> tuple[Ba
     if options.device is not None:
         passed_over.append("without --device the CPU is taken")
     raise BackendError("no backend works here. " + "; ".join(passed_over))
+
+
+def open_backends(
+    name: str, bundle: Bundle, options: BackendOptions, device: int | Sequence[int] | None
+) -> tuple[Backend, list[str]]:
+    """Open a backend on each device. The first decides what "auto" and the defaults mean for the others."""
+    if device is None:
+        return open_backend(name, bundle, options)
+    devices = [device] if isinstance(device, int) else list(device)
+    if not all(isinstance(d, int) and d >= 0 for d in devices) or not 0 < len(set(devices)) == len(devices):
+        raise UsageError(f"device is the number of a GPU, or a list of different ones, as [0, 1], not {device!r}")
+    first, passed_over = open_backend(name, bundle, dataclasses.replace(options, device=devices[0]))
+    if len(devices) == 1:
+        return first, passed_over
+    with ExitStack() as stack:
+        backends = [first]
+        stack.callback(first.close)
+        for number in devices[1:]:
+            same = dataclasses.replace(options, precision=first.precision, batch_size=first.batch_size, device=number)
+            backends.append(open_backend(first.name, bundle, same)[0])
+            stack.callback(backends[-1].close)
+        several = SeveralBackend(backends)
+        stack.pop_all()
+    return several, passed_over
 
 
 def unavailable(name: str) -> str | None:

@@ -33,7 +33,7 @@ MAY = {
 RUNTIME = (
     *("versions", "errors", "faults", "steps", "files", "machine", "budget", "bench", "upgrades", "contract"),
     *("pixels", "results", "starter", "bundle"),
-    *("backends", "listing", "pipeline", "scorer", "verify", "doctor", "html", "runs", "cli", "__main__"),
+    *("backends", "listing", "samples", "pipeline", "scorer", "verify", "doctor", "html", "runs", "cli", "__main__"),
 )
 #: Folders, not packages; an editable install puts the root on the path, where they would import by accident.
 BARE = {"train", "export", "engines", "tests", "benchmarks"}

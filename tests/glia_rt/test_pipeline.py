@@ -14,8 +14,9 @@ import pytest
 
 from glia_rt.budget import Reserve
 from glia_rt.errors import BackendError, MachineError
-from glia_rt.pipeline import Found, Inputs, Known, Sample, ordered_map, score_stream, stack
+from glia_rt.pipeline import ordered_map, score_stream
 from glia_rt.results import Result
+from glia_rt.samples import Found, Inputs, Known, Sample, stack
 
 Scores = npt.NDArray[np.float32]
 

@@ -30,9 +30,9 @@ from glia_rt.backends.base import Backend
 from glia_rt.backends.choose import CPU_BACKENDS, GPU_BACKENDS, default_precision
 from glia_rt.budget import Share
 from glia_rt.errors import BackendError, BadImageError, BundleError, UsageError
-from glia_rt.pipeline import stack
 from glia_rt.pixels.decode import DEFAULT_MAX_PIXELS, read_image
 from glia_rt.pixels.views import make_inputs
+from glia_rt.samples import stack
 from glia_rt.verify import SCORE_LIMITS
 
 SPAN = 4.0  # the tiny bundle's range is 1 to 5

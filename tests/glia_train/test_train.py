@@ -26,9 +26,9 @@ from rich.progress import Progress
 from scipy.stats import spearmanr
 
 from glia_rt.errors import BadImageError, GliaError, OutputExistsError, UsageError
-from glia_rt.pipeline import stack
 from glia_rt.pixels.decode import read_image
 from glia_rt.pixels.views import make_inputs
+from glia_rt.samples import stack
 from glia_train import train as training
 from glia_train.checkpoint import Checkpoint
 from glia_train.datasets.csv import read_labels

@@ -22,12 +22,13 @@ from glia_rt.errors import BadImageError, UsageError
 from glia_rt.listing.missing import Trail
 from glia_rt.listing.pieces import Picture
 from glia_rt.machine import cpu_count, memory_size
-from glia_rt.pipeline import Inputs, score_stream
+from glia_rt.pipeline import score_stream
 from glia_rt.pixels.decode import decoder
 from glia_rt.pixels.names import display_name
 from glia_rt.pixels.views import make_inputs
 from glia_rt.results import Result
-from glia_rt.scorer import Scorer, read_sample
+from glia_rt.samples import Inputs, read_sample
+from glia_rt.scorer import Scorer
 from glia_rt.starter.paths import is_bundle
 from glia_rt.steps import step
 from glia_rt.versions import __version__
