@@ -15,8 +15,8 @@ The loops take turns, round after round, and the median of the rounds is reporte
 amount of work. The ceiling is PyTorch's fastest FP16 matrix product, which is measured again before each contender.
 
 The script needs torch, timm, onnx and matplotlib. To export here, it also needs onnxscript and an ONNX Runtime. After
-each batch size it writes OUT/gpu-GPU-BACKBONE.json, .md and .png. They list what could not run, with the reason. The
-exit status is 4 if scores were off, and 6 without a GPU.
+each batch size it writes OUT/gpu-GPU-BACKBONE.json, .md and .png, and at the end it prints the tables. They list what
+could not run, with the reason. The exit status is 4 if scores were off, and 6 without a GPU.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from flops import count_flops
-from gpu_report import PACKAGES, PERCENTILES, WAYS, machine, write
+from gpu_report import PACKAGES, PERCENTILES, WAYS, machine, markdown, write
 from telling import telling_model
 from torch import nn
 
@@ -236,6 +236,7 @@ def measure(contender: Contender, task: Task) -> Iterator[dict[str, Any]]:
     try:
         row |= contender.prepare()
     except (GliaError, RuntimeError) as error:
+        say(f"{contender.name}: {in_short(error)}")
         yield row | {"failed": {"any batch size": in_short(error)}}
         return
     release(task.device)
@@ -245,6 +246,7 @@ def measure(contender: Contender, task: Task) -> Iterator[dict[str, Any]]:
         try:
             found, scores = measure_batch(contender, batch, task)
         except (GliaError, RuntimeError) as error:  # PyTorch's out of memory is a RuntimeError
+            say(f"{contender.name}: batch {batch}: {in_short(error)}")
             row["failed"][f"batch {batch}"] = in_short(error)
         else:
             alone = scores if batch == 1 else alone
@@ -398,6 +400,7 @@ def benchmark(options: argparse.Namespace) -> None:
         contenders += [pytorch("pytorch-compile-fp16", Scores(half), "fp16", device, compiled=True)]
         for report in compete(contenders, task, facts):
             path = write(options.out, report)
+    print("\n".join(markdown(report)))
     say(f"wrote {path}")
     require_parity(report)
 

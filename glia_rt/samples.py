@@ -103,7 +103,8 @@ def stack(samples: Sequence[Inputs], batch_size: int | None = None) -> dict[str,
     """Return the inputs of a batch from those of single pictures, padded to `batch_size`, if given, with black ones."""
     batch = {}
     for name, first in samples[0].items():
-        batch[name] = np.zeros((batch_size or len(samples), *first.shape), np.uint8)
+        batch[name] = np.empty((batch_size or len(samples), *first.shape), np.uint8)
         for i, sample in enumerate(samples):
             batch[name][i] = sample[name]
+        batch[name][len(samples) :] = 0
     return batch

@@ -257,8 +257,8 @@ class Scorer:
                 GPU's memory, from anything with DLPack or `__cuda_array_interface__`. It is read where it lies.
 
         Returns:
-            float32 (N,), in order. The engine takes arrays of numpy in batches of `batch_size`, on all its streams. N
-            of arrays in a GPU's memory is one batch: no more than the engine takes.
+            float32 (N,), in order. The engine takes arrays of numpy in batches of `batch_size`, on all its streams, and
+            arrays in a GPU's memory on one of them.
 
         Raises:
             UsageError: The scorer was opened with input="image", or these are not the model's inputs.
@@ -358,9 +358,9 @@ class Scorer:
     def warm_up(self) -> None:
         """Compile now what calls with any number of pictures need, so that none of them waits for it.
 
-        A service calls this before it takes requests. TensorRT for RTX compiles for each of a few sizes of batch, which
-        takes seconds a size on its first start on a GPU; later starts find the result in the user's cache. With
-        input="image" a new size of picture may still cost a compilation.
+        A service calls this before it takes requests. TensorRT for RTX compiles for each of a few sizes of batch on its
+        first start on a GPU; later starts find the result in the user's cache. With input="image" a new size of picture
+        may still cost a compilation.
 
         Raises:
             BackendError: The scorer is closed, or the engine failed.

@@ -221,6 +221,9 @@ def _engine(trt: TensorRTBuilder, library: Target, graph: Path, profile: Profile
         raise BundleError(f"{library.package} {trt.__version__} cannot read {graph}: {' '.join(reasons.split())}")
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # TF32 is on by default, and FP32 must mean FP32
+    if library.portable:
+        # The engine then allocates nothing while it runs, without which its runs could not be captured.
+        cast(IBuilderConfigRtx, config).set_flag(cast(TensorRTBuilderRtx, trt).BuilderFlag.REQUIRE_USER_ALLOCATION)
     if capabilities:
         _set_capabilities(cast(TensorRTBuilderRtx, trt), cast(IBuilderConfigRtx, config), capabilities)
     config.add_optimization_profile(_optimization_profile(builder, profile))

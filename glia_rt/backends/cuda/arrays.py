@@ -29,6 +29,11 @@ class GpuArray(NamedTuple):
     shape: tuple[int, ...]
     owner: Any
 
+    def part(self, first: int, most: int) -> GpuArray:
+        """Return at most so many of the entries along the first axis, from the one numbered `first`."""
+        count, *shape = self.shape
+        return GpuArray(self.ptr + first * math.prod(shape), (min(most, count - first), *shape), self.owner)
+
 
 def on_gpu(array: Any, stream: Stream, device: Device, shape: Sequence[int | None]) -> GpuArray:
     """Return the address and the shape of an array on the GPU.
@@ -54,7 +59,7 @@ def on_gpu(array: Any, stream: Stream, device: Device, shape: Sequence[int | Non
     if dtype != "uint8" or not fits:
         wanted = ", ".join("any" if n is None else str(n) for n in shape)
         raise UsageError(f"an array on the GPU must be uint8 ({wanted}), not {dtype} {found.shape}")
-    if strides is not None and tuple(strides) != _contiguous(found.shape):
+    if strides is not None and not _is_contiguous(found.shape, strides):
         raise UsageError("an array on the GPU must be C-contiguous: make it so first")
     return found
 
@@ -97,5 +102,7 @@ def _elsewhere(device: Device) -> UsageError:
     return UsageError(f"an array is not in the memory of GPU {device.device_id}: move it there")
 
 
-def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
-    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+def _is_contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Return whether strides, in bytes, are those of a C-contiguous array. Of an axis of length 1 they say nothing."""
+    expected = (math.prod(shape[i + 1 :]) for i in range(len(shape)))
+    return all(n == 1 or stride == right for n, stride, right in zip(shape, strides, expected, strict=True))

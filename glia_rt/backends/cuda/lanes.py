@@ -21,6 +21,7 @@ import ctypes
 import itertools
 import math
 import queue
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -109,7 +110,8 @@ class GpuBackend:
         self._shapes = contract.shapes(input)
         self._sizes = padded_sizes(*engine.batches, batch_size)
         self._idle: queue.SimpleQueue[_Lane | None] = queue.SimpleQueue()
-        self._views: Any = None
+        self._taking_all = threading.Lock()  # two threads that had a lane each would wait for each other
+        self._views: CudaViews | None = None
         with cuda_errors(self.name, self.batch_size):
             from cuda.core import Device
 
@@ -121,16 +123,21 @@ class GpuBackend:
     def run(self, inputs: Mapping[str, Any]) -> npt.NDArray[np.float32]:
         """Score a batch; see `Backend.run`.
 
-        The inputs may also be arrays on the GPU, with DLPack or `__cuda_array_interface__`. They are copied within the
-        GPU. All inputs must then be on the GPU.
+        The inputs may also be arrays on the GPU, with DLPack or `__cuda_array_interface__`, of any number of pictures.
+        They are copied within the GPU, and run in batches of `batch_size`. All inputs must then be on the GPU.
         """
         if len(counts := {array.shape[0] for array in inputs.values()}) > 1:
             raise UsageError(f"arrays of {sorted(counts)} pictures: all inputs need the same number")
-        padded = self._padded(*counts)
+        [count] = counts
         with self._lane() as lane:
-            if any(not isinstance(array, np.ndarray) for array in inputs.values()):
-                inputs = {name: lane.find(array, (None, *self._shapes[name])) for name, array in inputs.items()}
-            return lane.run(inputs, padded)
+            if all(isinstance(array, np.ndarray) for array in inputs.values()):
+                return lane.run(inputs, self._padded(count))
+            found = {name: lane.find(array, (None, *self._shapes[name])) for name, array in inputs.items()}
+            parts = []
+            for first in range(0, count, self.batch_size):
+                part = {name: array.part(first, self.batch_size) for name, array in found.items()}
+                parts.append(lane.run(part, self._padded(min(self.batch_size, count - first))))
+            return np.concatenate(parts)
 
     def run_images(self, images: Sequence[Any]) -> npt.NDArray[np.float32]:
         """Score pictures that are on the GPU. The GPU also makes the model's inputs.
@@ -151,13 +158,16 @@ class GpuBackend:
             found = [lane.find(image, (None, None, 3)) for image in images]
             if self._input == "image":  # the graph makes the inputs itself, of one picture per run
                 alone = [image._replace(shape=(1, *image.shape)) for image in found]
-                return np.concatenate([lane.run({IMAGE: image}, 1) for image in alone])
-            if self._views is None:  # two lanes may do this at once; one of the two objects is then dropped
-                from glia_rt.backends.cuda.views import CudaViews
-
-                self._views = CudaViews(self._contract, self._device)
+                return np.concatenate([lane.run({IMAGE: image}, self._padded(1)) for image in alone])
             shapes = {one.name: (padded, *one.shape) for one in self._contract.inputs}
-            return lane.run_images(found, shapes, self._views)
+            return lane.run_images(found, shapes, self._make_views())
+
+    def _make_views(self) -> CudaViews:
+        if self._views is None:  # two threads may do this at once; one of the two objects is then dropped
+            from glia_rt.backends.cuda.views import CudaViews
+
+            self._views = CudaViews(self._contract, self._device)
+        return self._views
 
     def prepare(self, *counts: int) -> None:
         """Run batches of so many black pictures on every lane, and keep what was compiled for them.
@@ -170,22 +180,34 @@ class GpuBackend:
         padded = [self._padded(count) for count in counts]
         if self._input == "image":
             return
-        with contextlib.ExitStack() as stack:
+        with self._taking_all, contextlib.ExitStack() as stack:
             lanes = [stack.enter_context(self._lane()) for _ in range(LANES)]
             for size in padded:
                 black = {one.name: np.zeros((size, *one.shape), np.uint8) for one in self._contract.inputs}
-                for lane in lanes:
+                for lane in lanes * 2:  # the first run compiles, and an engine may capture its CUDA graph in the second
                     lane.run(black, size)
             self._engine.keep()
 
     def warm_up(self) -> None:
-        """Prepare every padded size up to that of `batch_size`; see `Backend.warm_up`."""
+        """Prepare every padded size up to that of `batch_size`; see `Backend.warm_up`.
+
+        The kernels that make the inputs of pictures in the GPU's memory are compiled, too, if the model's rules have
+        any. If they cannot be compiled, the first such picture says why.
+        """
         largest = self._padded(self.batch_size)
         self.prepare(*(size for size in reversed(self._sizes) if size <= largest))
+        if self._input == "views":
+            with (
+                contextlib.suppress(UsageError, BackendError),
+                cuda_errors(self.name, self.batch_size),
+                current(self._device),
+            ):
+                self._make_views()
 
     def close(self) -> None:
-        """Free the engine after all runs have ended."""
-        lanes = [self._idle.get() for _ in range(LANES)]
+        """Free the engine after all runs have ended, and give the memory back that CUDA keeps for the process."""
+        with self._taking_all:
+            lanes = [self._idle.get() for _ in range(LANES)]
         try:
             with cuda_errors(self.name, self.batch_size), current(self._device):
                 for lane in lanes:
@@ -193,6 +215,8 @@ class GpuBackend:
                         lane.close()
                 if any(lanes):
                     self._engine.close()
+                    self._views = None
+                    trim_pool(self._device)
         finally:
             for _ in range(LANES):
                 self._idle.put(None)  # a later call takes None and raises "closed"
@@ -273,7 +297,7 @@ class _Lane:
         self._scratch = device.allocate(max(1, engine.scratch), stream=self._stream)
         self._host: Buffer | None = None
         self._gpu: Buffer | None = None
-        self._runs: OrderedDict[tuple[tuple[int, ...], ...], Callable[[], None]] = OrderedDict()
+        self._runs: OrderedDict[tuple[tuple[str, tuple[int, ...]], ...], Callable[[], None]] = OrderedDict()
         self._most = runs
 
     def find(self, array: Any, shape: Sequence[int | None]) -> GpuArray:
@@ -323,7 +347,7 @@ class _Lane:
         at, host = (
             {name: int(block.handle) + offset for name, offset in offsets.items()} for block in (self._gpu, self._host)
         )
-        key = tuple(shapes.values())
+        key = tuple(shapes.items())
         if key not in self._runs:
             while len(self._runs) >= self._most:
                 self._stream.sync()
@@ -370,6 +394,15 @@ def padded_sizes(least: int, greatest: int, batch_size: int) -> list[int]:
     """Return the sizes that batches are padded to: powers of two, the usual batch, and the engine's own limits."""
     powers = (1 << i for i in range(greatest.bit_length()))
     return sorted(size for size in {*powers, least, greatest, batch_size} if least <= size <= greatest)
+
+
+def trim_pool(device: Device) -> None:
+    """Give the memory back that CUDA keeps of what this process has freed."""
+    from cuda.bindings import driver
+
+    status, pool = driver.cuDeviceGetDefaultMemPool(device.device_id)
+    if status == driver.CUresult.CUDA_SUCCESS:
+        driver.cuMemPoolTrimTo(pool, 0)
 
 
 def out_of_memory(name: str, batch_size: int) -> BackendError:

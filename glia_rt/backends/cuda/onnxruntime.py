@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -50,12 +50,20 @@ def open(bundle: Bundle, options: BackendOptions) -> lanes.GpuBackend:
     gpu = Gpu.open(options.device or 0)
     # ONNX Runtime computes some nodes of the image graph on the CPU, so it cannot capture that graph.
     capture = options.input == "views"
+    path = bundle.checked_file(GRAPHS[options.input, precision])
     with lanes.current(Device(gpu.index)):  # ONNX Runtime changes the current device
-        session = create_session(bundle.checked_file(GRAPHS[options.input, precision]), gpu.index, capture=capture)
+        try:
+            session = create_session(path, gpu.index, capture=capture)
+        except BackendError as error:
+            if not capture or "graph capture" not in str(error):
+                raise
+            logger.warning("%s; all batches run without a CUDA graph", error)
+            capture = False
+            session = create_session(path, gpu.index, capture=capture)
     engine = _Session(session, gpu.index, max(_LARGEST, batch_size), capture=capture)
     library = f"onnxruntime {ort.__version__}"
     backend = lanes.GpuBackend(NAME, precision, engine, gpu, bundle.contract, options.input, batch_size, library)
-    if capture:
+    if options.input == "views":
         try:
             backend.prepare(batch_size)
         except GliaError:
@@ -169,7 +177,11 @@ class _Session:
 
         def launch() -> None:
             stream.sync()  # the inputs have arrived
-            self._thread.submit(run).result()
+            running = self._thread.submit(run)
+            try:
+                running.result()
+            finally:
+                wait([running])  # an interrupt must not give the lane back that the session still writes to
 
         return launch
 

@@ -18,6 +18,7 @@ from glia_rt.backends.cuda.tensorrt_api import (
     ICudaEngine,
     ICudaEngineRtx,
     IExecutionContext,
+    IExecutionContextRtx,
     IRuntimeConfigRtx,
     Runtime,
     RuntimeRtx,
@@ -211,17 +212,22 @@ class _RtxEngine(_PlanEngine):
         config.set_execution_context_allocation_strategy(self._strategy)
         self._config: IRuntimeConfigRtx | None = config
         self._cache_file = runtime_cache_file(self._record, gpu.name, driver_version(gpu))
-        if self._cache_file is not None and self._cache_file.is_file():
-            # It returns False if another driver or version wrote the file. The kernels are then compiled and written
-            # again.
-            self._cache.deserialize(self._cache_file.read_bytes())
+        if self._cache_file is not None:
+            with contextlib.suppress(OSError):  # there is no such file yet, or it cannot be read
+                # It returns False if another driver or version wrote the file. The kernels are then compiled and
+                # written again.
+                self._cache.deserialize(self._cache_file.read_bytes())
         return engine
 
     def prepare(
         self, shapes: lanes.Shapes, addresses: lanes.Addresses, scratch: int, stream: Stream
     ) -> Callable[[], None]:
         """Prepare a run; see `lanes.Engine`."""
-        return self._enqueue(self._context(scratch), shapes, addresses, stream)
+        context = self._context(scratch)
+        enqueue = self._enqueue(context, shapes, addresses, stream)
+        if self._capture and not cast(IExecutionContextRtx, context).is_stream_capturable(int(stream.handle)):
+            steps.logger.warning("backend %s runs without a CUDA graph: it cannot be captured", self._record.target)
+        return enqueue
 
     def _new_context(self) -> IExecutionContext | None:
         if self._engine is None or self._config is None:
@@ -232,11 +238,12 @@ class _RtxEngine(_PlanEngine):
         """Write the kernels compiled for this GPU into the user's cache, so that the next start finds them."""
         if self._cache_file is None:
             return
-        compiled = bytes(self._cache.serialize())
-        if self._cache_file.is_file() and self._cache_file.read_bytes() == compiled:
+        compiled = self._cache.serialize()
+        if compiled is None:
             return
         with contextlib.suppress(OSError):  # if the disk is full, only the next start takes longer
-            files.write_whole(self._cache_file, compiled)
+            if not self._cache_file.is_file() or self._cache_file.read_bytes() != bytes(compiled):
+                files.write_whole(self._cache_file, bytes(compiled))
 
     def close(self) -> None:
         """Keep the kernels that were compiled since the start for other batch sizes, then free the engine."""

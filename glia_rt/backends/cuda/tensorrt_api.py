@@ -49,6 +49,12 @@ class IExecutionContext(Protocol):
     def execute_async_v3(self, stream_handle: int) -> bool: ...
 
 
+class IExecutionContextRtx(IExecutionContext, Protocol):
+    """Runs an engine, and captures its own CUDA graphs."""
+
+    def is_stream_capturable(self, stream: int) -> bool: ...
+
+
 class TensorRTRtx(TensorRT, Protocol):
     """The module `tensorrt_rtx`: the names that running needs."""
 
@@ -158,6 +164,8 @@ class IBuilderConfigRtx(IBuilderConfig, Protocol):
     """The settings that an engine for many GPUs is built with."""
 
     num_compute_capabilities: int
+
+    def set_flag(self, flag: Any) -> None: ...
 
     def set_compute_capability(self, compute_capability: Any, index: int) -> bool: ...
 

@@ -22,7 +22,7 @@ from glia_rt.bundle import Bundle
 from glia_rt.errors import BackendError, EngineError, UsageError
 
 RUN = {"Runtime", "ICudaEngine", "IExecutionContext"}
-RUN_RTX = {"RuntimeRtx", "ICudaEngineRtx", "IRuntimeConfigRtx", "IRuntimeCacheRtx"}
+RUN_RTX = {"RuntimeRtx", "IExecutionContextRtx", "ICudaEngineRtx", "IRuntimeConfigRtx", "IRuntimeCacheRtx"}
 BUILD = {"Builder", "INetworkDefinition", "OnnxParser", "IOptimizationProfile", "IBuilderConfig", "IBuilderConfigRtx"}
 MODULES = {"TensorRT", "TensorRTRtx", "TensorRTBuilder", "TensorRTBuilderRtx"}
 
@@ -67,7 +67,7 @@ def test_the_values_that_are_named_exist() -> None:
     assert {"WHOLE_GRAPH_CAPTURE", "DISABLED"} <= set(dir(tensorrt_rtx.CudaGraphStrategy))
     assert {"EAGER"} <= set(dir(tensorrt_rtx.DynamicShapesKernelSpecializationStrategy))
     assert {"INVALID"} <= set(dir(tensorrt_rtx.EngineValidity))
-    assert {"TF32"} <= set(dir(tensorrt_rtx.BuilderFlag))
+    assert {"TF32", "REQUIRE_USER_ALLOCATION"} <= set(dir(tensorrt_rtx.BuilderFlag))
     assert {"STRONGLY_TYPED"} <= set(dir(tensorrt_rtx.NetworkDefinitionCreationFlag))
     assert {"ERROR", "INTERNAL_ERROR"} <= set(dir(tensorrt_lean.ILogger.Severity))
 
