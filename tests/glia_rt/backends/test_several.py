@@ -128,7 +128,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Watched]:
         engines[-1].asked = dataclasses.replace(options)
         return engines[-1], []
 
-    monkeypatch.setattr("glia_rt.scorer.open_backend", on_the_cpu)
+    monkeypatch.setattr("glia_rt.backends.choose.open_backend", on_the_cpu)
     return engines
 
 

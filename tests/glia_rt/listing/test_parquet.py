@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import re
@@ -33,6 +34,17 @@ def all_rows(path: Path, column: str = "image") -> list[Picture]:
 
 def each_row(path: Path, column: str = "image") -> Iterator[Picture]:
     return (picture for piece in row_groups(str(path), column) for picture in piece.pictures())
+
+
+@contextmanager
+def taken_from(pool: Any) -> Iterator[Any]:
+    """Have Arrow take its memory from a pool. `pa.default_memory_pool` is whatever was set last."""
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        yield pool
+    finally:
+        pa.set_memory_pool(before)
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
@@ -104,15 +116,11 @@ def test_a_row_group_is_read_in_parts(tmp_path: Path) -> None:
     table = pa.table({"image": column})
     parquet.write_table(table, path, use_dictionary=False, compression="none", data_page_size=1 << 20)
     del table, column
-    pool = pa.system_memory_pool()
-    pa.set_memory_pool(pool)
-    try:
+    with taken_from(pa.system_memory_pool()) as pool:
         before, peak = pool.bytes_allocated(), 0
         for group in row_groups(str(path), "image"):
             for _ in group.pictures():
                 peak = max(peak, pool.bytes_allocated() - before)
-    finally:
-        pa.set_memory_pool(pa.default_memory_pool())
     assert 0 < peak < 40e6
 
 
@@ -162,13 +170,9 @@ def test_large_cells_are_read_one_by_one(tmp_path: Path, monkeypatch: pytest.Mon
     column = pa.array([bytes([i]) * (1 << 20) for i in range(16)], pa.binary())
     parquet.write_table(pa.table({"image": column}), path, use_dictionary=False, data_page_size=1 << 20)
     [group] = row_groups(str(path), "image")
-    pool = pa.system_memory_pool()
-    pa.set_memory_pool(pool)
-    try:
+    with taken_from(pa.system_memory_pool()) as pool:
         before = pool.bytes_allocated()
         held = [pool.bytes_allocated() - before for _ in group.pictures()]
-    finally:
-        pa.set_memory_pool(pa.default_memory_pool())
     assert 0 < max(held) < 8 << 20
 
 
@@ -376,20 +380,14 @@ def test_a_column_that_is_larger_than_its_file(tmp_path: Path) -> None:
 # Pages that unpack to more than fits
 
 
-#: Kept, because what Arrow has from a pool may outlive the test.
-POOLS: list[Any] = []
-
-
 @contextmanager
 def at_most(size: int) -> Iterator[None]:
     """Find out that Arrow takes no more bytes at once."""
     pool = pa.proxy_memory_pool(pa.default_memory_pool())
-    POOLS.append(pool)
-    pa.set_memory_pool(pool)
-    try:
+    # What Arrow has from a pool may outlive the test, and giving it back to one that is gone ends the process.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(pool))
+    with taken_from(pool):
         yield
-    finally:
-        pa.set_memory_pool(pa.default_memory_pool())
     assert pool.max_memory() < size
 
 
