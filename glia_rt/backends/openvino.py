@@ -107,8 +107,8 @@ class OpenVinoBackend:
             "NUM_STREAMS": str(streams),
             "INFERENCE_NUM_THREADS": str(cpu_count()),
         }
-        # OpenVINO 2026.4 finds what it compiled in FP32, or for another number of streams, where BF16 is asked for. On
-        # a processor with AMX it then crashes, or gives NaN. So each has a folder of its own.
+        # In its cache, OpenVINO 2026.4 tells neither precisions nor numbers of streams apart. On a processor with AMX,
+        # BF16 then crashes or gives NaN on what was compiled in FP32. So each has a folder of its own.
         name = f"{self.precision}-{streams}x{cpu_count()}-{instruction_set()}"
         cache = files.cache_folder("openvino", f"{self.library.split()[-1]}-{self._sha256[:16]}", name)
         if cache is not None:
